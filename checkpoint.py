@@ -1,0 +1,126 @@
+"""Files that are whole or not there, and that can't run code.
+
+A checkpoint is a dict of tensors and builtins with a digest of its contents. It is written to a temporary file in the
+same directory, flushed to the disk, read back and compared, and only then renamed over the old one: at no moment is
+there no valid file. It is read with weights_only=True and never otherwise.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from errors import UserError
+
+FORMAT = 1
+
+
+@contextmanager
+def replacing(path, mode="wb"):
+    """A file to write that takes the place of `path` when the block ends well, and leaves no trace when it doesn't."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the rename itself
+    finally:
+        os.close(directory)
+
+
+def write_json(path, value):
+    with replacing(path, "w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+
+
+def digest(value):
+    """sha256 (hex) of a tree of dicts, lists, tuples, tensors and builtins: contents, shapes, types and order."""
+    sha = hashlib.sha256()
+
+    def add(node):
+        if isinstance(node, torch.Tensor):
+            sha.update(f"{node.dtype}{tuple(node.shape)}".encode())
+            sha.update(node.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(node, dict):
+            sha.update(f"dict{len(node)}".encode())
+            for key, item in node.items():
+                sha.update(repr(key).encode())
+                add(item)
+        elif isinstance(node, (list, tuple)):
+            sha.update(f"{type(node).__name__}{len(node)}".encode())
+            for item in node:
+                add(item)
+        else:
+            sha.update(f"{type(node).__name__}{node!r}".encode())
+
+    add(value)
+    return sha.hexdigest()
+
+
+def to_cpu(value):
+    """A copy of a tree with its tensors on the CPU, each with its own storage (a view would save its whole base)."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: to_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_cpu(item) for item in value)
+    return value
+
+
+def save(state, path):
+    """Writes a dict of tensors and builtins to `path`, or leaves the old file as it was and raises UserError."""
+    contents = to_cpu(state)
+    try:
+        with replacing(path) as file:
+            torch.save({"format": FORMAT, "digest": digest(contents), "contents": contents}, file)
+            file.flush()
+            os.fsync(file.fileno())
+            load(file.name)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        raise UserError(f"{path} could not be written ({_first_line(error)}); the file before it is untouched") from error
+
+
+def load(path, kind="checkpoint"):
+    """The dict that `save` wrote, on the CPU. Raises UserError for a file that is damaged, foreign or hostile."""
+    state = load_untrusted(path, kind)
+    if not isinstance(state, dict) or set(state) != {"format", "digest", "contents"}:
+        raise UserError(f"{path} is not a {kind} of this program")
+    if state["format"] != FORMAT:
+        raise UserError(f"{path} has format {state['format']}; this program reads format {FORMAT}")
+    if digest(state["contents"]) != state["digest"]:
+        raise UserError(f"{path} is damaged: its contents don't match their digest")
+    return state["contents"]
+
+
+def load_untrusted(path, kind="file"):
+    """What torch.save wrote, tensors and builtins only. Raises UserError for everything else."""
+    if not Path(path).is_file():
+        raise UserError(f"there is no {kind} {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise UserError(
+                f"{path} was refused: it holds more than tensors and plain values, so loading it could run code"
+            ) from error
+        raise UserError(f"{path} is not a {kind}, or it is damaged ({_first_line(error)})") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is truncated, damaged or not a {kind} ({_first_line(error)})") from error
+
+
+def _first_line(error):
+    return str(error).strip().split("\n")[0].split(". ")[0][:200] or type(error).__name__

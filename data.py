@@ -1,0 +1,573 @@
+"""Datasets as resident tensors, and the batches that are made of them.
+
+    split = load("cifar10", "data", val_size=5000)          # split.train, split.val, split.test: Examples
+    batches = Batches(split.train, 128, pipeline, device="cuda", seed=0)
+    for inputs, targets in batches.epoch(0): ...
+
+A dataset is one uint8 tensor of pictures and one int64 tensor of labels on the device. A batch is gathered and augmented
+there (augment.py): no worker processes, no copies from the host. All that an epoch draws is a function of (seed, epoch,
+batch), so a run can go on from any batch, and nothing else that draws can change what it sees.
+"""
+
+import hashlib
+import http.client
+import io
+import os
+import pickle
+import re
+import tarfile
+import urllib.request
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import augment
+import checkpoint
+from errors import UserError
+
+DATASETS = ("cifar10", "cifar100", "folder", "shapes")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """uint8 images (N, 3, H, W), channels_last, and their int64 labels (N,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self):
+        return len(self.labels)
+
+    def take(self, index):
+        return Examples(_gather(self.images, index), self.labels[index])
+
+
+@dataclass(frozen=True)
+class Split:
+    """A dataset, divided: examples to train on, to choose on (or None) and to test on; and what is known of them."""
+
+    name: str
+    train: Examples
+    val: Examples | None
+    test: Examples
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]  # of the channels of the training pictures, in [0, 1]
+    std: tuple[float, ...]
+    notes: tuple[str, ...] = field(default=())  # what the user should know about how it was loaded
+
+    @property
+    def num_classes(self):
+        return len(self.classes)
+
+
+def load(name, data_dir="data", *, data_url=None, image_size=None, val_size=0, limit_train=0, limit_test=0,
+         skip_bad_images=False):  # fmt: skip
+    """Loads a dataset and divides it. The tensors are on the CPU; `Batches` brings them to the device.
+
+    name: one of DATASETS; data_url: where to download an archive instead of the published places; image_size: for
+    "folder", the size that larger pictures are stored at (32 when None); val_size: training images to hold out,
+    stratified, the same for every seed; limit_train, limit_test: keep so many, stratified (0: all).
+    Raises UserError when the data is missing, damaged or too small.
+    """
+    if name == "shapes":
+        loaded = _load_shapes()
+    elif name == "folder":
+        loaded = _load_folder(Path(data_dir), image_size or 32, skip_bad_images)
+    elif name in ARCHIVES:
+        loaded = _load_archive(name, Path(data_dir), data_url)
+    else:
+        raise UserError(f"unknown dataset {name!r}: the names are {', '.join(DATASETS)}", status=2)
+    if limit_test:
+        loaded = replace(loaded, test=loaded.test.take(_portion(loaded.test, limit_test, "--limit-test", name)))
+    if limit_train:
+        loaded = replace(loaded, train=loaded.train.take(_portion(loaded.train, limit_train, "--limit-train", name)))
+    if val_size:
+        held_out = _portion(loaded.train, val_size, "--val-size", name, leave=loaded.num_classes)
+        rest = torch.ones(len(loaded.train), dtype=torch.bool).index_fill_(0, held_out, False).nonzero().squeeze(1)
+        loaded = replace(loaded, train=loaded.train.take(rest), val=loaded.train.take(held_out))
+    if not loaded.mean:
+        mean, std = channel_statistics(loaded.train.images)
+        loaded = replace(loaded, mean=mean, std=std)
+    return loaded
+
+
+def stratified(labels, count, seed=0):
+    """Indices (sorted) of `count` examples in which each class has its share, to within one example."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    sizes = torch.bincount(labels)
+    shares = sizes * count / len(labels)
+    quota = shares.floor().long()
+    largest_remainders = (shares - quota).argsort(descending=True, stable=True)[: count - int(quota.sum())]
+    quota[largest_remainders] += 1
+    chosen = [order[labels[order] == label][:number] for label, number in enumerate(quota.tolist())]
+    return torch.cat(chosen).sort().values
+
+
+def _portion(examples, count, flag, name, leave=0):
+    if count > len(examples) - leave:
+        raise UserError(f"{flag} {count} asks for too much: {name} has {len(examples)} examples here", status=2)
+    return stratified(examples.labels, count)
+
+
+def channel_statistics(images, block=4096):
+    """Mean and standard deviation of each channel over all pixels, in [0, 1], exactly (sums of integers)."""
+    total = torch.zeros(3, dtype=torch.float64)
+    squares = torch.zeros(3, dtype=torch.float64)
+    for part in images.split(block):
+        part = part.double()
+        total += part.sum((0, 2, 3))
+        squares += part.square().sum((0, 2, 3))
+    count = images.numel() / 3
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+# ---- batches -----------------------------------------------------------------------------------------------------
+
+
+def derive_seed(seed, epoch, purpose, index=0):
+    """A 63-bit seed of its own for every (seed, epoch, purpose, index)."""
+    text = f"{seed}/{epoch}/{purpose}/{index}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+
+
+def rank_rows(total, rank, world):
+    """The rows of a batch of `total` that a rank works on: as even a division as there is into runs of even length.
+
+    Even, because mixing pairs row 2i with row 2i + 1.
+    """
+    pairs = (total + 1) // 2
+    bounds = [min(total, 2 * (pairs * i // world)) for i in (rank, rank + 1)]
+    return slice(*bounds)
+
+
+class Batches:
+    """Batches of a dataset that lies on the device: iterating an epoch gives what `pipeline` makes of each batch.
+
+    examples: on any device, moved to `device` here; batch_size: images of all ranks together; pipeline: see
+    augment.Pipeline. With shuffle, every epoch has its own permutation, common to all ranks, and the incomplete last
+    batch is left out; without, every image comes once, in order.
+    """
+
+    def __init__(self, examples, batch_size, pipeline, *, device="cpu", seed=0, shuffle=True, rank=0, world=1):
+        if shuffle and batch_size > len(examples):
+            raise UserError(f"--batch-size {batch_size} is larger than the training set ({len(examples)} images)", status=2)
+        self.images = examples.images.to(device)
+        self.labels = examples.labels.to(device)
+        self.batch_size, self.pipeline, self.seed, self.shuffle = batch_size, pipeline, seed, shuffle
+        self.rank, self.world = rank, world
+
+    def __len__(self):
+        return len(self.labels) // self.batch_size if self.shuffle else -(-len(self.labels) // self.batch_size)
+
+    def epoch(self, epoch, start=0):
+        """Yields (inputs, targets) of this rank for the batches from number `start` on."""
+        count = len(self.labels)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "permutation"))
+            order = torch.randperm(count, generator=generator).to(self.images.device)
+        else:
+            order = torch.arange(count, device=self.images.device)
+        generator = torch.Generator()
+        for number in range(start, len(self)):
+            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+            generator.manual_seed(derive_seed(self.seed, epoch, "augment", number))
+            draws = generator
+            if self.world > 1:
+                rows = rank_rows(len(index), self.rank, self.world)
+                draws = augment.RankGenerator(generator, rows, len(index))
+                index = index[rows]
+            yield self.pipeline(_gather(self.images, index), self.labels[index], draws)
+
+    def __iter__(self):
+        return self.epoch(0)
+
+
+def _gather(images, index):
+    """images[index], in the memory format that the dataset has."""
+    return images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+
+def _channels_last(array):
+    """uint8 numpy (N, H, W, 3) -> tensor (N, 3, H, W) that lies as channels_last, without a copy."""
+    return torch.from_numpy(array).permute(0, 3, 1, 2)
+
+
+# ---- CIFAR ---------------------------------------------------------------------------------------------------------
+
+
+class Archive(NamedTuple):
+    """A published archive: file name, size and md5 as published, its folder, members, and the keys of its pickles."""
+
+    file: str
+    size: int
+    md5: str
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    label_key: str
+    names_key: str
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+ARCHIVES = {
+    "cifar10": Archive(
+        "cifar-10-python.tar.gz", 170498071, "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py",
+        tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), "batches.meta", "labels", "label_names", 10,
+        (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": Archive(
+        "cifar-100-python.tar.gz", 169001437, "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python",
+        ("train",), ("test",), "meta", "fine_labels", "fine_label_names", 100,
+        (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762),
+    ),
+}  # fmt: skip
+MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://dataset.bj.bcebos.com/cifar/")
+
+
+def _load_archive(name, data_dir, data_url):
+    archive = ARCHIVES[name]
+    path = data_dir / archive.file
+    if path.is_file():
+        found = _md5(path)
+        if found != archive.md5:
+            size = path.stat().st_size
+            raise UserError(
+                f"{path} is not the published {name} archive: md5 {found} and {size} bytes, not {archive.md5} and "
+                f"{archive.size}; delete it to have it downloaded again"
+            )
+    else:
+        _download([data_url] if data_url else [mirror + archive.file for mirror in MIRRORS], path, archive, name)
+    try:
+        batches = _read_batches(path, archive)
+        names = tuple(str(label) for label in batches[archive.meta][archive.names_key])
+        train, test = (_examples(batches, members, archive) for members in (archive.train, archive.test))
+        if len(names) != archive.num_classes:
+            raise ValueError(f"{len(names)} class names")
+    except (tarfile.TarError, EOFError, zlib.error, pickle.UnpicklingError, KeyError, ValueError, TypeError, OSError,
+            IndexError, AttributeError) as error:  # fmt: skip
+        raise UserError(f"{path} can't be read as the {name} archive ({type(error).__name__}: {error})") from error
+    return Split(name, train, None, test, names, archive.mean, archive.std)
+
+
+def _md5(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _download(urls, path, archive, name):
+    """Fetches an archive from the first place that answers, going on from what an earlier try left behind."""
+    part = path.with_name(path.name + ".part")
+    reasons = []
+    for url in urls:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _fetch(url, part, archive.size)
+        except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
+            reasons.append(f"{url}: {error}")
+            continue
+        found = _md5(part)
+        if found == archive.md5:
+            os.replace(part, path)
+            return
+        reasons.append(f"{url}: md5 {found}, not {archive.md5}")
+        part.unlink()
+    raise UserError(
+        f"there is no {path}, and it could not be downloaded ({'; '.join(reasons)}): put {archive.file} from "
+        f"{MIRRORS[0]} (md5 {archive.md5}) into {path.parent}/, or try --dataset shapes, which needs no download"
+    )
+
+
+def _fetch(url, part, size):
+    if part.exists() and part.stat().st_size >= size:
+        part.unlink()
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        resumed = getattr(response, "status", None) == 206
+        have = have if resumed else 0
+        bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None, leave=False)
+        with open(part, "ab" if resumed else "wb") as file, bar:
+            while block := response.read(1 << 18):
+                file.write(block)
+                bar.update(len(block))
+                if file.tell() > size:
+                    raise ValueError(f"more than the published {size} bytes")
+    if part.stat().st_size < size:
+        raise ValueError(f"the connection ended after {part.stat().st_size} of {size} bytes; start again to go on")
+
+
+def _read_batches(path, archive):
+    """The unpickled members that are wanted. Nothing is unpacked to the disk, and no member may point outside."""
+    wanted = {*archive.train, *archive.test, archive.meta}
+    found = {}
+    with tarfile.open(path, "r|gz") as tar:
+        for member in tar:
+            parts = Path(member.name).parts
+            if not (member.isfile() or member.isdir()) or Path(member.name).is_absolute() or ".." in parts:
+                raise ValueError(f"it has a member {member.name!r} that is no plain file below it")
+            if len(parts) == 2 and parts[0] == archive.folder and parts[1] in wanted:
+                found[parts[1]] = _PlainUnpickler(tar.extractfile(member)).load()
+    missing = sorted(wanted - set(found))
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return found
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads what numpy arrays, lists, dicts, strings and numbers need, and nothing that could run code."""
+
+    ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("numpy.core.multiarray", "_reconstruct"),
+               ("numpy._core.multiarray", "_reconstruct")}  # fmt: skip
+
+    def __init__(self, file):
+        super().__init__(io.BytesIO(file.read()), encoding="latin1")  # the archives were written by Python 2
+
+    def find_class(self, module, name):
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"refused: it asks for {module}.{name}, which could run code")
+        return super().find_class("numpy._core.multiarray" if name == "_reconstruct" else module, name)
+
+
+def _examples(batches, members, archive):
+    count = sum(len(batches[member][archive.label_key]) for member in members)
+    images = np.empty((count, 32, 32, 3), dtype=np.uint8)
+    labels = np.empty(count, dtype=np.int64)
+    at = 0
+    for member in members:
+        batch = batches.pop(member)
+        data = np.asarray(batch["data"])
+        if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+            raise ValueError(f"{member} holds {data.dtype} {data.shape}, not uint8 (N, 3072)")
+        images[at : at + len(data)] = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        labels[at : at + len(data)] = batch[archive.label_key]
+        at += len(data)
+    if count == 0 or labels.min() < 0 or labels.max() >= archive.num_classes:
+        raise ValueError(f"labels must be 0…{archive.num_classes - 1}")
+    return Examples(_channels_last(images), torch.from_numpy(labels))
+
+
+# ---- a folder of pictures --------------------------------------------------------------------------------------------
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+MAX_PIXELS = 50_000_000  # a picture that claims more is taken for a decompression bomb, before it is decoded
+
+
+def _load_folder(root, image_size, skip_bad_images):
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: --data-dir must hold train/<class>/*.png|jpg and test/ (or val/)")
+    test_name = "test" if (root / "test").is_dir() else "val"
+    files = {"train": _list_pictures(root / "train", root), "test": _list_pictures(root / test_name, root)}
+    classes = tuple(files["train"])
+    extra = [name for name in files["test"] if name not in files["train"]]
+    if extra:
+        raise UserError(f"{root}/{test_name} has classes that {root}/train lacks: {', '.join(extra[:5])}")
+    if len(classes) < 2:
+        raise UserError(f"{root}/train has one class, {classes[0]!r}; a classifier needs at least two")
+
+    listing = hashlib.sha256(f"{image_size} {skip_bad_images}".encode())
+    for paths in files.values():
+        for name in paths:
+            for path in paths[name]:
+                status = path.stat()
+                listing.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    cache = root / f".cache-{image_size}px.pt"
+    notes = []
+    try:
+        stored = checkpoint.load(cache) if cache.is_file() else {}
+    except UserError as error:
+        notes.append(f"the cache was made again: {error}")
+        stored = {}
+    if stored.get("listing") != listing.hexdigest():
+        stored = {"listing": listing.hexdigest(), **_decode_all(files, classes, image_size, skip_bad_images)}
+        try:
+            checkpoint.save(stored, cache)
+        except UserError as error:
+            notes.append(f"no cache: {error}")
+    if stored["bad"]:
+        notes.append(f"{len(stored['bad'])} unreadable pictures were left out, the first is {stored['bad'][0]}")
+    train, test = (
+        Examples(stored[f"{part}_images"].permute(0, 3, 1, 2), stored[f"{part}_labels"]) for part in ("train", "test")
+    )
+    return Split(root.resolve().name, train, None, test, classes, (), (), tuple(notes))
+
+
+def _list_pictures(directory, root):
+    """{class: sorted paths} of a directory of class directories."""
+    if not directory.is_dir():
+        raise UserError(f"there is no folder {directory}: {root} must hold train/<class>/*.png|jpg and test/ (or val/)")
+    found = {}
+    for entry in sorted(directory.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            found[entry.name] = sorted(p for p in entry.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    empty = [name for name, paths in found.items() if not paths]
+    if empty or not found:
+        where = directory / empty[0] if empty else directory
+        raise UserError(f"{where} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _decode_all(files, classes, image_size, skip_bad_images):
+    """Decodes every picture with a few threads (the decoders release the interpreter's lock).
+
+    Pictures are stored at image_size, or smaller where all of them are smaller: enlarging is the device's work.
+    """
+    paths = [path for part in files.values() for name in part for path in part[name]]
+    sides = {}
+    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 1)) as pool:
+        bad = {}
+        for path, side in zip(paths, pool.map(_shorter_side, paths)):
+            (bad if isinstance(side, str) else sides)[path] = side
+        _refuse_bad(bad, skip_bad_images)
+        size = min(image_size, max(sides.values(), default=image_size))
+        good = [path for path in paths if path not in bad]
+        decoded = pool.map(lambda path: decode(path, size), good)
+        images = np.empty((len(good), size, size, 3), dtype=np.uint8)
+        bar = tqdm(zip(good, decoded), total=len(good), desc="decoding", unit=" pictures", disable=None, leave=False)
+        for i, (path, picture) in enumerate(bar):
+            if isinstance(picture, str):
+                bad[path] = picture
+                _refuse_bad(bad, skip_bad_images)
+            else:
+                images[i] = picture
+    out = {"bad": [str(path) for path in bad]}
+    keep = {path: i for i, path in enumerate(good) if path not in bad}
+    for part, by_class in files.items():
+        rows = [(keep[path], classes.index(name)) for name in by_class for path in by_class[name] if path in keep]
+        if not rows:
+            raise UserError(f"no picture for {part} could be read")
+        index, labels = zip(*rows)
+        out[f"{part}_images"] = torch.from_numpy(images[list(index)])  # (N, S, S, 3)
+        out[f"{part}_labels"] = torch.tensor(labels)
+    return out
+
+
+def _refuse_bad(bad, skip_bad_images):
+    if bad and not skip_bad_images:
+        path, reason = next(iter(bad.items()))
+        raise UserError(f"{path} can't be read as a picture ({reason}); --skip-bad-images leaves such files out")
+
+
+def _open_picture(path):
+    from PIL import Image
+
+    picture = Image.open(path)
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(f"it claims {picture.width}x{picture.height} pixels")
+    return picture
+
+
+def _guarded(read):
+    """Turns whatever a decoder raises on a bad file into a string that says so (threads must not lose the path)."""
+
+    def guarded(*args):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return read(*args)
+        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, …
+            return re.sub(r"\s*'?[^' ]*/[^' ]*'?$", "", str(error)) or type(error).__name__
+
+    return guarded
+
+
+@_guarded
+def _shorter_side(path):
+    with _open_picture(path) as picture:
+        return min(picture.size)
+
+
+@_guarded
+def decode(path, size):
+    """A picture as uint8 (size, size, 3): upright, RGB, the shorter side resized to `size`, the middle cut out."""
+    from PIL import Image, ImageOps
+
+    with _open_picture(path) as picture:
+        picture = ImageOps.exif_transpose(picture).convert("RGB")
+        if picture.size != (size, size):
+            picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+        return np.asarray(picture)
+
+
+# ---- shapes, made here -----------------------------------------------------------------------------------------------
+
+SHAPES = ("disc", "ellipse", "square", "triangle", "star", "cross", "ring", "frame", "crescent", "bars")
+
+
+def _load_shapes(train=10_000, test=2_000):
+    return Split("shapes", make_shapes(train, seed=1), None, make_shapes(test, seed=2), SHAPES, (), ())
+
+
+def make_shapes(count, seed, size=32):
+    """Examples of SHAPES: one shape a picture, of random place, size, turn and colour, on a noisy background with clutter."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % len(SHAPES)
+    images = torch.empty(count, size, size, 3, dtype=torch.uint8)
+    axis = torch.arange(size) + 0.5
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+
+    def uniform(n, *shape, low=0.0, high=1.0):
+        return torch.rand(n, *shape, generator=generator) * (high - low) + low
+
+    def paint(picture, distance, colour):
+        cover = (0.5 - distance).clamp(0, 1)[..., None]  # half a pixel of soft edge
+        return picture.lerp(colour[:, None, None], cover)
+
+    for part in torch.arange(count).split(1000):
+        n = len(part)
+        back, other = uniform(n, 3, high=0.9), uniform(n, 3, high=0.9)
+        slope = uniform(n, 1, 1) * x / size + uniform(n, 1, 1) * y / size
+        picture = back[:, None, None].lerp(other[:, None, None], 0.5 * slope[..., None])
+        for _ in range(3):  # clutter: small discs in any colour
+            cx, cy, r = uniform(n, 1, 1, high=size), uniform(n, 1, 1, high=size), uniform(n, 1, 1, low=0.8, high=2.2)
+            picture = paint(picture, ((x - cx) ** 2 + (y - cy) ** 2).sqrt() - r, uniform(n, 3))
+        radius = uniform(n, 1, 1, low=5, high=12)
+        cx, cy = (uniform(n, 1, 1, low=-1.0) * (size / 2 - radius * 0.8) + size / 2 for _ in range(2))
+        turn = uniform(n, 1, 1, high=2 * torch.pi)
+        u = ((x - cx) * turn.cos() + (y - cy) * turn.sin()) / radius
+        v = ((y - cy) * turn.cos() - (x - cx) * turn.sin()) / radius
+        distance = torch.stack([_shape_distance(name, u, v) for name in SHAPES])[labels[part], torch.arange(n)] * radius
+        # The colour keeps a distance from the background's, in a random direction of colour space.
+        direction = torch.nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=1)
+        colour = back.lerp(other, 0.5) + direction * uniform(n, 1, low=0.25, high=0.7)
+        picture = paint(picture, distance, colour.clamp(0, 1))
+        picture += torch.randn(picture.shape, generator=generator) * uniform(n, 1, 1, 1, low=0.01, high=0.12)
+        images[part] = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+    return Examples(images.permute(0, 3, 1, 2), labels)
+
+
+def _shape_distance(name, u, v):
+    """Signed distance (about; negative inside) to a shape that fits the unit disc."""
+    r = (u * u + v * v).sqrt()
+    box = torch.maximum(u.abs(), v.abs())
+    if name == "disc":
+        return r - 0.9
+    if name == "ellipse":
+        return ((u / 1.0) ** 2 + (v / 0.5) ** 2).sqrt() * 0.6 - 0.6
+    if name == "square":
+        return box - 0.75
+    if name == "triangle":
+        return torch.maximum(0.866 * u.abs() + 0.5 * v, -v) - 0.5
+    if name == "star":
+        return r - 0.65 - 0.33 * torch.cos(5 * torch.atan2(v, u))
+    if name == "cross":
+        return torch.minimum(torch.maximum(u.abs() - 0.95, v.abs() - 0.28), torch.maximum(u.abs() - 0.28, v.abs() - 0.95))
+    if name == "ring":
+        return (r - 0.7).abs() - 0.22
+    if name == "frame":
+        return (box - 0.6).abs() - 0.18
+    if name == "crescent":
+        return torch.maximum(r - 0.95, 0.75 - ((u - 0.5) ** 2 + v * v).sqrt())
+    return torch.maximum((v.abs() - 0.45).abs() - 0.22, u.abs() - 0.9)  # bars

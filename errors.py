@@ -1,0 +1,13 @@
+"""The one exception that is meant for the user."""
+
+
+class UserError(Exception):
+    """Something that the user can put right, said in one line.
+
+    `cli.run` prints the message without a traceback and exits with `status`: 2 where the command line is wrong, 1 for
+    everything else (a broken file, a loss that is not finite, …).
+    """
+
+    def __init__(self, message, status=1):
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,78 @@
+"""Weights from a file (.pt, .pth or .safetensors) into a model whose classifier may have another number of classes."""
+
+from pathlib import Path
+
+import torch
+
+import checkpoint
+from errors import UserError
+
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
+
+
+def plain_keys(state):
+    """A state dict without the prefixes that wrappers add."""
+    out = {}
+    for key, value in state.items():
+        while key.startswith(WRAPPERS):
+            key = key.split(".", 1)[1]
+        out[key.replace("._orig_mod.", ".")] = value
+    return out
+
+
+def read_weights(path):
+    """The state dict in a file: plain, under "state_dict" or "model", a run's best.pt or last.pt (its average, if any)."""
+    if Path(path).suffix == ".safetensors":
+        state = _read_safetensors(path)
+    else:
+        state = checkpoint.load_untrusted(path, "weights file")
+    for key in ("contents", "ema", "average", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    tensors = isinstance(state, dict) and {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no weights")
+    return plain_keys(tensors)
+
+
+def _read_safetensors(path):
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise UserError(f"there is no weights file {path}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is truncated, damaged or not a safetensors file ({error})") from error
+
+
+def load_weights(model, path):
+    """Loads a file into `model`; a classifier of another shape stays fresh. Returns one line that says what was loaded.
+
+    Raises UserError when the file fits another architecture: anything but the classifier missing or of another shape.
+    """
+    state, own = read_weights(path), model.state_dict()
+    classifier = classifier_keys(model)
+    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    misfits = [key for key in own if key not in fitting and key not in classifier]
+    if misfits:
+        key = misfits[0]
+        found = f"is {tuple(state[key].shape)}, not {tuple(own[key].shape)}" if key in state else "is missing"
+        raise UserError(f"{path} holds weights of another model: {key} {found} ({len(misfits)} of {len(own)} don't fit)")
+    model.load_state_dict(fitting, strict=False)
+    fresh = [key for key in own if key not in fitting]
+    unused = [key for key in state if key not in fitting and key not in fresh]
+    line = f"weights: {len(fitting)} of {len(own)} tensors from {path}"
+    if fresh:
+        line += f"; new: {', '.join(fresh)}"
+    if unused:
+        line += f"; not used: {', '.join(unused[:3])}{' …' if len(unused) > 3 else ''} ({len(unused)})"
+    return line
+
+
+def classifier_keys(model):
+    """Names of the parameters of the last linear layer: timm says which it is, ours is called fc."""
+    head = model.get_classifier() if hasattr(model, "get_classifier") else getattr(model, "fc", None)
+    ids = {id(p) for p in head.parameters()} if isinstance(head, torch.nn.Module) else set()
+    return {name for name, p in model.named_parameters() if id(p) in ids}

@@ -1,0 +1,131 @@
+"""Parameter groups, optimizers, learning-rate functions and the moving average of weights."""
+
+import math
+
+import torch
+
+from errors import UserError
+
+# What goes with an optimizer unless something says otherwise. SGD: arXiv 1512.03385 with the weight decay of 1605.07146.
+# Adam: the plain baseline, nothing added. AdamW: arXiv 2010.11929 and 2201.03545. Muon: its authors' rate and momentum,
+# with updates scaled to AdamW's size (arXiv 2502.16982).
+OPTIMIZERS = {
+    "sgd": dict(lr=0.1, momentum=0.9, weight_decay=5e-4),
+    "adam": dict(lr=1e-3, momentum=0.9, weight_decay=0.0, schedule="constant", warmup_epochs=0.0, label_smoothing=0.0, ema_decay=0.0),
+    "adamw": dict(lr=1e-3, momentum=0.9, weight_decay=0.05),
+    "muon": dict(lr=2e-3, momentum=0.95, weight_decay=0.05),
+}  # fmt: skip
+SCHEDULES = ("cosine", "linear", "one_cycle", "multi_step", "constant")
+
+
+def param_groups(model, weight_decay):
+    """Two groups: weights with decay; norms, biases and what `model.no_weight_decay()` names without.
+
+    Decaying a norm's scale or a bias only shrinks what the next layer can undo (arXiv 1812.01187 §3.1).
+    """
+    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in named if p.ndim <= 1 or name in exempt]
+    decayed = [p for name, p in named if not (p.ndim <= 1 or name in exempt)]
+    groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
+    return check_groups([group for group in groups if group["params"]], model)
+
+
+def check_groups(groups, model):
+    """Returns the groups, or raises ValueError unless they hold every trainable parameter exactly once."""
+    grouped = [id(p) for group in groups for p in group["params"]]
+    wanted = {id(p) for p in model.parameters() if p.requires_grad}
+    if len(grouped) != len(set(grouped)) or set(grouped) != wanted:
+        raise ValueError(f"parameter groups hold {len(grouped)} parameters ({len(set(grouped))} different) of {len(wanted)}")
+    return groups
+
+
+def create_optimizer(name, groups, lr, momentum=0.9):
+    """An optimizer of OPTIMIZERS over parameter groups that carry their own weight decay.
+
+    momentum: of SGD (Nesterov) and Muon, and Adam's and AdamW's first beta.
+    """
+    device = groups[0]["params"][0].device.type
+    fused = device in ("cpu", "cuda")  # one kernel for all parameters
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    if name in ("adam", "adamw"):
+        kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+        return kind(groups, lr, betas=(momentum, 0.999), fused=fused)
+    if name == "muon":
+        from timm.optim import Muon  # filters flattened to matrices; AdamW for what has one dimension
+
+        return Muon(groups, lr, momentum=momentum, nesterov=True)
+    raise UserError(f"unknown optimizer {name!r}: the names are {', '.join(OPTIMIZERS)}", status=2)
+
+
+def learning_rate(schedule, lr, steps, warmup_steps=0, final=0.0):
+    """The learning rate as a function of the global step, 0 … steps - 1.
+
+    Linear warmup to `lr` over warmup_steps, then: cosine or linear down to `final` (a part of lr), one_cycle (a triangle:
+    warmup, by default a quarter of the steps, then linear to zero), multi_step (a tenth after half, a hundredth after
+    three quarters of the steps: arXiv 1512.03385 §4.2), constant.
+    """
+    if schedule not in SCHEDULES:
+        raise UserError(f"unknown schedule {schedule!r}: the names are {', '.join(SCHEDULES)}", status=2)
+    if schedule == "one_cycle" and not warmup_steps:
+        warmup_steps = steps // 4
+
+    def lr_at(step):
+        if step < warmup_steps:
+            return lr * (step + 1) / (warmup_steps + 1)
+        part = (step - warmup_steps) / max(1, steps - warmup_steps)  # 0 at the end of the warmup, 1 after the last step
+        if schedule == "cosine":
+            return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(part, 1.0))))
+        if schedule in ("linear", "one_cycle"):
+            return lr * (final + (1 - final) * max(0.0, 1 - part))
+        if schedule == "multi_step":
+            return lr * 0.1 ** ((step >= steps // 2) + (step >= steps * 3 // 4))
+        return lr
+
+    return lr_at
+
+
+def default_warmup(epochs):
+    """Epochs of warmup: a tenth of the run, five at most."""
+    return min(5.0, epochs / 10)
+
+
+def default_ema_decay(steps):
+    """A decay whose horizon, 1 / (1 - decay) steps, is a twentieth of the run, 10,000 steps at most.
+
+    A fixed decay fits one length only: 0.9999 remembers the random initialisation of a run of 5 epochs.
+    """
+    return 1 - 1 / min(10_000, max(1.0, steps / 20))
+
+
+class Ema:
+    """An exponential moving average of a model's weights and float buffers (batch norm's statistics with them)."""
+
+    def __init__(self, model, decay):
+        if not 0 < decay < 1:
+            raise ValueError(f"an EMA decay must lie between 0 and 1, not {decay}")
+        self.decay, self.updates = decay, 0
+        self.model = model
+        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self):
+        """Call after each optimizer step. Early on the average is over the steps so far, not over the horizon."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        current = self.model.state_dict()
+        floats = [name for name, value in self.average.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.average[n] for n in floats], [current[n] for n in floats], 1 - decay)
+        for name, value in self.average.items():
+            if not value.is_floating_point():
+                value.copy_(current[name])
+
+    def state_dict(self):
+        return {"average": self.average, "updates": self.updates}
+
+    def load_state_dict(self, state):
+        self.updates = state["updates"]
+        for name, value in self.average.items():
+            value.copy_(state["average"][name])
+
