@@ -1,5 +1,6 @@
 """Parameter groups, optimizers, learning-rate functions and the moving average of weights."""
 
+import copy
 import math
 
 import torch
@@ -11,7 +12,8 @@ from errors import UserError
 # with updates scaled to AdamW's size (arXiv 2502.16982).
 OPTIMIZERS = {
     "sgd": dict(lr=0.1, momentum=0.9, weight_decay=5e-4),
-    "adam": dict(lr=1e-3, momentum=0.9, weight_decay=0.0, schedule="constant", warmup_epochs=0.0, label_smoothing=0.0, ema_decay=0.0),
+    "adam": dict(lr=1e-3, momentum=0.9, weight_decay=0.0, schedule="constant", warmup_epochs=0.0, label_smoothing=0.0,
+                 ema_decay=0.0),
     "adamw": dict(lr=1e-3, momentum=0.9, weight_decay=0.05),
     "muon": dict(lr=2e-3, momentum=0.95, weight_decay=0.05),
 }  # fmt: skip
@@ -62,14 +64,12 @@ def create_optimizer(name, groups, lr, momentum=0.9):
 def learning_rate(schedule, lr, steps, warmup_steps=0, final=0.0):
     """The learning rate as a function of the global step, 0 … steps - 1.
 
-    Linear warmup to `lr` over warmup_steps, then: cosine or linear down to `final` (a part of lr), one_cycle (a triangle:
-    warmup, by default a quarter of the steps, then linear to zero), multi_step (a tenth after half, a hundredth after
-    three quarters of the steps: arXiv 1512.03385 §4.2), constant.
+    Linear warmup to `lr` over warmup_steps, then: cosine, linear or one_cycle (linear too: with a long warmup, a triangle:
+    arXiv 1708.07120) down to `final` (a part of lr); multi_step (a tenth after half, a hundredth after three quarters of
+    the steps: arXiv 1512.03385 §4.2); constant.
     """
     if schedule not in SCHEDULES:
         raise UserError(f"unknown schedule {schedule!r}: the names are {', '.join(SCHEDULES)}", status=2)
-    if schedule == "one_cycle" and not warmup_steps:
-        warmup_steps = steps // 4
 
     def lr_at(step):
         if step < warmup_steps:
@@ -86,9 +86,9 @@ def learning_rate(schedule, lr, steps, warmup_steps=0, final=0.0):
     return lr_at
 
 
-def default_warmup(epochs):
-    """Epochs of warmup: a tenth of the run, five at most."""
-    return min(5.0, epochs / 10)
+def default_warmup(schedule, epochs):
+    """Epochs of warmup: a quarter of the run for one_cycle, else a tenth, five at most."""
+    return epochs / 4 if schedule == "one_cycle" else min(5.0, epochs / 10)
 
 
 def default_ema_decay(steps):
@@ -100,32 +100,29 @@ def default_ema_decay(steps):
 
 
 class Ema:
-    """An exponential moving average of a model's weights and float buffers (batch norm's statistics with them)."""
+    """An exponential moving average of a model's weights and of its float buffers (batch norm's statistics)."""
 
     def __init__(self, model, decay):
         if not 0 < decay < 1:
             raise ValueError(f"an EMA decay must lie between 0 and 1, not {decay}")
         self.decay, self.updates = decay, 0
-        self.model = model
-        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)  # the averaged model, to be evaluated
+        own, theirs = (list(m.state_dict().values()) for m in (self.model, model))
+        self.floats = [(a, b) for a, b in zip(own, theirs) if a.is_floating_point()]
+        self.others = [(a, b) for a, b in zip(own, theirs) if not a.is_floating_point()]
 
     @torch.no_grad()
     def update(self):
         """Call after each optimizer step. Early on the average is over the steps so far, not over the horizon."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        current = self.model.state_dict()
-        floats = [name for name, value in self.average.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.average[n] for n in floats], [current[n] for n in floats], 1 - decay)
-        for name, value in self.average.items():
-            if not value.is_floating_point():
-                value.copy_(current[name])
+        torch._foreach_lerp_([a for a, _ in self.floats], [b for _, b in self.floats], 1 - decay)
+        for a, b in self.others:
+            a.copy_(b)
 
     def state_dict(self):
-        return {"average": self.average, "updates": self.updates}
+        return {"average": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state):
         self.updates = state["updates"]
-        for name, value in self.average.items():
-            value.copy_(state["average"][name])
-
+        self.model.load_state_dict(state["average"])

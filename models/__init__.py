@@ -169,8 +169,15 @@ def describe(name, num_classes, image_size, **options):
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
 
 
-def list_models():
-    """Rows (name, parameters, GMACs at the default size, image size, classes, source) of the whole table."""
+def normalization(model):
+    """(mean, std) that published weights were trained with: timm's models carry them."""
+    config = model.pretrained_cfg
+    return tuple(config["mean"]), tuple(config["std"])
+
+
+def print_table():
+    """Prints the table: name, parameters and GMACs at the source's classes and size, classes, size, source."""
+    print(f"{'name':<30}{'parameters':>12}{'GMACs':>8}{'classes':>9}{'px':>5}  source")
     for name, model in MODELS.items():
         parameters, macs = describe(name, model.classes, model.image_size)
-        yield name, parameters, macs / 1e9, model.image_size, model.classes, model.source
+        print(f"{name:<30}{parameters:>12,}{macs / 1e9:>8.3f}{model.classes:>9}{model.image_size:>5}  {model.source}")

@@ -6,6 +6,7 @@ import torch
 
 import checkpoint
 from errors import UserError
+from models import create_model
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 
@@ -76,3 +77,21 @@ def classifier_keys(model):
     head = model.get_classifier() if hasattr(model, "get_classifier") else getattr(model, "fc", None)
     ids = {id(p) for p in head.parameters()} if isinstance(head, torch.nn.Module) else set()
     return {name for name, p in model.named_parameters() if id(p) in ids}
+
+
+def load_checkpoint(path):
+    """(model in evaluation mode, card) of a run's best.pt or last.pt (its moving average, if it has one), on the CPU.
+
+    The card says what is needed to use it: model, options, num_classes, classes, image_size, mean, std, dataset.
+    """
+    contents = checkpoint.load(path)
+    if "card" not in contents:
+        raise UserError(f"{path} is no best.pt or last.pt")
+    card = contents["card"]
+    model = create_model(card["model"], card["num_classes"], **card["options"])
+    weights = contents["ema"]["average"] if contents.get("ema") else contents["state_dict"]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path} doesn't fit {card['model']}: {str(error).splitlines()[1].strip()}") from error
+    return model.eval(), card

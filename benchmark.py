@@ -1,0 +1,201 @@
+"""Measures speed: each figure is a ratio of two things measured in turn in one run, with the median and the spread.
+
+    python benchmark.py data        # our batches against a torchvision DataLoader with PIL transforms and 2 workers
+    python benchmark.py epoch       # an epoch of engine.fit against the bare step, and against the loop people write
+"""
+
+import platform
+import statistics
+import sys
+import time
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+import cli
+import engine
+import models
+import optim
+import rundir
+from augment import Pipeline
+from data import ARCHIVES, Batches, Examples
+
+MEAN, STD = ARCHIVES["cifar10"].mean, ARCHIVES["cifar10"].std
+JITTER = 0.2  # brightness, contrast and saturation, as color_jitter's defaults
+
+
+def build_parser():
+    parser = cli.Parser(__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=lambda **options: cli.Parser("", **options))
+    whole = commands.add_parser("data", help="batches a second: ours against a DataLoader")
+    whole.add_argument("--images", type=cli.number(int, low=256), default=50_000, metavar="N", help="in a pass over the data")
+    epoch = commands.add_parser("epoch", help="an epoch: ours against the bare step and the plain loop")
+    epoch.add_argument("--images", type=cli.number(int, low=256), default=12_800, metavar="N", help="in an epoch")
+    epoch.add_argument("--model", default="resnet20", metavar="NAME")
+    epoch.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
+    epoch.add_argument("--compile", action="store_true", help="compile the model, for ours and the bare step")
+    for command in (whole, epoch):
+        command.add_argument("--batch-size", type=cli.number(int, low=1), default=128, metavar="N")
+        command.add_argument("--rounds", type=cli.number(int, low=1), default=5, metavar="N", help="of both in turn")
+        command.add_argument("--device", default="auto")
+        command.add_argument("--workers", type=cli.number(int, low=0), default=2, metavar="N", help="of the DataLoader")
+    return parser
+
+
+class PilDataset(Dataset):
+    """Pictures as arrays, opened by PIL and transformed one by one, as torchvision's CIFAR10 does."""
+
+    def __init__(self, examples, jitter=False):
+        from torchvision import transforms
+
+        steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+        if jitter:
+            steps.append(transforms.ColorJitter(JITTER, JITTER, JITTER))
+        self.transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+        self.images = examples.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = examples.labels.tolist()
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
+
+
+def random_examples(count):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    return Examples(images, torch.randint(0, 10, (count,), generator=generator))
+
+
+def in_turn(device, rounds, **measured):
+    """{name: seconds of each round}: each function once in every round, in turn, after a round that doesn't count."""
+    seconds = {name: [] for name in measured}
+    for i in range(rounds + 1):
+        for name, function in measured.items():
+            engine.synchronize(device)
+            start = time.perf_counter()
+            function()
+            engine.synchronize(device)
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def spread(values, style=".2f"):
+    return f"{statistics.median(values):{style}} ({min(values):{style}} to {max(values):{style}})"
+
+
+def report(seconds, images, ours):
+    """Prints images a second of each, and the ratio of each to ours, round by round."""
+    for name, values in seconds.items():
+        ratios = [theirs / mine for theirs, mine in zip(values, seconds[ours])]
+        extra = "" if name == ours else f"   takes {spread(ratios)} times as long as {ours}"
+        print(f"  {name:<44}{spread([images / v for v in values], ',.0f')} images/s{extra}")
+
+
+def machine(device, rounds):
+    cpu = f"{rundir.processor()}, {torch.get_num_threads()} threads"
+    print(f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu}; torch {torch.__version__}, "
+          f"Python {platform.python_version()}; median (least to most) of {rounds} rounds in turn")  # fmt: skip
+
+
+def measure_data(args, device):
+    examples = random_examples(args.images)
+    for title, names in (("crop, flip, normalise", ("crop", "flip")),
+                         ("crop, flip, color jitter, normalise", ("crop", "flip", "color_jitter"))):  # fmt: skip
+        batches = Batches(examples, args.batch_size, Pipeline(MEAN, STD, 32, names), device=device)
+        loader = DataLoader(PilDataset(examples, "color_jitter" in names), args.batch_size, shuffle=True, drop_last=True,
+                            num_workers=args.workers)  # fmt: skip
+        numbers = iter(range(10**6))
+
+        def ours(batches=batches, numbers=numbers):
+            for _ in batches.epoch(next(numbers)):
+                pass
+
+        def theirs(loader=loader):
+            for inputs, labels in loader:
+                inputs.to(device), labels.to(device)
+
+        print(f"{title}, batch {args.batch_size}, {args.images:,} images:")
+        report(in_turn(device, args.rounds, ours=ours, DataLoader=theirs), len(batches) * args.batch_size, "ours")
+
+
+def measure_epoch(args, device):
+    examples = random_examples(args.images)
+    dtype = engine.amp_dtype(args.amp, device)
+    name = models.canonical(args.model)
+
+    def setup(layout, compiled):
+        engine.seed_model(0, torch.device("cpu"), 0, "init")
+        model = models.create_model(name, 10).to(device, memory_format=layout).train()
+        if compiled:
+            model.compile()
+        return model, optim.create_optimizer("sgd", optim.param_groups(model, 5e-4), 0.1)
+
+    # Ours: augmentation, the moving average and the figures included.
+    model, optimizer = setup(torch.channels_last, args.compile)
+    ema = optim.Ema(model, 0.999)
+    pipeline = Pipeline(MEAN, STD, 32, ("crop", "flip"), num_classes=10)
+    batches = Batches(examples, args.batch_size, pipeline, device=device)
+    progress = engine.Progress()
+
+    def ours():
+        engine.fit(model, batches, optimizer=optimizer, lr_at=lambda step: 0.01, epochs=progress.epoch + 1, progress=progress,
+                   dtype=dtype, after_step=ema.update)  # fmt: skip
+
+    # Bare: the same precision and layout, on tensors that lie ready; nothing else.
+    bare = SimpleNamespace()
+    bare.model, bare.optimizer = setup(torch.channels_last, args.compile)
+    bare.inputs, bare.targets = next(batches.epoch(0))
+
+    def bare_steps():
+        for _ in range(len(batches)):
+            with engine.autocast(device, dtype):
+                logits = bare.model(bare.inputs)
+            F.cross_entropy(logits.float(), bare.targets).backward()
+            bare.optimizer.step()
+            bare.optimizer.zero_grad(set_to_none=True)
+
+    # Plain: what people write.
+    plain_model, _ = setup(torch.contiguous_format, False)
+    plain_optimizer = torch.optim.SGD(plain_model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+    loader = DataLoader(PilDataset(examples), args.batch_size, shuffle=True, drop_last=True, num_workers=args.workers)
+
+    def plain():
+        running, correct = 0.0, 0
+        for inputs, targets in loader:
+            inputs, targets = inputs.to(device), targets.to(device)
+            plain_optimizer.zero_grad()
+            logits = plain_model(inputs)
+            loss = F.cross_entropy(logits, targets)
+            loss.backward()
+            plain_optimizer.step()
+            running += loss.item()
+            correct += (logits.argmax(1) == targets).sum().item()
+        return running, correct
+
+    print(f"an epoch of {name}, batch {args.batch_size}, {len(batches)} steps, amp {args.amp}"
+          f"{', compiled' if args.compile else ''}:")  # fmt: skip
+    titles = {"engine.fit": ours, "bare forward, backward, step": bare_steps, "plain loop (DataLoader, fp32, .item())": plain}
+    seconds = in_turn(device, args.rounds, **titles)
+    report(seconds, len(batches) * args.batch_size, "engine.fit")
+    overhead = [mine / theirs for mine, theirs in zip(seconds["engine.fit"], seconds["bare forward, backward, step"])]
+    print(f"  engine.fit takes {spread(overhead, '.3f')} times as long as the bare steps")
+
+
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    device = engine.select_device(args.device)
+    machine(device, args.rounds)
+    sys.stdout.flush()
+    {"data": measure_data, "epoch": measure_epoch}[args.command](args, device)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,224 @@
+"""Command lines: the arguments that scripts share, where their values come from, and how a script ends.
+
+A value comes from the command line, else from --config FILE, else from the model's recipe, else from what goes with the
+optimizer, else from the default. `resolve` says for each which it was.
+"""
+
+import argparse
+import copy
+import difflib
+import signal
+import sys
+
+from errors import UserError
+
+OF_THE_CALL = ("config", "resume", "output_dir", "list_models", "tag")  # not taken over by --config
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, which name the nearest option, and no abbreviations."""
+
+    def __init__(self, description, **options):
+        super().__init__(
+            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **options
+        )
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def parse_args(self, args=None, namespace=None):
+        found, extra = self.parse_known_args(args, namespace)
+        if extra:
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(extra[0].split("=")[0], known, n=1)
+            self.error(f"unknown argument {extra[0]}" + (f"; did you mean {near[0]}?" if near else " (--help shows all)"))
+        return found
+
+
+def number(kind=float, low=None, high=None, above=None):
+    """An argparse type: a finite number within bounds, refused with a message that names them."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        words = "a whole number" if kind is int else "a number"
+        bounds = [f"at least {low}"] * (low is not None) + [f"above {above}"] * (above is not None)
+        wanted = " ".join([words, " and ".join(bounds + [f"at most {high}"] * (high is not None))]).strip()
+        inside = (
+            value is not None
+            and value == value
+            and abs(value) != float("inf")
+            and (low is None or value >= low)
+            and (high is None or value <= high)
+            and (above is None or value > above)
+        )
+        if not inside:
+            raise argparse.ArgumentTypeError(f"it takes {wanted}, not {text!r}")
+        return value
+
+    return convert
+
+
+def number_or_auto(**bounds):
+    """A number, or None for "auto"."""
+    convert = number(**bounds)
+    return lambda text: None if text in ("auto", None) else convert(text)
+
+
+def augmentations(text):
+    """Names of augment.TRANSFORMS, separated by commas, or "none"; kept as text."""
+    from augment import TRANSFORMS
+
+    names = [] if text == "none" else text.split(",")
+    for name in names:
+        if name not in TRANSFORMS:
+            raise argparse.ArgumentTypeError(f"it takes none or names from {', '.join(TRANSFORMS)}, not {name!r}")
+    return text
+
+
+def add_model(parser, default):
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default=default, metavar="NAME", help="a name of --list-models, or timm/<name>")
+    group.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="an option of it; repeatable")
+    group.add_argument("--pretrained", action="store_true", help="start from published weights (timm models; needs network)")
+    group.add_argument("--weights", metavar="FILE", help="start from a .pt or .safetensors file")
+    group.add_argument("--list-models", action="store_true", help="print all models and stop")
+
+
+def add_data(parser):
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default="cifar10", choices=("cifar10", "cifar100", "folder", "shapes"),
+                       help="folder: DATA_DIR/train/<class>/*.png|jpg and test/; shapes: made here, no files")  # fmt: skip
+    group.add_argument("--data-dir", default="data", metavar="DIR", help="where archives are looked for and downloaded to")
+    group.add_argument("--data-url", metavar="URL", help="where to download the archive instead of the published places")
+    group.add_argument("--image-size", type=number(int, low=8, high=1024), default=32, metavar="PX", help="side of the inputs")
+    group.add_argument("--val-size", type=number(int, low=0), default=0, metavar="N",
+                       help="training images to hold out (stratified, same for each seed), to choose best.pt on")  # fmt: skip
+    group.add_argument("--limit-train", type=number(int, low=0), default=0, metavar="N", help="train on N images (0: all)")
+    group.add_argument("--limit-test", type=number(int, low=0), default=0, metavar="N", help="test on N images (0: all)")
+    group.add_argument("--skip-bad-images", action="store_true", help="leave unreadable pictures of a folder out")
+
+
+def add_training(parser, *, epochs):
+    auto = number_or_auto
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=number(int, low=1), default=epochs, metavar="N", help="in total, also with --resume")
+    group.add_argument("--batch-size", type=number(int, low=1), default=128, metavar="N", help="of all devices together")
+    group.add_argument("--optimizer", default="sgd", choices=("sgd", "adam", "adamw", "muon"))
+    group.add_argument("--lr", type=number(low=0), default=0.1, metavar="X", help="highest learning rate")
+    group.add_argument("--momentum", type=number(low=0, high=0.9999), default=0.9, metavar="X", help="Adam's first beta, too")
+    group.add_argument("--weight-decay", type=number(low=0), default=5e-4, metavar="X", help="not on norms and biases")
+    group.add_argument("--schedule", default="cosine", choices=("cosine", "linear", "one_cycle", "multi_step", "constant"))
+    group.add_argument("--warmup-epochs", type=auto(low=0), default=None, metavar="X",
+                       help="auto: a tenth, 5 at most; of one_cycle a quarter")  # fmt: skip
+    group.add_argument("--label-smoothing", type=number(low=0, high=0.99), default=0.1, metavar="X")
+    group.add_argument("--ema-decay", type=auto(low=0, high=0.999999), default=None, metavar="X",
+                       help="of the weights' moving average; auto: a horizon of a twentieth of the run; 0: none")  # fmt: skip
+    group.add_argument("--clip-grad", type=number(low=0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
+    group.add_argument("--accumulate", type=number(int, low=1), default=1, metavar="K", help="cut each batch in K parts")
+    group = parser.add_argument_group("augmentation")
+    group.add_argument("--augment", type=augmentations, default="crop,flip", metavar="LIST",
+                       help="none, or from crop, flip, color_jitter, rand_augment, trivial_augment, random_resized_crop; "
+                       "none turns mixing and cutout off, too, unless they are asked for")  # fmt: skip
+    group.add_argument("--crop-padding", default="reflect", choices=("reflect", "zero"), help="the border that crop adds")
+    group.add_argument("--mixup", type=number(low=0), default=0.2, metavar="ALPHA", help="MixUp's alpha (0: none)")
+    group.add_argument("--cutmix", type=number(low=0), default=1.0, metavar="ALPHA", help="CutMix's alpha (0: none)")
+    group.add_argument("--mix-prob", type=number(low=0, high=1), default=0.5, metavar="P", help="part of the images to mix")
+    group.add_argument("--cutout", type=number(int, low=0), default=0, metavar="PX", help="side of the square that is cut out")
+
+
+def add_machine(parser):
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    group.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"), help="auto: bf16 where it is fast")
+    group.add_argument("--compile", action="store_true", help="torch.compile the model")
+    group.add_argument("--deterministic", action="store_true", help="the same bits for the same seed, machine and versions")
+    group.add_argument("--seed", type=number(int, low=0), default=0, metavar="N")
+
+
+def add_run(parser):
+    group = parser.add_argument_group("run")
+    group.add_argument("--eval-every", type=number(int, low=1), default=1, metavar="N", help="epochs between evaluations")
+    group.add_argument("--output-dir", metavar="DIR", help="instead of runs/<dataset>-<model>-s<seed>-<time>")
+    group.add_argument("--tag", metavar="WORD", help="a word for the run's name")
+    group.add_argument("--resume", metavar="RUN", help="go on with a run that was cut off")
+    group.add_argument("--config", metavar="FILE", help="take arguments from a run's config.json")
+
+
+def explicit(parser, argv):
+    """What stands on the command line, without any default."""
+    bare = copy.deepcopy(parser)
+    for action in bare._actions:
+        action.default = argparse.SUPPRESS
+    return vars(bare.parse_args(argv))
+
+
+def resolve(parser, given, config, recipe, optimizers):
+    """(arguments by name, where each came from).
+
+    given: what the command line says; config: --config's arguments, or {}; recipe(model name): a dict; optimizers: what
+    goes with each optimizer. A recipe is made for its optimizer: with another one its rates don't apply.
+    """
+    defaults = {a.dest: a.default for a in parser._actions if a.dest != "help"}
+    config = {key: value for key, value in config.items() if key not in OF_THE_CALL}
+    _check_config(parser, config)
+    values, origin = dict(defaults), dict.fromkeys(defaults, "default")
+
+    def put(source, items):
+        values.update(items)
+        origin.update(dict.fromkeys(items, source))
+
+    chosen = config | given
+    model_recipe = dict(recipe(chosen.get("model", defaults["model"])))
+    native = model_recipe.get("optimizer", defaults["optimizer"])
+    optimizer = chosen.get("optimizer", native)
+    put("optimizer", {key: value for key, value in optimizers.get(optimizer, {}).items() if key in values})
+    if optimizer != native:
+        model_recipe = {key: value for key, value in model_recipe.items() if key not in optimizers[native]}
+        model_recipe.pop("optimizer", None)
+    put("recipe", model_recipe)
+    if chosen.get("augment", values["augment"]) == "none":
+        put("--augment none", {"mixup": 0.0, "cutmix": 0.0, "cutout": 0})
+    put("config", config)
+    put("command line", given)
+    return argparse.Namespace(**values), origin
+
+
+def _check_config(parser, config):
+    """Refuses what the command line would refuse."""
+    actions = {action.dest: action for action in parser._actions}
+    for key, value in config.items():
+        if key not in actions:
+            near = difflib.get_close_matches(key, actions, n=1)
+            raise UserError(f"--config: unknown argument {key!r}" + (f"; did you mean {near[0]}?" if near else ""), status=2)
+        action = actions[key]
+        if value is None or value == action.default:
+            continue
+        try:
+            if action.choices and value not in action.choices:
+                raise ValueError(f"{value!r} is none of {', '.join(action.choices)}")
+            if action.nargs == 0 and not isinstance(value, bool):  # a switch
+                raise ValueError(f"{value!r} is neither true nor false")
+            if action.type:
+                action.type(str(value))
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise UserError(f"--config: {key}: {error}", status=2) from error
+
+
+def run(main):
+    """Ends a script: its return value is the exit status; what the user can put right is one line, without a traceback."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        status, message = error.status, str(error)
+    except KeyboardInterrupt:
+        status, message = 128 + signal.SIGINT, "interrupted"
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        status, message = 1, str(error)
+    print(f"{sys.argv[0]}: error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,285 @@
+"""The one loop: `fit` trains, `evaluate` measures. Neither knows a recipe; what varies is passed in as functions.
+
+    progress = Progress()
+    fit(model, batches, optimizer=optimizer, lr_at=lr_at, epochs=10, progress=progress, after_step=ema.update,
+        measure=lambda epoch: evaluate(model, test_batches), after_epoch=print)
+
+The state between two steps is the weights, the optimizer and `Progress`: batches and dropout are drawn from functions of
+(seed, epoch, batch), the learning rate is a function of the step. So a run can stop and go on after any step.
+"""
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+
+from data import derive_seed
+from errors import UserError
+
+
+class Interrupted(Exception):
+    """Training stopped after a whole step because it was asked to."""
+
+
+class NonFiniteLoss(UserError):
+    """Training stopped before the update because the loss was not a finite number."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: whole epochs done, steps done, and the sums of the epoch that is under way."""
+
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    total_seconds: float = 0.0  # of all training so far, without evaluation
+
+    def state_dict(self):
+        return asdict(self)
+
+    def load_state_dict(self, state):
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def finish_epoch(self):
+        self.total_seconds += self.seconds
+        self.epoch += 1
+        self.batch = self.seen = self.correct = 0
+        self.loss_sum = self.seconds = 0.0
+
+
+def select_device(name):
+    """torch.device for "auto" (CUDA, then Apple's MPS, then the CPU) or a device's name. Raises UserError."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"--device {name} can't be used here ({reason})", status=2) from error
+    return device
+
+
+def amp_dtype(amp, device):
+    """The autocast type for --amp: None is fp32. auto is bf16 where the device has instructions for it."""
+    if amp == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+        return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+def _cpu_has_bf16():
+    if torch.backends.mkldnn.is_available():
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def autocast(device, dtype):
+    """Always entered; `dtype` None makes it do nothing."""
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def make_deterministic(on):
+    """Same seed, machine and versions: the same bits (on), or the fastest convolution for each shape (off)."""
+    torch.backends.cudnn.benchmark = not on
+    torch.use_deterministic_algorithms(on)
+
+
+def seed_model(seed, device, *place):
+    """Seeds what modules draw from (initialisation, dropout, drop-path) for a place: a purpose, or an epoch and batch."""
+    value = derive_seed(seed, *place)
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index].manual_seed(value)
+    elif device.type == "mps":
+        torch.mps.manual_seed(value)
+
+
+class _Readback:
+    """Numbers from the device without making it wait.
+
+    On CUDA the copy to the host is queued behind the forward pass, and read while the device is busy with the backward
+    pass that was queued behind it.
+    """
+
+    def __init__(self, values):
+        self.event = None
+        if values.is_cuda:
+            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.values.copy_(values, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+        else:
+            self.values = values
+
+    def tolist(self):
+        if self.event is not None:
+            self.event.synchronize()
+        return self.values.tolist()
+
+
+def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, progress=None, dtype=None, scaler=None,
+        accumulate=1, clip_grad=0.0, seed=0, after_step=None, measure=None, after_epoch=None, stop=None,
+        show=None):  # fmt: skip
+    """Trains `model` in place until progress.epoch is `epochs`, and returns the progress.
+
+    model: float (B, 3, H, W) -> logits (B, K); batches: data.Batches; lr_at: step -> learning rate, times a group's
+    "lr_scale" if it has one; loss_fn: (logits float32, targets) -> mean loss; dtype: autocast's, None for fp32; scaler:
+    torch.amp.GradScaler, for fp16; accumulate: parts that a batch is cut into, with one update for all; clip_grad: largest
+    norm of the gradient (0: any).
+
+    after_step() is called after each update; measure(epoch) after each epoch's training, for figures to add; then
+    after_epoch(figures), when `progress` stands at the next epoch, to write and save. stop() is asked after each step.
+    Figures: epoch (from 1), step, lr, train_loss (mean), train_acc (%), epoch_seconds, images_per_second.
+
+    Raises Interrupted between two steps when stop() says so, and NonFiniteLoss before an update that would spoil the weights.
+    """
+    progress = progress or Progress()
+    device = next(model.parameters()).device
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
+    skipped = 0
+    while progress.epoch < epochs:
+        model.train()
+        begin = time.perf_counter() - progress.seconds
+        for inputs, targets in batches.epoch(progress.epoch, start=progress.batch):
+            rate = lr_at(progress.step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+            seed_model(seed, device, progress.epoch, "model", progress.batch)
+
+            parts = list(zip(inputs.tensor_split(accumulate), targets.tensor_split(accumulate)))
+            reads = []
+            for i, (x, y) in enumerate(parts):
+                with autocast(device, dtype):
+                    logits = model(x)
+                loss = loss_fn(logits.float(), y)
+                reads.append(_Readback(torch.stack([loss.detach(), _count_correct(logits.detach(), y)])))
+                with _gradients_stay_local(model, i < len(parts) - 1):
+                    scaler.scale(loss * (len(y) / len(targets))).backward()
+            sums = [(len(y), *read.tolist()) for (_, y), read in zip(parts, reads)]
+            loss_sum = sum(count * mean for count, mean, _ in sums)
+
+            finite = math.isfinite(loss_sum)
+            if not finite and not scaler.is_enabled():  # the scaler skips such a step by itself
+                raise NonFiniteLoss(_advice(f"the loss is {loss_sum / len(targets)}", progress, rate))
+            if clip_grad:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+            before = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            skipped = skipped + 1 if scaler.get_scale() < before else 0
+            if skipped >= MOST_SKIPS:
+                raise NonFiniteLoss(_advice(f"{skipped} steps in a row overflowed fp16", progress, rate))
+            optimizer.zero_grad(set_to_none=True)
+            if after_step and not skipped:
+                after_step()
+
+            progress.step += 1
+            progress.batch += 1
+            if finite:
+                progress.seen += len(targets)
+                progress.loss_sum += loss_sum
+                progress.correct += round(sum(correct for _, _, correct in sums))
+            if show:
+                show(progress, loss_sum / len(targets))
+            if stop and stop():
+                progress.seconds = time.perf_counter() - begin
+                raise Interrupted
+        synchronize(device)
+        progress.seconds = time.perf_counter() - begin
+        _check_weights(model, progress, lr_at(progress.step - 1))
+
+        figures = {
+            "epoch": progress.epoch + 1,
+            "step": progress.step,
+            "lr": lr_at(progress.step - 1),
+            "train_loss": progress.loss_sum / max(1, progress.seen),
+            "train_acc": 100 * progress.correct / max(1, progress.seen),
+            **(measure(progress.epoch + 1) if measure else {}),
+            "epoch_seconds": progress.seconds,
+            "images_per_second": progress.seen / progress.seconds,
+        }
+        progress.finish_epoch()
+        if after_epoch:
+            after_epoch(figures)
+    return progress
+
+
+MOST_SKIPS = 20  # the scale halves at each: from 65536 to less than 0.1
+
+
+@torch.no_grad()
+def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None):
+    """{"loss": mean, "acc": top-1 %, "top5": %} over every image once; sums over examples, kept on the device.
+
+    Raises Interrupted between two batches when stop() says so.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    counts, losses, count = torch.zeros(2, dtype=torch.int64, device=device), [], 0
+    for inputs, labels in batches:
+        with autocast(device, dtype):
+            logits = model(inputs)
+        logits = logits.float()
+        losses.append(loss_fn(logits, labels) * len(labels))
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        counts += torch.stack([top[:, 0].sum(), top.sum()])
+        count += len(labels)
+        if stop and stop():
+            raise Interrupted
+    top1, top5 = counts.tolist()
+    return {"loss": sum(torch.stack(losses).tolist()) / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}
+
+
+def synchronize(device):
+    """Waits for the device: before this a clock measures only what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory_mb(device):
+    """Largest memory so far: of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _count_correct(logits, targets):
+    """Correct predictions, as a float; of a mixed picture the label of larger weight counts."""
+    labels = targets if targets.ndim == 1 else targets.argmax(1)
+    return (logits.argmax(1) == labels).sum().float()
+
+
+def _gradients_stay_local(model, local):
+    """DistributedDataParallel's no_sync for all but the last part of a batch; nothing for a plain model."""
+    return model.no_sync() if local and hasattr(model, "no_sync") else nullcontext()
+
+
+def _check_weights(model, progress, rate):
+    finite = torch.stack([p.detach().isfinite().all() for p in model.parameters()])
+    if not finite.all():
+        raise NonFiniteLoss(_advice("a weight is not finite", progress, rate))
+
+
+def _advice(what, progress, rate):
+    return (
+        f"{what} at step {progress.step + 1} (epoch {progress.epoch + 1}) with learning rate {rate:.4g}: stopped before the "
+        f"update; try a smaller --lr, a longer --warmup-epochs or --clip-grad 1"
+    )

@@ -1,0 +1,353 @@
+"""From resolved arguments to a finished run: what train.py, train_vit.py and train_sota.py have in common.
+
+    args, origin, state = arguments(parser, argv)
+    return run(args, origin, state, build=lambda num_classes: create_model(args.model, num_classes))
+
+The order matters: everything that can be refused is refused before the run's directory is made.
+"""
+
+import signal
+import sys
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import checkpoint
+import cli
+import data
+import engine
+import models
+import optim
+import rundir
+from augment import Pipeline
+from errors import UserError
+
+# What may differ when a run goes on; --epochs where the schedule allows it (see _check_epochs).
+FREE = {"resume", "epochs", "device", "data_dir", "data_url", "compile", "amp", "deterministic", "tag"}
+EVAL_BATCH = 500
+
+
+def arguments(parser, argv):
+    """(arguments, {argument: where its value came from}, contents of last.pt or None) of a command line.
+
+    Raises UserError; a --resume that contradicts the run is refused with the arguments named.
+    """
+    given = cli.explicit(parser, argv)
+    if "resume" in given:
+        return _resume_arguments(parser, given)
+    if "model" in given:
+        given["model"] = models.canonical(given["model"])
+    config = rundir.load_config(given["config"]) if "config" in given else {}
+    args, origin = cli.resolve(parser, given, config, models.recipe, optim.OPTIMIZERS)
+    args.model = models.canonical(args.model)
+    return args, origin, None
+
+
+def _resume_arguments(parser, given):
+    if "config" in given or "output_dir" in given:
+        raise UserError("--resume takes its arguments and its directory from the run: leave --config and --output-dir out", 2)
+    path = rundir.resolve_run(given["resume"])
+    if not (path / "last.pt").is_file():
+        raise UserError(f"{path} holds no run to go on with (no last.pt)", status=2)
+    state = checkpoint.load(path / "last.pt")
+    if "training" not in state:
+        raise UserError(f"{path}/last.pt is not a run's last.pt", status=2)
+    saved = state["training"]["arguments"]
+    if "model" in given:
+        given["model"] = models.canonical(given["model"])
+    wrong = [key for key, value in given.items() if key not in FREE and value != saved.get(key, value)]
+    if wrong:
+        says = "; ".join(f"--{key.replace('_', '-')} is {saved[key]} there, not {given[key]}" for key in wrong)
+        raise UserError(f"can't go on with {path}: {says}", status=2)
+    defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
+    args = cli.argparse.Namespace(**(defaults | saved | given))
+    args.output_dir = str(path)
+    return args, state["training"]["origin"], state
+
+
+class StopSignal:
+    """Asks for an end at the first SIGINT or SIGTERM; the second one ends the process at once, as it does by default."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __call__(self):
+        return self.number != 0
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _handle(self, number, frame):
+        self.number = number
+        for each in self.before:
+            signal.signal(each, signal.SIG_DFL)
+
+    def __exit__(self, *exception):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def run(args, origin, state, *, build, groups=optim.param_groups):
+    """Trains and tests as `args` say; returns the exit status.
+
+    build(num_classes) -> model with fresh or loaded weights, on the CPU; groups(model, weight_decay) -> parameter groups;
+    state: contents of last.pt to go on from, or None.
+    """
+    options = models.parse_options(args.model_arg, args.model)
+    device = engine.select_device(args.device)
+    dtype = engine.amp_dtype(args.amp, device)
+    if args.accumulate > args.batch_size:
+        raise UserError(f"--accumulate {args.accumulate} is more than --batch-size {args.batch_size}", status=2)
+    if args.output_dir and state is None:
+        rundir.refuse_if_taken(args.output_dir)
+    models.describe(args.model, 10, args.image_size, **options)  # refuses what can't be built, before any work
+    engine.make_deterministic(args.deterministic)
+
+    split = data.load(
+        args.dataset, args.data_dir, data_url=args.data_url, image_size=args.image_size, val_size=args.val_size,
+        limit_train=args.limit_train, limit_test=args.limit_test, skip_bad_images=args.skip_bad_images,
+    )  # fmt: skip
+    parameters, macs = models.describe(args.model, split.num_classes, args.image_size, **options)
+    engine.seed_model(args.seed, torch.device("cpu"), 0, "init")
+    model = build(split.num_classes)
+    mean, std = models.normalization(model) if args.pretrained else (split.mean, split.std)
+    model = model.to(device, memory_format=torch.channels_last)
+
+    transforms = () if args.augment == "none" else args.augment.split(",")
+    train_pipeline = Pipeline(
+        mean, std, args.image_size, transforms, num_classes=split.num_classes, crop_mode=args.crop_padding,
+        cutout_size=args.cutout, mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, mix_probability=args.mix_prob,
+    )  # fmt: skip
+    batches = data.Batches(split.train, args.batch_size, train_pipeline, device=device, seed=args.seed)
+    plain = Pipeline(mean, std, args.image_size)
+    curve = "val" if split.val else "test"
+    curve_batches = data.Batches(split.val or split.test, EVAL_BATCH, plain, device=device, shuffle=False)
+
+    steps = args.epochs * len(batches)
+    _resolve_auto(args, origin, args.epochs, steps)
+    if state:
+        _check_epochs(args, origin, state, len(batches))
+    lr_at = optim.learning_rate(args.schedule, args.lr, steps, round(args.warmup_epochs * len(batches)))
+    optimizer = optim.create_optimizer(args.optimizer, groups(model, args.weight_decay), args.lr, args.momentum)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    ema = optim.Ema(model, args.ema_decay) if args.ema_decay else None
+    progress = engine.Progress()
+    best = {"epoch": 0, "value": -1.0}
+    card = {
+        "model": args.model, "options": options, "num_classes": split.num_classes, "classes": list(split.classes),
+        "image_size": args.image_size, "mean": list(mean), "std": list(std), "dataset": split.name, "seed": args.seed,
+    }  # fmt: skip
+    facts = {"train_images": len(split.train), "classes": list(split.classes)}
+    if state:
+        _restore(state, facts, model, optimizer, scaler, ema, progress, best)
+    if args.compile:
+        for each in (model, ema.model) if ema else (model,):
+            each.compile()  # in place: the keys of the state dict stay as they are
+
+    with StopSignal() as stop:
+        directory = _open_directory(args, origin, split, device, resumed=state is not None)
+        for note in split.notes:
+            print(f"{split.name}: {note}", file=sys.stderr)
+        say = _Reporter(args, batches)
+
+        def training_state():
+            return {
+                "card": card,
+                "state_dict": model.state_dict(),
+                "ema": ema.state_dict() if ema else None,
+                "training": {
+                    "arguments": vars(args), "origin": origin, "facts": facts, "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(), "progress": progress.state_dict(), "best": best,
+                },
+            }  # fmt: skip
+
+        def measure(epoch):
+            """The curve's figures; empty cells where --eval-every leaves an epoch out."""
+            wanted = epoch % args.eval_every == 0 or epoch == args.epochs
+            figures = {}
+            for prefix, each in (("", model), ("ema_", ema and ema.model)):
+                if each is not None:
+                    found = engine.evaluate(each, curve_batches, dtype=dtype, stop=stop) if wanted else {}
+                    if found and found["loss"] - found["loss"] != 0:  # nan or infinite
+                        raise engine.NonFiniteLoss(f"the {curve} loss of epoch {epoch} is {found['loss']}; try a smaller --lr")
+                    figures |= {f"{prefix}{curve}_{name}": found.get(name) for name in ("loss", "acc", "top5")}
+            return figures
+
+        headline = f"{'ema_' if ema else ''}{curve}_acc"
+
+        def after_epoch(figures):
+            figures["peak_memory_mb"] = engine.peak_memory_mb(device)
+            directory.log(figures)
+            if figures[headline] is not None and figures[headline] > best["value"]:
+                best.update(epoch=figures["epoch"], value=figures[headline])
+                metric = {"name": headline, "selected_on": curve, **best}
+                weights = (ema.model if ema else model).state_dict()
+                directory.save_best({"card": card, "metric": metric, "state_dict": weights})
+            directory.save_last(training_state())
+            say.epoch(figures, curve)
+
+        try:
+            if not state:
+                directory.save_last(training_state())  # from here on there is always one to go on from
+                _show_batch(directory, batches, mean, std)
+            engine.fit(
+                model, batches, optimizer=optimizer, lr_at=lr_at, epochs=args.epochs, progress=progress, dtype=dtype,
+                loss_fn=lambda logits, y: F.cross_entropy(logits, y, label_smoothing=args.label_smoothing), scaler=scaler,
+                accumulate=args.accumulate, clip_grad=args.clip_grad, seed=args.seed, after_step=ema.update if ema else None,
+                measure=measure, after_epoch=after_epoch, stop=stop, show=say.step,
+            )  # fmt: skip
+            final = directory.rows()[-1]
+            figures = {"test_acc": final[headline], "test_top5": final[headline.replace("acc", "top5")]}
+            if split.val:  # the test set is read once, here, by the weights that were chosen without it
+                chosen = ema.model if ema else model
+                chosen.load_state_dict(checkpoint.load(directory.path / "best.pt")["state_dict"])
+                test_batches = data.Batches(split.test, EVAL_BATCH, plain, device=device, shuffle=False)
+                found = engine.evaluate(chosen, test_batches, dtype=dtype, stop=stop)
+                figures = {"test_acc": found["acc"], "test_top5": found["top5"]}
+        except engine.Interrupted:
+            say.close()
+            directory.save_last(training_state())
+            directory.write_summary("interrupted", signal=stop.number, **_standing(progress, best, curve))
+            print(f"interrupted in epoch {progress.epoch + 1}; go on with --resume {directory.path}")
+            return 128 + stop.number
+        except BaseException as error:
+            say.close()
+            directory.write_summary("failed", reason=str(error) or type(error).__name__, **_standing(progress, best, curve))
+            raise
+        finally:
+            directory.close()
+
+        figures = {name: float(value) for name, value in figures.items()}
+        directory.write_summary(
+            "finished",
+            **figures,
+            reported="best epoch on the held-out images" if split.val else "last epoch",
+            weights="moving average" if ema else "as trained",
+            **_standing(progress, best, curve),
+            parameters=parameters,
+            gmacs=macs / 1e9,
+            **_seconds_to(directory.rows(), headline),
+            peak_memory_mb=engine.peak_memory_mb(device),
+        )
+        print(f"test accuracy {figures['test_acc']:.2f} % ({'best on held-out images' if split.val else 'last epoch'})  "
+              f"{directory.path}")  # fmt: skip
+        return 0
+
+
+def _auto_values(schedule, epochs, steps):
+    return {"warmup_epochs": optim.default_warmup(schedule, epochs), "ema_decay": optim.default_ema_decay(steps)}
+
+
+def _resolve_auto(args, origin, epochs, steps):
+    """Puts numbers for "auto" into the arguments, so that config.json and last.pt hold what was used."""
+    for name, value in _auto_values(args.schedule, epochs, steps).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+            origin[name] = "auto"
+
+
+def _check_epochs(args, origin, state, batches_per_epoch):
+    """Refuses another --epochs where the run would have taken other steps had it been asked at the start."""
+    saved, done = state["training"]["arguments"], state["training"]["progress"]
+    if args.epochs == saved["epochs"]:
+        return
+    if done["epoch"] > args.epochs:
+        raise UserError(f"--epochs {args.epochs}: the run has {done['epoch']} epochs already", status=2)
+    steps = {epochs: epochs * batches_per_epoch for epochs in (saved["epochs"], args.epochs)}
+    for name, value in _auto_values(args.schedule, args.epochs, steps[args.epochs]).items():
+        if origin.get(name) == "auto" and value != saved[name]:
+            raise UserError(f"--epochs {args.epochs} would have given another --{name.replace('_', '-')} from the start "
+                            f"({value:.6g}, not {saved[name]:.6g}): start a new run", status=2)  # fmt: skip
+    warmup = round(saved["warmup_epochs"] * batches_per_epoch)
+    before, now = (optim.learning_rate(args.schedule, args.lr, count, warmup) for count in steps.values())
+    if any(before(step) != now(step) for step in range(done["step"])):
+        raise UserError(f"--epochs {args.epochs}: with the {args.schedule} schedule the learning rates so far would have been "
+                        f"others than over {saved['epochs']} epochs: start a new run (a constant schedule can be "
+                        f"extended)", status=2)  # fmt: skip
+
+
+def _restore(state, facts, model, optimizer, scaler, ema, progress, best):
+    training = state["training"]
+    for name, value in facts.items():
+        if training["facts"][name] != value:
+            raise UserError(f"can't go on: the data has other {name.replace('_', ' ')} than at the start of the run", status=2)
+    model.load_state_dict(state["state_dict"])
+    optimizer.load_state_dict(training["optimizer"])
+    scaler.load_state_dict(training["scaler"]) if scaler.is_enabled() and training["scaler"] else None
+    if ema:
+        ema.load_state_dict(state["ema"])
+    progress.load_state_dict(training["progress"])
+    best.update(training["best"])
+
+
+def _open_directory(args, origin, split, device, resumed):
+    if resumed:
+        directory = rundir.RunDir.open(args.output_dir)
+        done = checkpoint.load(directory.path / "last.pt")["training"]["progress"]["epoch"]
+        directory.keep_rows(done)
+        return directory
+    path = args.output_dir or rundir.new_path("runs", split.name, args.model, args.tag, args.seed)
+    config = {"arguments": vars(args), "from": origin, **rundir.environment(device)}
+    return rundir.RunDir.create(path, config)
+
+
+def _show_batch(directory, batches, mean, std):
+    """A grid of the first augmented pictures, for TensorBoard."""
+    inputs, _ = next(batches.epoch(0))
+    scale, shift = (torch.tensor(v, device=inputs.device).view(3, 1, 1) for v in (std, mean))
+    pictures = (inputs[:64] * scale + shift).clamp(0, 1).cpu()
+    side = int(len(pictures) ** 0.5)
+    rows = [torch.cat(list(pictures[i * side : (i + 1) * side]), dim=2) for i in range(side)]
+    directory.events.add_image("augmented training images", torch.cat(rows, dim=1))
+
+
+def _standing(progress, best, curve):
+    return {
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "best_epoch": best["epoch"] or None,
+        f"best_{curve}_acc": best["value"] if best["epoch"] else None,
+        "best_selected_on": curve,
+        "train_seconds": progress.total_seconds + progress.seconds,
+    }
+
+
+def _seconds_to(rows, headline):
+    """Training seconds to 90 and 95 % of the final accuracy."""
+    final, elapsed, out = float(rows[-1][headline]), 0.0, {"seconds_to_90": None, "seconds_to_95": None}
+    for row in rows:
+        elapsed += float(row["epoch_seconds"])
+        for part in (90, 95):
+            if out[f"seconds_to_{part}"] is None and row[headline] and float(row[headline]) >= part / 100 * final:
+                out[f"seconds_to_{part}"] = elapsed
+    return out
+
+
+class _Reporter:
+    """A bar on a terminal, and a line an epoch everywhere."""
+
+    def __init__(self, args, batches):
+        self.epochs, self.steps, self.bar = args.epochs, len(batches), None
+
+    def step(self, progress, loss):
+        if self.bar is None:
+            description = f"epoch {progress.epoch + 1}/{self.epochs}"
+            self.bar = tqdm(total=self.steps, initial=progress.batch - 1, desc=description, leave=False, disable=None)
+        self.bar.update()
+        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+
+    def epoch(self, figures, curve):
+        self.close()
+        line = f"epoch {figures['epoch']}/{self.epochs}  lr {figures['lr']:.4g}  train {figures['train_loss']:.4f} "
+        line += f"{figures['train_acc']:.2f} %"
+        for prefix, name in (("", curve), ("ema_", f"{curve} (ema)")):
+            if figures.get(f"{prefix}{curve}_acc") is not None:
+                line += f"  {name} {figures[f'{prefix}{curve}_loss']:.4f} {figures[f'{prefix}{curve}_acc']:.2f} %"
+        print(f"{line}  {figures['images_per_second']:.0f} images/s", flush=True)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -1,0 +1,228 @@
+"""A run's directory: config.json, metrics.csv, best.pt, last.pt, summary.json and TensorBoard events.
+
+    run = RunDir.create("runs/cifar10-resnet18-s0-20260101-120000", config)
+    run.log(row); run.save_last(state); run.finish("finished", {...})
+
+One process writes to a directory at a time. A row of metrics.csv is on the disk before the checkpoint of its epoch, and
+going on drops the rows that the checkpoint doesn't know: each epoch stands there once, whenever the run was killed.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import checkpoint
+from errors import UserError
+
+FILES = ("config.json", "metrics.csv", "best.pt", "last.pt", "summary.json")
+
+
+def new_path(root, dataset, model, tag, seed):
+    """root/<dataset>-<model>[-<tag>]-s<seed>-<time>, not yet there."""
+    parts = (dataset, model, tag, f"s{seed}", time.strftime("%Y%m%d-%H%M%S"))
+    name = "-".join(part.replace("/", "_") for part in parts if part)
+    path, number = Path(root) / name, 2
+    while path.exists():
+        path, number = Path(root) / f"{name}-{number}", number + 1
+    return path
+
+
+def refuse_if_taken(path):
+    """Raises UserError when `path` holds a run already, or is no place for one."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output-dir {path} is a file", status=2)
+    taken = [name for name in FILES if (path / name).exists()]
+    if taken:
+        found = ", ".join(taken)
+        raise UserError(f"{path} holds a run already ({found}): take another --output-dir, or --resume {path}", status=2)
+
+
+class RunDir:
+    """Use `create` or `open`; both take the directory's lock, which the system frees when the process ends, however it ends."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._columns = None
+        self._writer = None
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until close)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise UserError(f"{self.path} is being written by another process") from error
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink()
+
+    @classmethod
+    def create(cls, path, config):
+        """A new run's directory. config: JSON values; what the run is on is added (see `environment`)."""
+        refuse_if_taken(path)
+        try:
+            Path(path).mkdir(parents=True, exist_ok=True)
+            run = cls(path)
+        except OSError as error:
+            raise UserError(f"{path} can't be made: {error.strerror}") from error
+        checkpoint.write_json(run.path / "config.json", config)
+        return run
+
+    @classmethod
+    def open(cls, path):
+        """The directory of a run that goes on."""
+        if not (Path(path) / "last.pt").is_file():
+            raise UserError(f"{path} holds no run to go on with (no last.pt)", status=2)
+        return cls(path)
+
+    # metrics.csv
+
+    @property
+    def metrics_path(self):
+        return self.path / "metrics.csv"
+
+    def keep_rows(self, epochs):
+        """Drops the rows after epoch number `epochs` and a torn last line."""
+        if not self.metrics_path.exists():
+            return
+        rows = [row for row in read_metrics(self.metrics_path) if int(row["epoch"]) <= epochs]
+        self._columns = list(rows[0]) if rows else None
+        with checkpoint.replacing(self.metrics_path, "w") as file:
+            if rows:
+                writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+
+    def log(self, row):
+        """Appends a row (its keys are the columns, the same in each row) and writes it to the event file."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns or list(row), lineterminator="\n")
+        if self._columns is None:
+            self._columns = list(row)
+            writer.writeheader()
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+        with open(self.metrics_path, "a") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        for key, value in row.items():
+            if isinstance(value, (int, float)) and key not in ("epoch", "step"):
+                self.events.add_scalar(key, value, row["step"])
+        self.events.flush()
+
+    def rows(self):
+        return read_metrics(self.metrics_path) if self.metrics_path.exists() else []
+
+    @property
+    def events(self):
+        """The TensorBoard writer, made when it is first needed."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self.path)
+        return self._writer
+
+    # checkpoints
+
+    def save_last(self, state):
+        checkpoint.save(state, self.path / "last.pt")
+
+    def save_best(self, state):
+        checkpoint.save(state, self.path / "best.pt")
+
+    # the end
+
+    def write_summary(self, status, **figures):
+        checkpoint.write_json(self.path / "summary.json", {"status": status, **figures})
+
+    def close(self):
+        if self._writer is not None:
+            self._writer.close()
+        self._lock.close()
+
+
+def read_metrics(path):
+    """The rows of a metrics.csv as dicts of strings, without a torn last line. Columns are told by their names."""
+    with open(path, newline="") as file:
+        lines = file.read().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    rows = list(csv.DictReader(lines))
+    return [row for row in rows if row.get("epoch", "").isdigit() and None not in row.values()]
+
+
+def resolve_run(path):
+    """A run's directory from the directory itself or a file in it. Raises UserError."""
+    path = Path(path)
+    path = path.parent if path.is_file() else path
+    if not path.is_dir():
+        raise UserError(f"--resume {path}: there is no such run", status=2)
+    return path
+
+
+def environment(device):
+    """What a run is on: versions, device, git commit, command."""
+    def installed(name):
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    packages = ("torch", "torchvision", "timm", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: installed(name) for name in packages},
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({processor()})",
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "git": _git(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def processor():
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git():
+    """Commit of this code and whether it was changed since, or None outside a repository."""
+    def run(*arguments):
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def load_config(path):
+    """The arguments in a run's config.json (or in a flat JSON object), by name. Raises UserError."""
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config {path}: {error}", status=2) from error
+    arguments = config.get("arguments", config) if isinstance(config, dict) else None
+    if not isinstance(arguments, dict):
+        raise UserError(f"--config {path} holds no arguments", status=2)
+    return arguments

@@ -1,0 +1,50 @@
+"""Trains a convolutional network on small pictures, from scratch or from published weights.
+
+    python train.py --model resnet34 --epochs 500                       # CIFAR-10
+    python train.py --dataset shapes --model resnet20 --epochs 3        # no files, no network, a minute on any machine
+    python train.py --resume runs/<run>                                 # goes on to the same bits
+
+The default recipe, for residual networks on CIFAR-10, after arXiv 1512.03385, 1605.07146, 1812.01187 and 1905.04899:
+SGD 0.1 with Nesterov momentum 0.9 and weight decay 5e-4 (not on norms and biases), batch 128, a warmup and a cosine; crop
+and flip; CutMix or MixUp on half of the images, label smoothing 0.1; a moving average of the weights.
+`--augment none --optimizer adam` is the naive baseline to compare with.
+Results, with mean, deviation and n, stand in the README.
+"""
+
+import cli
+import experiment
+import models
+from models.weights import load_weights
+
+
+def build_parser():
+    parser = cli.Parser(__doc__.split("\n")[0])
+    cli.add_model(parser, default="resnet18")
+    cli.add_data(parser)
+    cli.add_training(parser, epochs=200)
+    cli.add_machine(parser)
+    cli.add_run(parser)
+    return parser
+
+
+def main(argv=None):
+    parser = build_parser()
+    args, origin, state = experiment.arguments(parser, argv)
+    if args.list_models:
+        return models.print_table()
+
+    def build(num_classes):
+        options = models.parse_options(args.model_arg, args.model)
+        fresh = state is None
+        model = models.create_model(args.model, num_classes, pretrained=args.pretrained and fresh, **options)
+        if args.weights and fresh:
+            print(load_weights(model, args.weights))
+        elif args.pretrained and fresh:
+            print(f"weights: {args.model} as published, a new classifier for {num_classes} classes")
+        return model
+
+    return experiment.run(args, origin, state, build=build)
+
+
+if __name__ == "__main__":
+    cli.run(main)
