@@ -15,13 +15,20 @@ from errors import UserError
 OF_THE_CALL = ("config", "resume", "output_dir", "list_models", "tag")  # not taken over by --config
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, where there is one to show."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, False, []) or action.default is argparse.SUPPRESS:
+            return action.help or ""
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line, which name the nearest option, and no abbreviations."""
 
     def __init__(self, description, **options):
-        super().__init__(
-            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **options
-        )
+        super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False, **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -106,14 +113,16 @@ def add_training(parser, *, epochs):
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=number(int, low=1), default=epochs, metavar="N", help="in total, also with --resume")
     group.add_argument("--batch-size", type=number(int, low=1), default=128, metavar="N", help="of all devices together")
-    group.add_argument("--optimizer", default="sgd", choices=("sgd", "adam", "adamw", "muon"))
+    group.add_argument("--optimizer", default="sgd", choices=("sgd", "adam", "adamw", "muon"), help="brings its own rates")
     group.add_argument("--lr", type=number(low=0), default=0.1, metavar="X", help="highest learning rate")
     group.add_argument("--momentum", type=number(low=0, high=0.9999), default=0.9, metavar="X", help="Adam's first beta, too")
     group.add_argument("--weight-decay", type=number(low=0), default=5e-4, metavar="X", help="not on norms and biases")
-    group.add_argument("--schedule", default="cosine", choices=("cosine", "linear", "one_cycle", "multi_step", "constant"))
+    group.add_argument("--schedule", default="cosine", choices=("cosine", "linear", "one_cycle", "multi_step", "constant"),
+                       help="of the learning rate after the warmup, to zero at the end")  # fmt: skip
     group.add_argument("--warmup-epochs", type=auto(low=0), default=None, metavar="X",
                        help="auto: a tenth, 5 at most; of one_cycle a quarter")  # fmt: skip
-    group.add_argument("--label-smoothing", type=number(low=0, high=0.99), default=0.1, metavar="X")
+    group.add_argument("--label-smoothing", type=number(low=0, high=0.99), default=0.1, metavar="X",
+                       help="part of the target that is spread over all classes")  # fmt: skip
     group.add_argument("--ema-decay", type=auto(low=0, high=0.999999), default=None, metavar="X",
                        help="of the weights' moving average; auto: a horizon of a twentieth of the run; 0: none")  # fmt: skip
     group.add_argument("--clip-grad", type=number(low=0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
@@ -135,7 +144,7 @@ def add_machine(parser):
     group.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"), help="auto: bf16 where it is fast")
     group.add_argument("--compile", action="store_true", help="torch.compile the model")
     group.add_argument("--deterministic", action="store_true", help="the same bits for the same seed, machine and versions")
-    group.add_argument("--seed", type=number(int, low=0), default=0, metavar="N")
+    group.add_argument("--seed", type=number(int, low=0), default=0, metavar="N", help="of everything that is drawn")
 
 
 def add_run(parser):

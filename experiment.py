@@ -147,7 +147,7 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
             each.compile()  # in place: the keys of the state dict stay as they are
 
     with StopSignal() as stop:
-        directory = _open_directory(args, origin, split, device, resumed=state is not None)
+        directory = _open_directory(args, origin, split, device, dtype, resumed=state is not None)
         for note in split.notes:
             print(f"{split.name}: {note}", file=sys.stderr)
         say = _Reporter(args, batches)
@@ -282,14 +282,15 @@ def _restore(state, facts, model, optimizer, scaler, ema, progress, best):
     best.update(training["best"])
 
 
-def _open_directory(args, origin, split, device, resumed):
+def _open_directory(args, origin, split, device, dtype, resumed):
     if resumed:
         directory = rundir.RunDir.open(args.output_dir)
         done = checkpoint.load(directory.path / "last.pt")["training"]["progress"]["epoch"]
         directory.keep_rows(done)
         return directory
     path = args.output_dir or rundir.new_path("runs", split.name, args.model, args.tag, args.seed)
-    config = {"arguments": vars(args), "from": origin, **rundir.environment(device)}
+    config = {"arguments": vars(args), "from": origin, "precision": str(dtype or torch.float32).removeprefix("torch."),
+              **rundir.environment(device)}  # fmt: skip
     return rundir.RunDir.create(path, config)
 
 

@@ -1,0 +1,56 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers():
+    """Settings of the process that a script changes are put back after each test."""
+    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = benchmark
+
+
+@pytest.fixture
+def script():
+    """Runs a script of the repository as a user does: script("train.py", "--epochs", 1) -> CompletedProcess."""
+
+    def run(name, *arguments, cwd=None, timeout=300, **environment):
+        return subprocess.run(
+            [sys.executable, str(ROOT / name), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )  # fmt: skip
+
+    return run
+
+
+TINY = ("--dataset", "shapes", "--limit-train", 96, "--limit-test", 50, "--batch-size", 32, "--model", "resnet20")
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys):
+    """Trains a tiny run in this process: train("--epochs", 2, output="a") -> its directory."""
+    import train as script
+
+    def run(*arguments, output="run", status=0):
+        place = [] if "--resume" in arguments else [*TINY, "--output-dir", tmp_path / output]
+        assert script.main([str(a) for a in (*place, "--device", "cpu", *arguments)]) == status
+        return tmp_path / output
+
+    monkeypatch.chdir(tmp_path)
+    return run

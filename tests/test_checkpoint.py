@@ -1,0 +1,151 @@
+"""A file is the old one or the new one; damaged, foreign and hostile files are refused and run nothing."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+import checkpoint
+from errors import UserError
+
+STATE = {"weights": {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}, "step": 7, "names": ["x", "y"],
+         "none": None, "nested": ({"t": torch.tensor(3)}, 0.25)}  # fmt: skip
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    checkpoint.save(STATE, tmp_path / "a.pt")
+    back = checkpoint.load(tmp_path / "a.pt")
+    assert checkpoint.digest(back) == checkpoint.digest(STATE)
+    assert torch.equal(back["weights"]["b"], STATE["weights"]["b"]) and back["nested"][1] == 0.25
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_view_is_saved_without_its_base(tmp_path):
+    checkpoint.save({"row": torch.zeros(1000, 1000)[0]}, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 20_000
+
+
+def test_the_digest_sees_every_change():
+    base = checkpoint.digest(STATE)
+    changed = [
+        {**STATE, "step": 8},
+        {**STATE, "step": 7.0},
+        {**STATE, "names": ("x", "y")},
+        {**STATE, "weights": {**STATE["weights"], "a": STATE["weights"]["a"].view(3, 2)}},
+        {**STATE, "weights": {**STATE["weights"], "a": STATE["weights"]["a"].double()}},
+        {**STATE, "more": 1},
+    ]
+    assert len({base, *map(checkpoint.digest, changed)}) == 1 + len(changed)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.3, 0.9, -1])
+def test_a_truncated_file_is_refused(tmp_path, keep):
+    path = tmp_path / "a.pt"
+    checkpoint.save(STATE, path)
+    whole = path.read_bytes()
+    size = int(len(whole) * keep) if isinstance(keep, float) else keep if keep >= 0 else len(whole) + keep
+    path.write_bytes(whole[:size])
+    with pytest.raises(UserError, match="a.pt"):
+        checkpoint.load(path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """Anywhere in the file: either it can't be read, or the digest of the contents differs, or the bit carries nothing."""
+    path = tmp_path / "a.pt"
+    checkpoint.save(STATE, path)
+    whole = bytearray(path.read_bytes())
+    wanted, noticed = checkpoint.digest(STATE), 0
+    for position in range(0, len(whole), 61):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            assert checkpoint.digest(checkpoint.load(path)) == wanted  # padding between the records
+        except UserError:
+            noticed += 1
+    assert noticed > 5
+
+
+def test_a_flipped_bit_in_the_weights_is_found_by_the_digest(tmp_path):
+    path = tmp_path / "a.pt"
+    weights = torch.full((5000,), 1.5)
+    checkpoint.save({"w": weights}, path)
+    whole = bytearray(path.read_bytes())
+    at = whole.find(weights.numpy().tobytes()[:400])
+    assert at > 0
+    whole[at + 101] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="digest|damaged"):
+        checkpoint.load(path)
+
+
+class Hostile:
+    def __init__(self, sentinel):
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.sentinel),))
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle", "inside"])
+def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, kind):
+    path, sentinel = tmp_path / "bad.pt", tmp_path / "sentinel"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Hostile(sentinel)))
+    else:
+        bad = Hostile(sentinel)
+        torch.save({"format": 1, "digest": "", "contents": {"x": bad}} if kind == "inside" else bad, path)
+    with pytest.raises(UserError, match="bad.pt"):
+        checkpoint.load(path)
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("contents", [b"", b"epoch,step\n1,2\n", b"\x80\x04N.", b"PK\x03\x04 nothing", os.urandom(2000)])
+def test_a_foreign_file_is_refused(tmp_path, contents):
+    path = tmp_path / "a.pt"
+    path.write_bytes(contents)
+    with pytest.raises(UserError, match="a.pt"):
+        checkpoint.load(path)
+
+
+def test_a_missing_file_and_another_format_are_named(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.load(tmp_path / "none.pt")
+    torch.save({"format": 99, "digest": "", "contents": {}}, tmp_path / "new.pt")
+    with pytest.raises(UserError, match="format 99"):
+        checkpoint.load(tmp_path / "new.pt")
+    torch.save({"w": torch.zeros(1)}, tmp_path / "plain.pt")
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        checkpoint.load(tmp_path / "plain.pt")
+
+
+@pytest.mark.parametrize("broken", ["save", "fsync", "replace", "verify"])
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch, broken):
+    path = tmp_path / "a.pt"
+    checkpoint.save(STATE, path)
+    before = path.read_bytes()
+
+    def fail(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    target = {"save": "torch.save", "fsync": "os.fsync", "replace": "os.replace", "verify": "torch.load"}[broken]
+    monkeypatch.setattr(target, fail)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save({**STATE, "step": 8}, path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_file_that_comes_back_otherwise_than_it_was_written_is_not_renamed(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    checkpoint.save(STATE, path)
+    monkeypatch.setattr(checkpoint, "to_cpu", lambda value: value)
+    real = torch.save
+
+    def bad_disk(state, file):
+        real({**state, "contents": {**state["contents"], "step": 9}}, file)
+
+    monkeypatch.setattr("torch.save", bad_disk)
+    with pytest.raises(UserError, match="digest"):
+        checkpoint.save({**STATE, "step": 8}, path)
+    assert checkpoint.load(path)["step"] == 7

@@ -1,0 +1,126 @@
+"""Where a value comes from, and how a wrong one is refused: before any work, in one line that says what would be right."""
+
+import subprocess
+import sys
+
+import pytest
+
+import cli
+import models
+import optim
+import train
+from conftest import ROOT
+from errors import UserError
+
+
+def resolve(*argv, config=None):
+    parser = train.build_parser()
+    given = cli.explicit(parser, [str(a) for a in argv])
+    return cli.resolve(parser, given, config or {}, models.recipe, optim.OPTIMIZERS)
+
+
+def test_the_default_recipe_is_the_published_one():
+    args, origin = resolve("--model", "resnet34", "--epochs", 500)
+    assert (args.optimizer, args.lr, args.momentum, args.weight_decay, args.batch_size) == ("sgd", 0.1, 0.9, 5e-4, 128)
+    assert (args.schedule, args.augment, args.mix_prob, args.label_smoothing) == ("cosine", "crop,flip", 0.5, 0.1)
+    assert args.mixup > 0 and args.cutmix > 0 and args.ema_decay is None and args.warmup_epochs is None
+    assert origin["model"] == "command line" and origin["batch_size"] == "default"
+
+
+def test_the_naive_baseline_has_nothing_added():
+    args, _ = resolve("--augment", "none", "--optimizer", "adam")
+    assert (args.lr, args.weight_decay, args.schedule, args.warmup_epochs) == (1e-3, 0, "constant", 0)
+    assert (args.mixup, args.cutmix, args.cutout, args.label_smoothing, args.ema_decay) == (0, 0, 0, 0, 0)
+
+
+def test_the_command_line_wins_over_config_over_recipe_over_default():
+    config = {"lr": 0.3, "label_smoothing": 0.2, "batch_size": 64}
+    args, origin = resolve("--model", "resnet20", "--lr", 0.5, config=config)
+    assert (args.lr, origin["lr"]) == (0.5, "command line")
+    assert (args.label_smoothing, origin["label_smoothing"]) == (0.2, "config")
+    assert (args.cutmix, origin["cutmix"]) == (0.0, "recipe")
+    assert (args.epochs, origin["epochs"]) == (200, "default")
+
+
+def test_another_optimizer_brings_its_own_rate():
+    args, origin = resolve("--model", "resnet20", "--optimizer", "adamw")
+    assert (args.lr, args.weight_decay, origin["lr"]) == (1e-3, 0.05, "optimizer")
+    assert (args.cutmix, origin["cutmix"]) == (0.0, "recipe")  # what is not the optimizer's stays
+
+
+def test_what_belongs_to_one_call_is_not_taken_from_a_config():
+    args, _ = resolve(config={"output_dir": "x", "resume": "y", "tag": "z", "model": "resnet20"})
+    assert (args.output_dir, args.resume, args.tag, args.model) == (None, None, None, "resnet20")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [({"lrr": 1}, "unknown argument 'lrr'; did you mean lr"), ({"lr": -1}, "at least 0"), ({"dataset": "mnist"}, "none of"),
+     ({"compile": "yes"}, "neither true nor false"), ({"epochs": 1.5}, "whole number")],
+)  # fmt: skip
+def test_a_config_is_checked_like_a_command_line(config, message):
+    with pytest.raises(UserError, match=message):
+        resolve(config=config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epoch", 3], "did you mean --epochs?"),
+        (["--lr", -0.1], "--lr: it takes a number at least 0, not '-0.1'"),
+        (["--lr", "nan"], "--lr"),
+        (["--epochs", 0], "a whole number at least 1"),
+        (["--epochs", "ten"], "a whole number at least 1"),
+        (["--batch-size", 0], "at least 1"),
+        (["--label-smoothing", 1.5], "at most 0.99"),
+        (["--augment", "crop,flop"], "none or names from crop, flip"),
+        (["--dataset", "mnist"], "choose from"),
+        (["--optimizer", "sdg"], "choose from"),
+        (["--image-size", 4], "at least 8"),
+        (["--ema-decay", 1], "at most"),
+        (["--mix-prob", 2], "at most 1"),
+        (["--momentum", 1], "at most"),
+        (["--epochs"], "expected one argument"),
+    ],
+)
+def test_a_wrong_value_is_one_line_and_exit_status_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main([str(a) for a in arguments])
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(lines) == 1 and message in lines[0]
+
+
+def test_help_shows_defaults_and_every_argument(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    common = """--model --model-arg --dataset --data-dir --data-url --image-size --epochs --batch-size --optimizer --lr --momentum
+        --weight-decay --schedule --warmup-epochs --label-smoothing --augment --mixup --cutmix --cutout --ema-decay --clip-grad
+        --accumulate --amp --compile --deterministic --device --seed --val-size --eval-every --output-dir --tag --resume
+        --config --limit-train --limit-test --list-models"""
+    assert all(option in text for option in common.split())
+    assert "(default: 128)" in text and "default: None" not in text
+
+
+def test_help_imports_nothing_that_it_does_not_need():
+    code = (
+        "import sys, train\ntry: train.main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('timm', 'torchvision', 'matplotlib', 'pandas', 'tensorboard') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [(UserError("wrong", status=2), 2, "wrong"), (UserError("broken"), 1, "broken"), (KeyboardInterrupt(), 130, "interrupted"),
+     (OSError(28, "No space left on device"), 1, "No space left on device")],
+)  # fmt: skip
+def test_a_script_ends_with_one_line_and_a_status(error, status, line, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == status and len(lines) == 1 and lines[0].endswith(line)

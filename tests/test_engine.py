@@ -1,0 +1,270 @@
+"""The loop: exact figures, the same update however a batch is cut, stopping after any step, and before a bad one."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import data
+import engine
+import optim
+from augment import Pipeline
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def net(dropout=0.0, norm=False, seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(72, 10))
+
+
+def batches(count=100, size=32, seed=0, **options):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    examples = data.Examples(images, torch.randint(0, 10, (count,), generator=generator))
+    return data.Batches(examples, size, Pipeline(MEAN, STD, 8, ("crop", "flip"), num_classes=10, **options), seed=seed)
+
+
+def start(model, name="sgd", lr=0.05):
+    return optim.create_optimizer(name, optim.param_groups(model, 1e-3), lr)
+
+
+def fit(model, epochs=2, source=None, optimizer=None, **options):
+    source = source or batches()
+    return engine.fit(model, source, optimizer=optimizer or start(model), lr_at=lambda step: 0.05, epochs=epochs, **options)
+
+
+def test_figures_are_sums_over_examples_and_steps_are_counted():
+    model, rows = net(), []
+    progress = engine.fit(model, batches(), optimizer=start(model), lr_at=lambda step: 0.0, epochs=1, after_epoch=rows.append)
+    losses, correct, count = 0.0, 0, 0
+    for x, y in batches().epoch(0):
+        logits = net()(x)
+        losses += F.cross_entropy(logits, y, reduction="sum").item()
+        correct += (logits.argmax(1) == y).sum().item()
+        count += len(y)
+    assert (rows[0]["epoch"], rows[0]["step"], count) == (1, 3, 96)
+    assert rows[0]["train_loss"] == pytest.approx(losses / count, rel=1e-6)
+    assert rows[0]["train_acc"] == pytest.approx(100 * correct / count)
+    assert (progress.epoch, progress.step, progress.batch) == (1, 3, 0)
+
+
+def test_evaluation_counts_every_image_once():
+    model = net().eval()
+    images = torch.randint(0, 256, (10_001, 8, 8, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    examples = data.Examples(images, torch.randint(0, 10, (10_001,)))
+    pipeline = Pipeline(MEAN, STD, 8)
+    found = engine.evaluate(model, data.Batches(examples, 500, pipeline, shuffle=False))
+    x, y = pipeline(images, examples.labels, None)
+    logits = model(x).detach()
+    assert found["loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
+    assert found["acc"] == pytest.approx(100 * (logits.argmax(1) == y).sum().item() / 10_001)
+    top5 = sum(int(label) in row for label, row in zip(y, logits.topk(5).indices.tolist()))
+    assert found["top5"] == pytest.approx(100 * top5 / 10_001)
+
+
+def test_top5_of_fewer_classes_is_everything():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    examples = data.Examples(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 0]))
+    assert engine.evaluate(model, data.Batches(examples, 4, Pipeline(MEAN, STD, 8), shuffle=False))["top5"] == 100
+
+
+@pytest.mark.parametrize("parts", [2, 3, 32])
+def test_accumulation_gives_the_update_of_the_whole_batch(parts):
+    whole, cut = net(), net()
+    fit(whole)
+    fit(cut, accumulate=parts)
+    for a, b in zip(whole.parameters(), cut.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_clipping_bounds_the_gradient():
+    model, norms = net(), []
+    optimizer = start(model)
+    real = optimizer.step
+
+    def step(*args, **options):
+        norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm().item())
+        return real(*args, **options)
+
+    optimizer.step = step
+    fit(model, optimizer=optimizer, clip_grad=0.01)
+    assert norms and max(norms) <= 0.01 * 1.001
+
+
+def test_the_rate_is_set_for_each_step_and_scaled_for_a_group():
+    model, seen = net(), []
+    optimizer = start(model)
+    optimizer.param_groups[0]["lr_scale"] = 0.5
+    engine.fit(model, batches(), optimizer=optimizer, lr_at=lambda step: 0.01 * (step + 1), epochs=2,
+               after_step=lambda: seen.append([g["lr"] for g in optimizer.param_groups]))  # fmt: skip
+    assert seen == [[pytest.approx(0.005 * k), pytest.approx(0.01 * k)] for k in range(1, 7)]
+
+
+def stopping_after(steps):
+    calls = iter(range(1, 1000))
+    return lambda: next(calls) >= steps
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("steps", [1, 3, 4, 6])
+def test_a_run_that_stops_after_any_step_goes_on_to_the_same_bits(name, steps):
+    """With dropout, batch norm, mixing, accumulation and an average; 3 steps are an epoch."""
+
+    def make():
+        model = net(dropout=0.3, norm=True)
+        return model, start(model, name, 0.01), optim.Ema(model, 0.9), engine.Progress(), []
+
+    def go(model, optimizer, ema, progress, rows, stop=None):
+        source = batches(mixup_alpha=0.2, cutmix_alpha=1.0, mix_probability=0.5)
+        engine.fit(model, source, optimizer=optimizer, lr_at=lambda step: 0.01 / (step + 1), epochs=3, progress=progress,
+                   accumulate=2, after_step=ema.update, after_epoch=rows.append, stop=stop)  # fmt: skip
+
+    whole = make()
+    go(*whole)
+    first = make()
+    with pytest.raises(engine.Interrupted):
+        go(*first, stop=stopping_after(steps))
+    second = make()
+    torch.manual_seed(999)  # nothing may depend on it
+    for old, new in zip(first[:4], second[:4]):
+        new.load_state_dict(copy.deepcopy(old.state_dict()))
+    second[4].extend(first[4])
+    go(*second)
+    for a, b in zip(whole[0].state_dict().values(), second[0].state_dict().values()):
+        assert torch.equal(a, b)
+    for a, b in zip(whole[2].model.state_dict().values(), second[2].model.state_dict().values()):
+        assert torch.equal(a, b)
+    timing = ("epoch_seconds", "images_per_second")
+    assert [{k: v for k, v in row.items() if k not in timing} for row in whole[4]] == [
+        {k: v for k, v in row.items() if k not in timing} for row in second[4]
+    ]
+
+
+def test_dropout_differs_between_steps_and_repeats_with_the_seed():
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.seen = net(), []
+
+        def forward(self, x):
+            self.seen.append(F.dropout(torch.ones(1000), 0.5, self.training))
+            return self.net(x)
+
+    runs = [Spy(), Spy(), Spy()]
+    for spy, seed in zip(runs, (0, 0, 1)):
+        fit(spy, epochs=1, seed=seed)
+    a, b, c = (torch.stack(spy.seen) for spy in runs)
+    assert torch.equal(a, b) and not torch.equal(a, c) and not torch.equal(a[0], a[1])
+
+
+class Exploding(nn.Module):
+    """Returns infinities from its third training step on."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.calls = net(), 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return self.net(x) * (math.inf if self.calls >= 3 else 1)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update():
+    model = Exploding()
+    states = [copy.deepcopy(model.state_dict())]
+    with pytest.raises(engine.NonFiniteLoss, match=r"step 3 \(epoch 1\) with learning rate 0.05.*--lr"):
+        fit(model, after_step=lambda: states.append(copy.deepcopy(model.state_dict())))
+    assert len(states) == 3
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, states[-1][key]) and value.isfinite().all()
+
+
+def test_a_rate_that_blows_the_weights_up_stops_the_run():
+    model = net()
+    with pytest.raises(engine.NonFiniteLoss):
+        engine.fit(model, batches(), optimizer=start(model), lr_at=lambda step: 1e30, epochs=3)
+
+
+def test_weights_that_went_bad_in_the_last_step_are_not_passed_on():
+    model, seen = net(), []
+
+    def spoil():
+        seen.append(1)
+        if len(seen) == 3:
+            with torch.no_grad():
+                model[0].weight[0, 0, 0, 0] = math.nan
+
+    rows = []
+    with pytest.raises(engine.NonFiniteLoss, match="weight"):
+        fit(model, after_step=spoil, after_epoch=rows.append)
+    assert not rows
+
+
+class Overflowing(nn.Module):
+    def __init__(self, steps):
+        super().__init__()
+        self.net, self.left = net(), steps
+
+    def forward(self, x):
+        self.left -= 1
+        return self.net(x) * (math.inf if self.left >= 0 else 1)
+
+
+def test_with_fp16_an_overflow_skips_the_step_and_a_row_of_them_stops():
+    model = Overflowing(2)
+    before = copy.deepcopy(model.state_dict())
+    seen = []
+    scaler = torch.amp.GradScaler("cpu")
+    fit(model, epochs=1, dtype=None, scaler=scaler, after_step=lambda: seen.append(1), after_epoch=seen.append)
+    assert seen[0] == 1 and len(seen) == 2 and scaler.get_scale() == 65536 / 4  # one update of three steps
+    assert math.isfinite(seen[1]["train_loss"])
+    assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
+    with pytest.raises(engine.NonFiniteLoss, match="20 steps in a row"):
+        fit(Overflowing(1000), epochs=100, scaler=torch.amp.GradScaler("cpu"))
+
+
+def test_evaluation_can_be_interrupted_and_leaves_the_weights_alone():
+    model = net(norm=True)
+    before = copy.deepcopy(model.state_dict())
+    examples = batches()
+    with pytest.raises(engine.Interrupted):
+        engine.evaluate(model, examples, stop=lambda: True)
+    engine.evaluate(model, examples)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_precision_is_chosen_for_the_device():
+    cpu = torch.device("cpu")
+    assert engine.amp_dtype("off", cpu) is None and engine.amp_dtype("fp16", cpu) == torch.float16
+    assert engine.amp_dtype("auto", torch.device("mps")) is None
+    assert engine.amp_dtype("auto", cpu) in (None, torch.bfloat16)
+    with engine.autocast(cpu, None):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    with engine.autocast(cpu, torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for name in ("cuda:99", "tpu", "mps" if not torch.backends.mps.is_available() else "cuda:99"):
+        with pytest.raises(engine.UserError, match=f"--device {name}"):
+            engine.select_device(name)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_resembles_the_cpu_and_stops_before_a_bad_step():
+    cpu, gpu = net(), net().cuda()
+    fit(cpu)
+    source = batches()
+    source.images, source.labels = source.images.cuda(), source.labels.cuda()
+    fit(gpu, source=source, optimizer=start(gpu))
+    for a, b in zip(cpu.parameters(), gpu.parameters()):
+        torch.testing.assert_close(a, b.cpu(), rtol=1e-2, atol=1e-3)
+    exploding = Exploding().cuda()
+    with pytest.raises(engine.NonFiniteLoss, match="step 3 "):
+        fit(exploding, source=source, optimizer=start(exploding))
+    assert all(p.isfinite().all() for p in exploding.parameters())

@@ -1,0 +1,140 @@
+"""Groups hold each parameter once; schedules at their corners; optimizers descend; the average is the average."""
+
+import copy
+
+import pytest
+import torch
+
+import models
+import optim
+from errors import UserError
+
+
+def test_groups_hold_every_parameter_once_and_spare_norms_and_biases():
+    model = models.create_model("resnet20", 10)
+    decayed, plain = optim.param_groups(model, 5e-4)
+    assert decayed["weight_decay"] == 5e-4 and plain["weight_decay"] == 0
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in plain["params"])
+
+
+def test_groups_follow_no_weight_decay_and_leave_frozen_parameters_out():
+    model = torch.nn.Linear(3, 2)
+    model.no_weight_decay = lambda: {"weight"}
+    (only,) = optim.param_groups(model, 0.1)
+    assert only["weight_decay"] == 0 and len(only["params"]) == 2
+    model.bias.requires_grad_(False)
+    (only,) = optim.param_groups(model, 0.1)
+    assert [p.shape for p in only["params"]] == [(2, 3)]
+
+
+@pytest.mark.parametrize("fault", ["twice", "missing"])
+def test_groups_that_lose_or_repeat_a_parameter_are_refused(fault):
+    model = torch.nn.Linear(3, 2)
+    params = [model.weight, model.weight, model.bias] if fault == "twice" else [model.bias]
+    with pytest.raises(ValueError, match="parameter groups"):
+        optim.check_groups([dict(params=params)], model)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_state(name):
+    def descend(model, optimizer, steps):
+        for _ in range(steps):
+            loss = (model(x) - y).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    def start():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        groups = optim.param_groups(model, optim.OPTIMIZERS[name]["weight_decay"])
+        return model, optim.create_optimizer(name, groups, 0.01, optim.OPTIMIZERS[name]["momentum"])
+
+    x, y = torch.randn(16, 3, 4, 4), torch.randn(16, 2)
+    model, optimizer = start()
+    first = descend(model, optimizer, 1)
+    assert descend(model, optimizer, 60) < 0.8 * first
+    again, other = start()
+    again.load_state_dict(model.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert descend(again, other, 3) == descend(model, optimizer, 3)
+
+
+def test_an_unknown_optimizer_and_schedule_are_named():
+    with pytest.raises(UserError, match="unknown optimizer 'sgdd'.*sgd, adam"):
+        optim.create_optimizer("sgdd", [dict(params=[torch.zeros(1)])], 0.1)
+    with pytest.raises(UserError, match="unknown schedule 'cos'.*cosine"):
+        optim.learning_rate("cos", 0.1, 10)
+
+
+@pytest.mark.parametrize("schedule", optim.SCHEDULES)
+def test_warmup_rises_evenly_to_the_rate(schedule):
+    lr_at = optim.learning_rate(schedule, 0.8, 100, warmup_steps=10)
+    steps = [lr_at(step + 1) - lr_at(step) for step in range(9)]
+    assert lr_at(0) > 0 and lr_at(10) == pytest.approx(0.8)
+    assert all(step == pytest.approx(steps[0]) for step in steps)
+
+
+def test_schedules_at_their_corners():
+    def at(schedule, *steps, **options):
+        lr_at = optim.learning_rate(schedule, 1.0, 100, **options)
+        return [pytest.approx(lr_at(step), abs=1e-9) for step in steps]
+
+    assert [1.0, 0.5, 0.0] == at("cosine", 0, 50, 100)
+    assert [1.0, 0.75, 0.5, 0.0] == at("linear", 0, 25, 50, 100)
+    assert [1.0, 0.5, 0.0] == at("one_cycle", 20, 60, 100, warmup_steps=20)
+    assert [1.0, 1.0, 0.1, 0.1, 0.01, 0.01] == at("multi_step", 0, 49, 50, 74, 75, 99)
+    assert [1.0, 1.0] == at("constant", 0, 99)
+    assert [0.1, 0.1] == [at("cosine", 100, final=0.1)[0].expected, at("linear", 100, final=0.1)[0].expected]
+    lr_at = optim.learning_rate("cosine", 1.0, 100, warmup_steps=10)
+    assert 0 < lr_at(99) < 1e-3  # the last step still moves
+
+
+def test_a_schedule_never_goes_negative_and_never_over_its_rate():
+    for schedule in optim.SCHEDULES:
+        lr_at = optim.learning_rate(schedule, 0.3, 37, warmup_steps=5)
+        rates = [lr_at(step) for step in range(37)]
+        assert all(0 < rate <= 0.3 + 1e-12 for rate in rates)
+
+
+def test_defaults_fit_the_length_of_a_run():
+    assert optim.default_warmup("cosine", 200) == 5 and optim.default_warmup("cosine", 5) == 0.5
+    assert optim.default_warmup("one_cycle", 8) == 2
+    assert 1 / (1 - optim.default_ema_decay(2000)) == pytest.approx(100)
+    assert optim.default_ema_decay(10**7) == 1 - 1e-4
+    assert 0 <= optim.default_ema_decay(3) < 1
+
+
+def test_the_average_follows_its_formula_and_covers_the_buffers():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    ema = optim.Ema(model, 0.5)
+    expected = {k: v.clone() for k, v in model.state_dict().items()}
+    for step in range(1, 4):
+        model(torch.randn(8, 2))
+        with torch.no_grad():
+            model[0].weight.add_(torch.randn(2, 2))
+        ema.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            expected[name] = expected[name] * decay + value * (1 - decay) if value.is_floating_point() else value.clone()
+    for name, value in ema.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+    assert not any(p.requires_grad for p in ema.model.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_average_goes_on_from_its_state():
+    model = torch.nn.Linear(2, 2)
+    ema = optim.Ema(model, 0.9)
+    ema.update()
+    other = optim.Ema(torch.nn.Linear(2, 2), 0.9)
+    other.load_state_dict(ema.state_dict())
+    assert other.updates == 1 and torch.equal(other.model.weight, ema.model.weight)
+
+
+@pytest.mark.parametrize("decay", [0, 1, -0.1, 1.5])
+def test_an_impossible_decay_is_refused(decay):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        optim.Ema(torch.nn.Linear(2, 2), decay)

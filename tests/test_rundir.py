@@ -1,0 +1,126 @@
+"""One writer, one row an epoch, nothing overwritten, nothing torn."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import rundir
+from conftest import ROOT
+from errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path):
+    directory = rundir.RunDir.create(tmp_path / "run", {"arguments": {"lr": 0.1}})
+    yield directory
+    directory.close()
+
+
+def row(epoch, loss=0.5):
+    return {"epoch": epoch, "step": 10 * epoch, "train_loss": loss, "test_acc": None}
+
+
+def test_names_tell_the_run_and_never_collide(tmp_path):
+    first = rundir.new_path(tmp_path, "cifar10", "timm/resnet18", "try", 3)
+    assert first.name.startswith("cifar10-timm_resnet18-try-s3-") and len(first.name.split("-")) == 6
+    first.mkdir()
+    second = rundir.new_path(tmp_path, "cifar10", "timm/resnet18", "try", 3)
+    assert second != first and not second.exists()
+
+
+def test_rows_come_back_by_name_with_empty_cells(run):
+    run.log(row(1, 1 / 3))
+    run.log(row(2))
+    rows = run.rows()
+    assert [r["epoch"] for r in rows] == ["1", "2"] and rows[0]["test_acc"] == ""
+    assert float(rows[0]["train_loss"]) == pytest.approx(1 / 3, rel=1e-5)
+
+
+def test_a_torn_last_line_is_left_out_and_mended(run):
+    run.log(row(1))
+    run.log(row(2))
+    with open(run.metrics_path, "a") as file:
+        file.write("3,30,0.")
+    assert [r["epoch"] for r in run.rows()] == ["1", "2"]
+    run.keep_rows(2)
+    run.log(row(3))
+    assert [r["epoch"] for r in run.rows()] == ["1", "2", "3"]
+
+
+def test_rows_that_the_checkpoint_does_not_know_are_dropped(run):
+    for epoch in (1, 2, 3):
+        run.log(row(epoch))
+    run.keep_rows(1)
+    run.log(row(2, 0.7))
+    assert [(r["epoch"], r["train_loss"]) for r in run.rows()] == [("1", "0.5"), ("2", "0.7")]
+
+
+def test_keeping_no_row_starts_a_new_file(run):
+    run.log(row(1))
+    run.keep_rows(0)
+    run.log({"epoch": 1, "step": 1, "other": 2})
+    assert run.rows() == [{"epoch": "1", "step": "1", "other": "2"}]
+
+
+@pytest.mark.parametrize("name", rundir.FILES)
+def test_a_directory_that_holds_a_run_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=f"{name}.*--resume"):
+        rundir.RunDir.create(tmp_path, {})
+    assert (tmp_path / name).read_text() == "x"
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        rundir.RunDir.create(tmp_path / "file", {})
+    with pytest.raises(UserError, match="can't be made"):
+        rundir.RunDir.create(tmp_path / "file" / "below", {})
+
+
+def test_a_second_writer_is_refused_and_a_dead_one_is_not_in_the_way(run):
+    (run.path / "last.pt").write_text("x")
+    with pytest.raises(UserError, match="another process"):
+        rundir.RunDir.open(run.path)
+    run.close()
+    code = f"import sys, os; sys.path.insert(0, {str(ROOT)!r}); import rundir; rundir.RunDir.open({str(run.path)!r}); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    rundir.RunDir.open(run.path).close()
+
+
+def test_leftovers_of_a_killed_save_are_cleared(run):
+    (run.path / "last.pt").write_text("x")
+    (run.path / ".last.pt.tmp").write_text("half")
+    run.close()
+    rundir.RunDir.open(run.path).close()
+    assert not (run.path / ".last.pt.tmp").exists()
+
+
+def test_a_place_without_a_run_is_no_place_to_go_on(tmp_path):
+    with pytest.raises(UserError, match="no run"):
+        rundir.RunDir.open(tmp_path)
+    with pytest.raises(UserError, match="no such run"):
+        rundir.resolve_run(tmp_path / "nothing")
+
+
+def test_the_environment_says_what_a_run_was_made_on():
+    found = rundir.environment(torch.device("cpu"))
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert {"python", "torchvision", "timm", "cuda", "device", "git", "command", "threads"} <= set(found)
+    json.dumps(found)
+
+
+def test_arguments_are_read_from_a_run_or_a_flat_file(run, tmp_path):
+    assert rundir.load_config(run.path) == rundir.load_config(run.path / "config.json") == {"lr": 0.1}
+    (tmp_path / "flat.json").write_text('{"lr": 0.2}')
+    assert rundir.load_config(tmp_path / "flat.json") == {"lr": 0.2}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"arguments": 3}', "\xff"])
+def test_a_file_that_holds_no_arguments_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text, encoding="latin1")
+    with pytest.raises(UserError, match="a.json"):
+        rundir.load_config(tmp_path / "a.json")
