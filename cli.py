@@ -158,6 +158,7 @@ def add_run(parser):
 
 def explicit(parser, argv):
     """What stands on the command line, without any default."""
+    parser.parse_args(argv)  # for --help and for errors
     bare = copy.deepcopy(parser)
     for action in bare._actions:
         action.default = argparse.SUPPRESS

@@ -42,9 +42,17 @@ def script():
 TINY = ("--dataset", "shapes", "--limit-train", 96, "--limit-test", 50, "--batch-size", 32, "--model", "resnet20")
 
 
+@pytest.fixture(scope="session")
+def few_shapes():
+    import data
+
+    return data._load_shapes(train=400, test=100)
+
+
 @pytest.fixture
-def train(tmp_path, monkeypatch, capsys):
+def train(tmp_path, monkeypatch, few_shapes):
     """Trains a tiny run in this process: train("--epochs", 2, output="a") -> its directory."""
+    import data
     import train as script
 
     def run(*arguments, output="run", status=0):
@@ -53,4 +61,5 @@ def train(tmp_path, monkeypatch, capsys):
         return tmp_path / output
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "_load_shapes", lambda: few_shapes)
     return run

@@ -9,8 +9,13 @@ import torch
 import checkpoint
 from errors import UserError
 
-STATE = {"weights": {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}, "step": 7, "names": ["x", "y"],
-         "none": None, "nested": ({"t": torch.tensor(3)}, 0.25)}  # fmt: skip
+STATE = {
+    "weights": {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)},
+    "step": 7,
+    "names": ["x", "y"],
+    "none": None,
+    "nested": ({"t": torch.tensor(3)}, 0.25),
+}
 
 
 def test_what_is_saved_comes_back(tmp_path):

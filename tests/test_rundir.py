@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 import rundir
-from conftest import ROOT
 from errors import UserError
 
 
@@ -86,8 +86,8 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not_in_the_way(run):
     with pytest.raises(UserError, match="another process"):
         rundir.RunDir.open(run.path)
     run.close()
-    code = f"import sys, os; sys.path.insert(0, {str(ROOT)!r}); import rundir; rundir.RunDir.open({str(run.path)!r}); os.kill(os.getpid(), 9)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    code = f"import os, rundir; directory = rundir.RunDir.open({str(run.path)!r}); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -9
     rundir.RunDir.open(run.path).close()
 
 
