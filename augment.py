@@ -69,9 +69,9 @@ def flip(images, generator, p=0.5):
     return pixels.index_copy(0, chosen, pixels.index_select(0, chosen).flip(2)).permute(0, 3, 1, 2)
 
 
-def _reflect(size, padding):
+def _reflect(size, padding, device):
     """Source indices of a reflected border: padding 2 on 4 pixels gives 2 1 0 1 2 3 2 1."""
-    index = torch.arange(-padding, size + padding).abs()
+    index = torch.arange(-padding, size + padding, device=device).abs()
     return (size - 1) - ((size - 1) - index).abs()
 
 
@@ -80,7 +80,7 @@ def pad(pixels, padding, mode):
     if mode == "zero":
         return F.pad(pixels, (0, 0, padding, padding, padding, padding))
     batch, height, width, channels = pixels.shape
-    rows = _reflect(height, padding).to(pixels.device)
+    rows = _reflect(height, padding, pixels.device)
     padded = pixels.new_empty(batch, height + 2 * padding, width + 2 * padding, channels)
     padded[:, :, padding:-padding] = pixels.index_select(1, rows)  # whole rows: cheap copies
     padded[:, :, :padding] = padded[:, :, padding + 1 : 2 * padding + 1].flip(2)
@@ -101,7 +101,8 @@ def crop(images, generator, padding=None, mode="reflect"):
     padded = pad(_nhwc(images), padding, mode)
     _, padded_height, padded_width, _ = padded.shape
     # Every run of `width` pixels in the batch as a row of one overlapping view; a window is `height` of these rows.
-    runs = padded.view(-1).as_strided((padded.numel() // channels - width + 1, width * channels), (channels, 1))
+    count = max(0, padded.numel() // channels - width + 1)
+    runs = padded.view(-1).as_strided((count, width * channels), (channels, 1))
     first = torch.arange(batch, device=images.device) * padded_height + offsets[:, 0]
     first = first * padded_width + offsets[:, 1]
     rows = first[:, None] + torch.arange(height, device=images.device) * padded_width  # (B, H)
@@ -223,7 +224,7 @@ def _hue(x, turn):
         high == red, (green - blue) / safe, torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
     )
     sixth = sixth + 6 * turn
-    k = (torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1) + sixth) % 6
+    k = (torch.arange(5, 0, -2, device=x.device).view(1, 3, 1, 1) + sixth) % 6
     return high - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
@@ -274,9 +275,9 @@ def _geometry(images, op, strength):
     angle = torch.deg2rad(strength)
     shift = strength.trunc()  # whole pixels, as torchvision
     for column in (1, 2):  # a shear keeps the upper left corner in its place
-        put("shear_x", 0, column, -strength * height / width)
+        put("shear_x", 0, column, strength * height / width)
     for column in (0, 2):
-        put("shear_y", 1, column, -strength * width / height)
+        put("shear_y", 1, column, strength * width / height)
     put("translate_x", 0, 2, -2 * shift / width)
     put("translate_y", 1, 2, -2 * shift / height)
     put("rotate", 0, 0, angle.cos())
@@ -288,7 +289,8 @@ def _geometry(images, op, strength):
 
 
 def _sharpness(x, factor):
-    kernel = torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]], device=x.device).div_(13).expand(3, 1, 3, 3)
+    kernel = torch.full((3, 1, 3, 3), 1 / 13, device=x.device)
+    kernel[:, :, 1, 1] = 5 / 13
     blurred = x.clone()
     blurred[:, :, 1:-1, 1:-1] = F.conv2d(x, kernel, groups=3).round_()
     return torch.lerp(blurred, x, factor).clamp_(0, 255)
@@ -363,18 +365,25 @@ def normalize(images, mean, std):
     # Tiled to a whole image: a broadcast over the last axis of three would cost more than the arithmetic.
     scale = scale.to(images.device, non_blocking=True).repeat(height * width)
     bias = bias.to(images.device, non_blocking=True).repeat(height * width)
-    out = _nhwc(images).view(batch, -1).float().mul_(scale).add_(bias)
+    out = _nhwc(images).flatten(1).float().mul_(scale).add_(bias)
     return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _boxes(centres, sides, height, width):
-    """Masks (B, 1, H, W), true inside boxes of `sides` (B, 2) pixels around `centres` (B, 2), cut at the borders."""
-    start = (centres - sides / 2).round()
-    stop = start + sides
-    y, x = torch.arange(height), torch.arange(width)
-    rows = (y >= start[:, :1]) & (y < stop[:, :1])
-    columns = (x >= start[:, 1:]) & (x < stop[:, 1:])
-    return (rows[:, :, None] & columns[:, None, :])[:, None]
+def _boxes(centres, sides, images, dtype=torch.float32):
+    """Masks like `images` (B, C, H, W): one inside boxes of `sides` (B, 2) pixels around `centres` (B, 2), else zero.
+
+    Boxes are cut at the borders. They are painted on the images' device, and for every channel: on a CPU a mask that is
+    broadcast over channels that lie side by side would cost ten times as much.
+    """
+    batch, channels, height, width = images.shape
+    start = centres - (sides / 2).floor()  # rounded to even, an odd side would begin at every second place only
+    edges = torch.stack([start, start + sides], dim=1).to(images.device, non_blocking=True)  # (B, 2, 2)
+    y = torch.arange(height, device=images.device)
+    x = torch.arange(width, device=images.device).repeat_interleave(channels)
+    rows = (y >= edges[:, 0, :1]) & (y < edges[:, 1, :1])
+    columns = (x >= edges[:, 0, 1:]) & (x < edges[:, 1, 1:])
+    inside = rows.to(dtype)[:, :, None] * columns.to(dtype)[:, None]  # (B, H, W * C)
+    return inside.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def cutout(images, generator, size, fill=0.0):
@@ -382,10 +391,9 @@ def cutout(images, generator, size, fill=0.0):
 
     On normalised images the fill of zero is the mean colour.
     """
-    height, width = images.shape[-2:]
-    centres = (rand(generator, len(images), 2) * torch.tensor([height, width])).floor()
-    inside = _boxes(centres, torch.full((len(images), 2), float(size)), height, width)
-    return images.masked_fill(inside.to(images.device, non_blocking=True), fill)
+    centres = (rand(generator, len(images), 2) * torch.tensor(images.shape[-2:])).floor()
+    inside = _boxes(centres, torch.full((len(images), 2), float(size)), images, torch.uint8).view(torch.bool)
+    return torch.where(inside, torch.full((), fill, dtype=images.dtype, device=images.device), images)
 
 
 def _partners(x):
@@ -394,28 +402,22 @@ def _partners(x):
     The batch is a random permutation, so neighbours are random pairs, and a rank that holds an even run of rows of the
     global batch finds every partner at home.
     """
-    even = len(x) // 2 * 2
-    swapped = x[:even].unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-    return torch.cat([swapped, x[even:]])
+    order = torch.arange(len(x), device=x.device)
+    order = (order ^ 1).clamp_(max=len(x) - 1)
+    return _nhwc(x).index_select(0, order).permute(0, 3, 1, 2) if x.ndim == 4 else x.index_select(0, order)
 
 
 def _blend(images, targets, share):
-    """share * own + (1 - share) * partner: share (B, 1, H, W) or (B, 1, 1, 1) for pixels, its mean for the targets."""
+    """share * own + (1 - share) * partner: share (B, C, H, W) or (B, 1, 1, 1) for pixels, its mean for the targets."""
     weight = share.mean((1, 2, 3)).to(targets.device, non_blocking=True)[:, None]
-    share = share.to(images.device, non_blocking=True)
     return torch.lerp(_partners(images), images, share), torch.lerp(_partners(targets), targets, weight)
 
 
-def _mixup_share(generator, count, alpha, height, width):
-    return _rand_beta(generator, count, alpha).view(-1, 1, 1, 1)
-
-
-def _cutmix_share(generator, count, alpha, height, width):
-    kept = _rand_beta(generator, count, alpha)
-    size = torch.tensor([height, width])
-    sides = ((1 - kept).sqrt()[:, None] * size).floor()
-    centres = (rand(generator, count, 2) * size).floor()
-    return (~_boxes(centres, sides, height, width)).float()
+def _cutmix_boxes(images, generator, alpha):
+    """Centres and sides (B, 2) of boxes with a share of 1 - Beta(alpha, alpha) of the pixels, before they are cut."""
+    kept = _rand_beta(generator, len(images), alpha)
+    size = torch.tensor(images.shape[-2:])
+    return (rand(generator, len(images), 2) * size).floor(), ((1 - kept).sqrt()[:, None] * size).floor()
 
 
 def mixup(images, targets, generator, alpha=1.0):
@@ -423,25 +425,27 @@ def mixup(images, targets, generator, alpha=1.0):
 
     images: float (B, C, H, W); targets: float (B, K), rows summing to one. Returns both.
     """
-    return _blend(images, targets, _mixup_share(generator, len(images), alpha, *images.shape[-2:]))
+    return _blend(images, targets, _per_image(_rand_beta(generator, len(images), alpha), images))
 
 
 def cutmix(images, targets, generator, alpha=1.0):
     """Pastes a box of its neighbour into each image; targets are weighted by the area that is left (arXiv 1905.04899)."""
-    return _blend(images, targets, _cutmix_share(generator, len(images), alpha, *images.shape[-2:]))
+    return _blend(images, targets, 1 - _boxes(*_cutmix_boxes(images, generator, alpha), images))
 
 
 def mix(images, targets, generator, mixup_alpha, cutmix_alpha, probability):
     """MixUp or CutMix (an even choice where both alphas are above zero) on each image with the given probability."""
-    count, (height, width) = len(images), images.shape[-2:]
-    chance = rand(generator, count, 2).view(-1, 2, 1, 1, 1)
-    share = torch.ones(count, 1, 1, 1)
+    chance = rand(generator, len(images), 2)
+    mixed, blended = chance[:, 0] < probability, chance[:, 1] < (0.5 if cutmix_alpha else 1.0)
+    share = torch.ones(len(images))
     if mixup_alpha:
-        share = _mixup_share(generator, count, mixup_alpha, height, width)
+        share = torch.where(mixed & blended, _rand_beta(generator, len(images), mixup_alpha), share)
+    share = _per_image(share, images)
     if cutmix_alpha:
-        cut = _cutmix_share(generator, count, cutmix_alpha, height, width)
-        share = torch.where(chance[:, 1] < 0.5, share, cut) if mixup_alpha else cut
-    return _blend(images, targets, torch.where(chance[:, 0] < probability, share, torch.ones(())))
+        centres, sides = _cutmix_boxes(images, generator, cutmix_alpha)
+        cut = mixed & ~blended if mixup_alpha else mixed
+        share = share - _boxes(centres, sides * cut[:, None], images)  # of an image that isn't cut, the box has no pixel
+    return _blend(images, targets, share)
 
 
 # ---- the whole way of a batch --------------------------------------------------------------------------------------

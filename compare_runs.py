@@ -137,6 +137,7 @@ def draw(runs, path):
         axis.set_title(title)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.margins(x=0.09)  # room for the values at the ends
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         _label_ends(axis, ends, ".2f" if "acc" in name else ".3f")

@@ -102,10 +102,9 @@ def stratified(labels, count, seed=0):
     """Indices (sorted) of `count` examples in which each class has its share, to within one example."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    sizes = torch.bincount(labels)
-    shares = sizes * count / len(labels)
-    quota = shares.floor().long()
-    largest_remainders = (shares - quota).argsort(descending=True, stable=True)[: count - int(quota.sum())]
+    shares = torch.bincount(labels) * count  # times len(labels): whole numbers, so nothing is rounded
+    quota = shares // len(labels)
+    largest_remainders = (shares % len(labels)).argsort(descending=True, stable=True)[: count - int(quota.sum())]
     quota[largest_remainders] += 1
     chosen = [order[labels[order] == label][:number] for label, number in enumerate(quota.tolist())]
     return torch.cat(chosen).sort().values
@@ -117,18 +116,15 @@ def _portion(examples, count, flag, name, leave=0):
     return stratified(examples.labels, count)
 
 
-def channel_statistics(images, block=4096):
-    """Mean and standard deviation of each channel over all pixels, in [0, 1], exactly (sums of integers)."""
-    total = torch.zeros(3, dtype=torch.float64)
-    squares = torch.zeros(3, dtype=torch.float64)
-    for part in images.split(block):
-        part = part.double()
-        total += part.sum((0, 2, 3))
-        squares += part.square().sum((0, 2, 3))
-    count = images.numel() / 3
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
-    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+def channel_statistics(images, block=1 << 22):
+    """Mean and standard deviation of each channel over all pixels, in [0, 1], exactly: from counts of the 256 values."""
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    for part in images.split(max(1, block // images[0, 0].numel())):  # a few million pixels at a time
+        counts += torch.stack([torch.bincount(part[:, channel].flatten(), minlength=256) for channel in range(3)])
+    shares, values = counts / counts.sum(1, keepdim=True).double(), torch.arange(256, dtype=torch.float64) / 255
+    mean = shares @ values
+    std = (shares * (values - mean[:, None]).square()).sum(1).clamp(min=1e-11).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------
@@ -161,6 +157,8 @@ class Batches:
     def __init__(self, examples, batch_size, pipeline, *, device="cpu", seed=0, shuffle=True, rank=0, world=1):
         if shuffle and batch_size > len(examples):
             raise UserError(f"--batch-size {batch_size} is larger than the training set ({len(examples)} images)", status=2)
+        if shuffle and batch_size < 2 * world:
+            raise UserError(f"--batch-size {batch_size} is too small for {world} processes: each needs two images", status=2)
         self.images = examples.images.to(device)
         self.labels = examples.labels.to(device)
         self.batch_size, self.pipeline, self.seed, self.shuffle = batch_size, pipeline, seed, shuffle
@@ -256,8 +254,8 @@ def _load_archive(name, data_dir, data_url):
         train, test = (_examples(batches, members, archive) for members in (archive.train, archive.test))
         if len(names) != archive.num_classes:
             raise ValueError(f"{len(names)} class names")
-    except (tarfile.TarError, EOFError, zlib.error, pickle.UnpicklingError, KeyError, ValueError, TypeError, OSError,
-            IndexError, AttributeError) as error:  # fmt: skip
+    except (tarfile.TarError, zlib.error, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError,
+            AttributeError, ArithmeticError, MemoryError) as error:  # fmt: skip
         raise UserError(f"{path} can't be read as the {name} archive ({type(error).__name__}: {error})") from error
     return Split(name, train, None, test, names, archive.mean, archive.std)
 
@@ -274,16 +272,17 @@ def _download(urls, path, archive, name):
     for url in urls:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(url, part, archive.size)
+            while True:
+                resumed = _fetch(url, part, archive.size)
+                found = _md5(part)
+                if found == archive.md5:
+                    os.replace(part, path)
+                    return
+                part.unlink()
+                if not resumed:  # else what lay there was no beginning of it: once more, from the start
+                    raise ValueError(f"md5 {found}, not {archive.md5}")
         except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
             reasons.append(f"{url}: {error}")
-            continue
-        found = _md5(part)
-        if found == archive.md5:
-            os.replace(part, path)
-            return
-        reasons.append(f"{url}: md5 {found}, not {archive.md5}")
-        part.unlink()
     raise UserError(
         f"there is no {path}, and it could not be downloaded ({'; '.join(reasons)}): put {archive.file} from "
         f"{MIRRORS[0]} (md5 {archive.md5}) into {path.parent}/, or try --dataset shapes, which needs no download"
@@ -291,12 +290,16 @@ def _download(urls, path, archive, name):
 
 
 def _fetch(url, part, size):
-    if part.exists() and part.stat().st_size >= size:
-        part.unlink()
+    """Brings `part` to `size` bytes; returns whether it went on from what was there."""
     have = part.stat().st_size if part.exists() else 0
+    if have >= size:
+        return True
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=30) as response:
         resumed = getattr(response, "status", None) == 206
+        offered = response.headers.get("Content-Length")
+        if not resumed and offered and int(offered) != size:
+            raise ValueError(f"it offers {offered} bytes, not the published {size}")
         have = have if resumed else 0
         bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None, leave=False)
         with open(part, "ab" if resumed else "wb") as file, bar:
@@ -307,6 +310,7 @@ def _fetch(url, part, size):
                     raise ValueError(f"more than the published {size} bytes")
     if part.stat().st_size < size:
         raise ValueError(f"the connection ended after {part.stat().st_size} of {size} bytes; start again to go on")
+    return resumed
 
 
 def _read_batches(path, archive):
@@ -351,6 +355,8 @@ def _examples(batches, members, archive):
         data = np.asarray(batch["data"])
         if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
             raise ValueError(f"{member} holds {data.dtype} {data.shape}, not uint8 (N, 3072)")
+        if len(data) != len(batch[archive.label_key]):
+            raise ValueError(f"{member} has {len(data)} pictures and {len(batch[archive.label_key])} labels")
         images[at : at + len(data)] = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         labels[at : at + len(data)] = batch[archive.label_key]
         at += len(data)
@@ -382,7 +388,7 @@ def _load_folder(root, image_size, skip_bad_images):
         for name in paths:
             for path in paths[name]:
                 status = path.stat()
-                listing.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+                listing.update(os.fsencode(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n"))
     cache = root / f".cache-{image_size}px.pt"
     notes = []
     try:
@@ -391,7 +397,8 @@ def _load_folder(root, image_size, skip_bad_images):
         notes.append(f"the cache was made again: {error}")
         stored = {}
     if stored.get("listing") != listing.hexdigest():
-        stored = {"listing": listing.hexdigest(), **_decode_all(files, classes, image_size, skip_bad_images)}
+        with warnings.catch_warnings(action="ignore"):  # here: its threads would meddle with each other's filters
+            stored = {"listing": listing.hexdigest(), **_decode_all(files, classes, image_size, skip_bad_images)}
         try:
             checkpoint.save(stored, cache)
         except UserError as error:
@@ -411,12 +418,16 @@ def _list_pictures(directory, root):
     found = {}
     for entry in sorted(directory.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
-            found[entry.name] = sorted(p for p in entry.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+            found[entry.name] = sorted(p for p in entry.iterdir() if _is_picture(p))
     empty = [name for name, paths in found.items() if not paths]
     if empty or not found:
         where = directory / empty[0] if empty else directory
         raise UserError(f"{where} holds no pictures ({', '.join(sorted(SUFFIXES))})")
     return found
+
+
+def _is_picture(path):
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _decode_all(files, classes, image_size, skip_bad_images):
@@ -425,12 +436,12 @@ def _decode_all(files, classes, image_size, skip_bad_images):
     Pictures are stored at image_size, or smaller where all of them are smaller: enlarging is the device's work.
     """
     paths = [path for part in files.values() for name in part for path in part[name]]
-    sides = {}
-    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 1)) as pool:
-        bad = {}
+    sides, bad = {}, {}
+    pool = ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 1))
+    try:
         for path, side in zip(paths, pool.map(_shorter_side, paths)):
             (bad if isinstance(side, str) else sides)[path] = side
-        _refuse_bad(bad, skip_bad_images)
+            _refuse_bad(bad, skip_bad_images)
         size = min(image_size, max(sides.values(), default=image_size))
         good = [path for path in paths if path not in bad]
         decoded = pool.map(lambda path: decode(path, size), good)
@@ -442,6 +453,8 @@ def _decode_all(files, classes, image_size, skip_bad_images):
                 _refuse_bad(bad, skip_bad_images)
             else:
                 images[i] = picture
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a refusal the rest need not be decoded
     out = {"bad": [str(path) for path in bad]}
     keep = {path: i for i, path in enumerate(good) if path not in bad}
     for part, by_class in files.items():
@@ -472,13 +485,11 @@ def _open_picture(path):
 def _guarded(read):
     """Turns whatever a decoder raises on a bad file into a string that says so (threads must not lose the path)."""
 
-    def guarded(*args):
+    def guarded(path, *args):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return read(*args)
+            return read(path, *args)
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, …
-            return re.sub(r"\s*'?[^' ]*/[^' ]*'?$", "", str(error)) or type(error).__name__
+            return re.sub(rf":? {re.escape(repr(str(path)))}", "", str(error)) or type(error).__name__
 
     return guarded
 
@@ -495,7 +506,10 @@ def decode(path, size):
     from PIL import Image, ImageOps
 
     with _open_picture(path) as picture:
-        picture = ImageOps.exif_transpose(picture).convert("RGB")
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I"):  # 16 bits of grey, which convert would cut off at 255
+            picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+        picture = picture.convert("RGB")
         if picture.size != (size, size):
             picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
         return np.asarray(picture)
@@ -533,17 +547,17 @@ def make_shapes(count, seed, size=32):
         for _ in range(3):  # clutter: small discs in any colour
             cx, cy, r = uniform(n, 1, 1, high=size), uniform(n, 1, 1, high=size), uniform(n, 1, 1, low=0.8, high=2.2)
             picture = paint(picture, ((x - cx) ** 2 + (y - cy) ** 2).sqrt() - r, uniform(n, 3))
-        radius = uniform(n, 1, 1, low=5, high=12)
+        radius = uniform(n, 1, 1, low=7, high=13)
         cx, cy = (uniform(n, 1, 1, low=-1.0) * (size / 2 - radius * 0.8) + size / 2 for _ in range(2))
-        turn = uniform(n, 1, 1, high=2 * torch.pi)
+        turn = uniform(n, 1, 1, low=-0.4, high=0.4)
         u = ((x - cx) * turn.cos() + (y - cy) * turn.sin()) / radius
         v = ((y - cy) * turn.cos() - (x - cx) * turn.sin()) / radius
         distance = torch.stack([_shape_distance(name, u, v) for name in SHAPES])[labels[part], torch.arange(n)] * radius
         # The colour keeps a distance from the background's, in a random direction of colour space.
         direction = torch.nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=1)
-        colour = back.lerp(other, 0.5) + direction * uniform(n, 1, low=0.25, high=0.7)
+        colour = back.lerp(other, 0.5) + direction * uniform(n, 1, low=0.4, high=0.8)
         picture = paint(picture, distance, colour.clamp(0, 1))
-        picture += torch.randn(picture.shape, generator=generator) * uniform(n, 1, 1, 1, low=0.01, high=0.12)
+        picture += torch.randn(picture.shape, generator=generator) * uniform(n, 1, 1, 1, low=0.01, high=0.06)
         images[part] = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
     return Examples(images.permute(0, 3, 1, 2), labels)
 

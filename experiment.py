@@ -6,8 +6,12 @@
 The order matters: everything that can be refused is refused before the run's directory is made.
 """
 
+import argparse
+import copy
+import math
 import signal
 import sys
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +65,7 @@ def _resume_arguments(parser, given):
         says = "; ".join(f"--{key.replace('_', '-')} is {saved[key]} there, not {given[key]}" for key in wrong)
         raise UserError(f"can't go on with {path}: {says}", status=2)
     defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
-    args = cli.argparse.Namespace(**(defaults | saved | given))
+    args = argparse.Namespace(**(defaults | saved | given))
     args.output_dir = str(path)
     return args, state["training"]["origin"], state
 
@@ -89,6 +93,48 @@ class StopSignal:
             signal.signal(number, handler)
 
 
+@dataclass
+class Training:
+    """Everything that changes while a run trains, and what is needed to use its weights (`card`) or to go on (`facts`)."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: optim.Ema | None
+    card: dict
+    facts: dict
+    progress: engine.Progress = field(default_factory=engine.Progress)
+    best: dict = field(default_factory=lambda: {"epoch": 0, "value": -1.0})
+
+    @property
+    def reported(self):
+        """The model whose accuracy is the run's: the moving average, where there is one."""
+        return self.ema.model if self.ema else self.model
+
+    def state_dict(self, args, origin):
+        """Contents of last.pt."""
+        training = {
+            "arguments": vars(args), "origin": origin, "facts": self.facts, "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(), "progress": self.progress.state_dict(), "best": self.best,
+        }  # fmt: skip
+        average = self.ema.state_dict() if self.ema else None
+        return {"card": self.card, "state_dict": self.model.state_dict(), "ema": average, "training": training}
+
+    def load_state_dict(self, state):
+        training = state["training"]
+        for name, value in self.facts.items():
+            if training["facts"][name] != value:
+                raise UserError(f"can't go on: the data has other {name.replace('_', ' ')} than at the start of the run", 2)
+        self.model.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        if training["scaler"]:
+            self.scaler.load_state_dict(training["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.progress.load_state_dict(training["progress"])
+        self.best.update(training["best"])
+
+
 def run(args, origin, state, *, build, groups=optim.param_groups):
     """Trains and tests as `args` say; returns the exit status.
 
@@ -109,131 +155,141 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
         args.dataset, args.data_dir, data_url=args.data_url, image_size=args.image_size, val_size=args.val_size,
         limit_train=args.limit_train, limit_test=args.limit_test, skip_bad_images=args.skip_bad_images,
     )  # fmt: skip
-    parameters, macs = models.describe(args.model, split.num_classes, args.image_size, **options)
+    for note in split.notes:
+        print(f"{split.name}: {note}", file=sys.stderr)
     engine.seed_model(args.seed, torch.device("cpu"), 0, "init")
     model = build(split.num_classes)
     mean, std = models.normalization(model) if args.pretrained else (split.mean, split.std)
-    model = model.to(device, memory_format=torch.channels_last)
-
-    transforms = () if args.augment == "none" else args.augment.split(",")
-    train_pipeline = Pipeline(
-        mean, std, args.image_size, transforms, num_classes=split.num_classes, crop_mode=args.crop_padding,
-        cutout_size=args.cutout, mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, mix_probability=args.mix_prob,
-    )  # fmt: skip
-    batches = data.Batches(split.train, args.batch_size, train_pipeline, device=device, seed=args.seed)
+    batches = data.Batches(
+        split.train, args.batch_size, _train_pipeline(args, mean, std, split.num_classes), device=device, seed=args.seed
+    )
     plain = Pipeline(mean, std, args.image_size)
     curve = "val" if split.val else "test"
     curve_batches = data.Batches(split.val or split.test, EVAL_BATCH, plain, device=device, shuffle=False)
 
-    steps = args.epochs * len(batches)
-    _resolve_auto(args, origin, args.epochs, steps)
+    _resolve_auto(args, origin, args.epochs, args.epochs * len(batches))
     if state:
         _check_epochs(args, origin, state, len(batches))
-    lr_at = optim.learning_rate(args.schedule, args.lr, steps, round(args.warmup_epochs * len(batches)))
-    optimizer = optim.create_optimizer(args.optimizer, groups(model, args.weight_decay), args.lr, args.momentum)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    ema = optim.Ema(model, args.ema_decay) if args.ema_decay else None
-    progress = engine.Progress()
-    best = {"epoch": 0, "value": -1.0}
-    card = {
-        "model": args.model, "options": options, "num_classes": split.num_classes, "classes": list(split.classes),
-        "image_size": args.image_size, "mean": list(mean), "std": list(std), "dataset": split.name, "seed": args.seed,
-    }  # fmt: skip
-    facts = {"train_images": len(split.train), "classes": list(split.classes)}
+    lr_at = optim.learning_rate(args.schedule, args.lr, args.epochs * len(batches), round(args.warmup_epochs * len(batches)))
+    model = model.to(device, memory_format=torch.channels_last)
+    training = Training(
+        model=model,
+        optimizer=optim.create_optimizer(args.optimizer, groups(model, args.weight_decay), args.lr, args.momentum),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        ema=optim.Ema(model, args.ema_decay) if args.ema_decay else None,
+        card={
+            "model": args.model, "options": options, "num_classes": split.num_classes, "classes": list(split.classes),
+            "image_size": args.image_size, "mean": list(mean), "std": list(std), "dataset": split.name, "seed": args.seed,
+        },
+        facts={"train_images": len(split.train), "classes": list(split.classes)},
+    )  # fmt: skip
     if state:
-        _restore(state, facts, model, optimizer, scaler, ema, progress, best)
+        training.load_state_dict(state)
     if args.compile:
-        for each in (model, ema.model) if ema else (model,):
+        for each in {id(m): m for m in (training.model, training.reported)}.values():
             each.compile()  # in place: the keys of the state dict stay as they are
 
     with StopSignal() as stop:
-        directory = _open_directory(args, origin, split, device, dtype, resumed=state is not None)
-        for note in split.notes:
-            print(f"{split.name}: {note}", file=sys.stderr)
-        say = _Reporter(args, batches)
-
-        def training_state():
-            return {
-                "card": card,
-                "state_dict": model.state_dict(),
-                "ema": ema.state_dict() if ema else None,
-                "training": {
-                    "arguments": vars(args), "origin": origin, "facts": facts, "optimizer": optimizer.state_dict(),
-                    "scaler": scaler.state_dict(), "progress": progress.state_dict(), "best": best,
-                },
-            }  # fmt: skip
-
-        def measure(epoch):
-            """The curve's figures; empty cells where --eval-every leaves an epoch out."""
-            wanted = epoch % args.eval_every == 0 or epoch == args.epochs
-            figures = {}
-            for prefix, each in (("", model), ("ema_", ema and ema.model)):
-                if each is not None:
-                    found = engine.evaluate(each, curve_batches, dtype=dtype, stop=stop) if wanted else {}
-                    if found and found["loss"] - found["loss"] != 0:  # nan or infinite
-                        raise engine.NonFiniteLoss(f"the {curve} loss of epoch {epoch} is {found['loss']}; try a smaller --lr")
-                    figures |= {f"{prefix}{curve}_{name}": found.get(name) for name in ("loss", "acc", "top5")}
-            return figures
-
-        headline = f"{'ema_' if ema else ''}{curve}_acc"
-
-        def after_epoch(figures):
-            figures["peak_memory_mb"] = engine.peak_memory_mb(device)
-            directory.log(figures)
-            if figures[headline] is not None and figures[headline] > best["value"]:
-                best.update(epoch=figures["epoch"], value=figures[headline])
-                metric = {"name": headline, "selected_on": curve, **best}
-                weights = (ema.model if ema else model).state_dict()
-                directory.save_best({"card": card, "metric": metric, "state_dict": weights})
-            directory.save_last(training_state())
-            say.epoch(figures, curve)
-
+        directory = _open_directory(args, origin, split, device, dtype, state)
+        report = _Reporter(args, batches)
         try:
             if not state:
-                directory.save_last(training_state())  # from here on there is always one to go on from
+                directory.save_last(training.state_dict(args, origin))  # from here on there is always one to go on from
                 _show_batch(directory, batches, mean, std)
-            engine.fit(
-                model, batches, optimizer=optimizer, lr_at=lr_at, epochs=args.epochs, progress=progress, dtype=dtype,
-                loss_fn=lambda logits, y: F.cross_entropy(logits, y, label_smoothing=args.label_smoothing), scaler=scaler,
-                accumulate=args.accumulate, clip_grad=args.clip_grad, seed=args.seed, after_step=ema.update if ema else None,
-                measure=measure, after_epoch=after_epoch, stop=stop, show=say.step,
-            )  # fmt: skip
-            final = directory.rows()[-1]
-            figures = {"test_acc": final[headline], "test_top5": final[headline.replace("acc", "top5")]}
-            if split.val:  # the test set is read once, here, by the weights that were chosen without it
-                chosen = ema.model if ema else model
-                chosen.load_state_dict(checkpoint.load(directory.path / "best.pt")["state_dict"])
-                test_batches = data.Batches(split.test, EVAL_BATCH, plain, device=device, shuffle=False)
-                found = engine.evaluate(chosen, test_batches, dtype=dtype, stop=stop)
-                figures = {"test_acc": found["acc"], "test_top5": found["top5"]}
+            _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop)
+            figures = _final_figures(training, directory, split, plain, curve, dtype, device, stop)
         except engine.Interrupted:
-            say.close()
-            directory.save_last(training_state())
-            directory.write_summary("interrupted", signal=stop.number, **_standing(progress, best, curve))
-            print(f"interrupted in epoch {progress.epoch + 1}; go on with --resume {directory.path}")
+            directory.save_last(training.state_dict(args, origin))
+            directory.write_summary("interrupted", signal=stop.number, **_standing(training, curve))
+            report.close()
+            print(f"interrupted in epoch {training.progress.epoch + 1}; go on with --resume {directory.path}")
             return 128 + stop.number
         except BaseException as error:
-            say.close()
-            directory.write_summary("failed", reason=str(error) or type(error).__name__, **_standing(progress, best, curve))
+            directory.write_summary("failed", reason=str(error) or type(error).__name__, **_standing(training, curve))
             raise
         finally:
+            report.close()
             directory.close()
 
-        figures = {name: float(value) for name, value in figures.items()}
+        parameters, macs = models.describe(args.model, split.num_classes, args.image_size, **options)
         directory.write_summary(
             "finished",
             **figures,
-            reported="best epoch on the held-out images" if split.val else "last epoch",
-            weights="moving average" if ema else "as trained",
-            **_standing(progress, best, curve),
+            **_standing(training, curve),
             parameters=parameters,
             gmacs=macs / 1e9,
-            **_seconds_to(directory.rows(), headline),
+            **_seconds_to(directory.rows(), _headline(training, curve)),
             peak_memory_mb=engine.peak_memory_mb(device),
         )
-        print(f"test accuracy {figures['test_acc']:.2f} % ({'best on held-out images' if split.val else 'last epoch'})  "
-              f"{directory.path}")  # fmt: skip
+        print(f"test accuracy {figures['test_acc']:.2f} % ({figures['reported']})  {directory.path}")
         return 0
+
+
+def _train_pipeline(args, mean, std, num_classes):
+    transforms = () if args.augment == "none" else args.augment.split(",")
+    return Pipeline(
+        mean, std, args.image_size, transforms, num_classes=num_classes, crop_mode=args.crop_padding, cutout_size=args.cutout,
+        mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, mix_probability=args.mix_prob,
+    )  # fmt: skip
+
+
+def _headline(training, curve):
+    """The column of metrics.csv that best.pt is chosen by and that is reported."""
+    return f"{'ema_' if training.ema else ''}{curve}_acc"
+
+
+def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop):
+    """engine.fit with what follows each epoch: evaluation, a row of metrics.csv, best.pt, last.pt, a line."""
+    headline = _headline(training, curve)
+    measured = {"": training.model} | ({"ema_": training.ema.model} if training.ema else {})
+
+    def measure(epoch):
+        """The curve's figures; None where --eval-every leaves an epoch out."""
+        wanted = epoch % args.eval_every == 0 or epoch == args.epochs
+        figures = {}
+        for prefix, model in measured.items():
+            found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop) if wanted else {}
+            if wanted and not math.isfinite(found["loss"]):
+                raise engine.NonFiniteLoss(f"the {curve} loss of epoch {epoch} is {found['loss']}; try a smaller --lr")
+            figures |= {f"{prefix}{curve}_{name}": found.get(name) for name in ("loss", "acc", "top5")}
+        return figures
+
+    def after_epoch(figures):
+        figures["peak_memory_mb"] = engine.peak_memory_mb(next(training.model.parameters()).device)
+        directory.log(figures)
+        best = training.best
+        if figures[headline] is not None and figures[headline] > best["value"]:
+            best.update(epoch=figures["epoch"], value=figures[headline])
+            metric = {"name": headline, "selected_on": curve, **best}
+            directory.save_best({"card": training.card, "metric": metric, "state_dict": training.reported.state_dict()})
+        directory.save_last(training.state_dict(args, origin))
+        report.epoch(figures, curve)
+
+    engine.fit(
+        training.model, batches, optimizer=training.optimizer, lr_at=lr_at, epochs=args.epochs, progress=training.progress,
+        loss_fn=lambda logits, y: F.cross_entropy(logits, y, label_smoothing=args.label_smoothing), dtype=dtype,
+        scaler=training.scaler, accumulate=args.accumulate, clip_grad=args.clip_grad, seed=args.seed,
+        after_step=training.ema.update if training.ema else None, measure=measure, after_epoch=after_epoch, stop=stop,
+        show=report.step,
+    )  # fmt: skip
+
+
+def _final_figures(training, directory, split, plain, curve, dtype, device, stop):
+    """The headline: the last epoch's, or, with held-out images, the chosen weights' on the test set, read here only."""
+    if split.val:
+        model = copy.deepcopy(training.reported)  # what is trained stays as it is, should this be interrupted
+        model.load_state_dict(checkpoint.load(directory.path / "best.pt")["state_dict"])
+        test_batches = data.Batches(split.test, EVAL_BATCH, plain, device=device, shuffle=False)
+        found = engine.evaluate(model, test_batches, dtype=dtype, stop=stop)
+    else:
+        last, headline = directory.rows()[-1], _headline(training, curve)
+        found = {"acc": float(last[headline]), "top5": float(last[headline.replace("acc", "top5")])}
+    return {
+        "test_acc": found["acc"],
+        "test_top5": found["top5"],
+        "reported": "best epoch on held-out images" if split.val else "last epoch",
+        "weights": "moving average" if training.ema else "as trained",
+    }
 
 
 def _auto_values(schedule, epochs, steps):
@@ -268,29 +324,14 @@ def _check_epochs(args, origin, state, batches_per_epoch):
                         f"extended)", status=2)  # fmt: skip
 
 
-def _restore(state, facts, model, optimizer, scaler, ema, progress, best):
-    training = state["training"]
-    for name, value in facts.items():
-        if training["facts"][name] != value:
-            raise UserError(f"can't go on: the data has other {name.replace('_', ' ')} than at the start of the run", status=2)
-    model.load_state_dict(state["state_dict"])
-    optimizer.load_state_dict(training["optimizer"])
-    scaler.load_state_dict(training["scaler"]) if scaler.is_enabled() and training["scaler"] else None
-    if ema:
-        ema.load_state_dict(state["ema"])
-    progress.load_state_dict(training["progress"])
-    best.update(training["best"])
-
-
-def _open_directory(args, origin, split, device, dtype, resumed):
-    if resumed:
+def _open_directory(args, origin, split, device, dtype, state):
+    if state:
         directory = rundir.RunDir.open(args.output_dir)
-        done = checkpoint.load(directory.path / "last.pt")["training"]["progress"]["epoch"]
-        directory.keep_rows(done)
+        directory.keep_rows(state["training"]["progress"]["epoch"])
         return directory
     path = args.output_dir or rundir.new_path("runs", split.name, args.model, args.tag, args.seed)
-    config = {"arguments": vars(args), "from": origin, "precision": str(dtype or torch.float32).removeprefix("torch."),
-              **rundir.environment(device)}  # fmt: skip
+    precision = str(dtype or torch.float32).removeprefix("torch.")
+    config = {"arguments": vars(args), "from": origin, "precision": precision, **rundir.environment(device)}
     return rundir.RunDir.create(path, config)
 
 
@@ -304,7 +345,8 @@ def _show_batch(directory, batches, mean, std):
     directory.events.add_image("augmented training images", torch.cat(rows, dim=1))
 
 
-def _standing(progress, best, curve):
+def _standing(training, curve):
+    progress, best = training.progress, training.best
     return {
         "epochs": progress.epoch,
         "steps": progress.step,

@@ -99,7 +99,7 @@ def draw(images, names, truth, probabilities, classes, labels, path):
         picture.set_title(title, fontsize=9)
         colours = ["#0072B2" if truth is None else "#009E73" if c == truth[i] else "#D55E00" for c in classes[i].tolist()]
         chart.axis("on")
-        chart.barh(range(topk), probabilities[i], color=colours)
+        chart.barh(range(topk), probabilities[i].tolist(), color=colours)
         chart.set(xlim=(0, 1), xticks=[], yticks=range(topk), yticklabels=[labels[c] for c in classes[i]])
         chart.tick_params(length=0, labelsize=8)
         chart.invert_yaxis()

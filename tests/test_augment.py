@@ -35,8 +35,10 @@ def one_by_one(reference, images, *parameters):
 
 
 def mixing(function, **options):
+    """A mixing function as one of images alone: targets are made of the images, and come out in their rows."""
+
     def mixed(images, generator):
-        images, targets = function(images.float(), torch.eye(64)[: len(images)], generator, **options)
+        images, targets = function(images.float(), images.float().mean((2, 3)), generator, **options)
         return torch.cat([images.flatten(1), targets], dim=1)
 
     return mixed
@@ -104,9 +106,7 @@ def test_a_rank_sees_its_rows_of_the_common_batch(function, total):
     whole = function(images, seeded())
     for rows in (slice(0, 4), slice(4, total), slice(0, 0)):
         rank = RankGenerator(seeded(), rows, total)
-        part = function(images[rows], rank)
-        width = part.flatten(1).shape[1] - (64 if part.ndim == 2 else 0)  # of targets, the columns differ
-        assert torch.equal(part.flatten(1)[:, :width], whole[rows].flatten(1)[:, :width])
+        assert torch.equal(function(images[rows], rank), whole[rows])
 
 
 @every
@@ -116,6 +116,11 @@ def test_the_smallest_and_the_largest_draw_stay_inside(function, value, monkeypa
     images = pictures(6)
     out = function(images, seeded())
     assert len(out) == len(images) and out.float().isfinite().all()
+
+
+@pytest.mark.parametrize("value", [0.0, LAST])
+def test_boxes_of_the_smallest_and_the_largest_draw_stay_inside(value, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: torch.full(shape, value))
     for height, width in ((32, 32), (24, 40)):
         top, left, h, w = augment.random_boxes(seeded(), 5, height, width)
         assert (top >= 0).all() and (left >= 0).all() and (top + h <= height).all() and (left + w <= width).all()
@@ -175,7 +180,8 @@ def test_resize_is_bicubic_and_antialiased(size):
     exact = F.interpolate(images.double(), (size, size), mode="bicubic", antialias=True).clamp(0, 255)
     resized = augment.resize(images, size)
     assert resized.dtype == torch.uint8
-    assert (resized - exact).abs().max() < 1.01  # the uint8 kernel rounds after rows and after columns
+    difference = (resized - exact).abs()  # the uint8 kernel rounds, and cuts at 0 and 255, between the two directions
+    assert (difference > 1).double().mean() < 0.01 and difference.mean() < 0.3
     options = dict(interpolation=InterpolationMode.BICUBIC, antialias=True)
     assert torch.equal(resized, one_by_one(lambda image: tvf.resize(image, [size, size], **options), images))
 
@@ -241,7 +247,7 @@ def test_random_boxes_are_distributed_as_torchvision_s():
     for statistic in (lambda b: b[2] * b[3], lambda b: b[3] / b[2], lambda b: b[0], lambda b: b[1]):
         mine, other = statistic(ours), statistic(theirs)
         assert abs(mine.mean() - other.mean()) < 4 * other.std() / len(other) ** 0.5
-        assert mine.std() == pytest.approx(other.std(), rel=0.1)
+        assert mine.std() / other.std() == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize("ratio", [(3, 4), (0.2, 0.3)])
@@ -369,12 +375,10 @@ def test_each_operation(name, height, width, transform):
 
 
 def test_a_batch_of_different_operations_is_each_image_s_own():
-    images = pictures(64)
-    op = (augment.rand(seeded(1), 64) * len(OPERATIONS)).long()
-    part = augment.rand(seeded(2), 64)
-    strength = torch.tensor(augment.trivial_augment_strengths(32, 32))[op] * part
-    each = [augment.operate(images[i : i + 1], op[i : i + 1], strength[i : i + 1]) for i in range(64)]
-    assert set(op.tolist()) == set(range(len(OPERATIONS)))
+    images = pictures(56)
+    op = torch.arange(56) % len(OPERATIONS)
+    strength = torch.tensor(augment.trivial_augment_strengths(32, 32))[op] * augment.rand(seeded(), 56)
+    each = [augment.operate(images[i : i + 1], op[i : i + 1], strength[i : i + 1]) for i in range(56)]
     assert torch.equal(augment.operate(images, op, strength), torch.cat(each))
 
 
@@ -457,12 +461,6 @@ def onehot(count, classes=7):
     return F.one_hot(torch.arange(count) % classes, classes).float()
 
 
-def swapped(x):
-    """Each row's neighbour: 1 0 3 2 …; an odd last row stays alone."""
-    order = [min(i ^ 1, len(x) - 1) for i in range(len(x))]
-    return x[order]
-
-
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 @pytest.mark.parametrize("count", [8, 9])
 def test_mixup(count, alpha):
@@ -505,8 +503,8 @@ def test_shares_are_beta_distributed(alpha):
     images, targets = torch.zeros(20000, 1, 1, 1), torch.eye(2).repeat(10000, 1)
     shares = augment.mixup(images, targets, seeded(), alpha)[1][targets.bool()]
     assert abs(shares.mean() - 0.5) < 0.01
-    assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
-    assert 0 <= shares.min() and shares.max() <= 1
+    assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
+    assert shares.min() >= 0 and shares.max() <= 1
 
 
 def kind_of_mixing(images, mixed, i):
@@ -517,19 +515,20 @@ def kind_of_mixing(images, mixed, i):
     return "cutmix" if one_of_two.all() else "mixup"
 
 
-@pytest.mark.parametrize("alphas, kinds", [((0.4, 0.0), {"mixup"}), ((0.0, 1.0), {"cutmix"}), ((1.0, 1.0), {"mixup", "cutmix"})])
-def test_mix_draws_kind_and_chance_for_each_image(alphas, kinds):
+@pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_mix_draws_kind_and_chance_for_each_image(alphas):
+    kinds = {name for name, alpha in zip(("mixup", "cutmix"), alphas) if alpha}
     images, targets = pictures(200) / 255, onehot(200)
     for probability in (0, 0.5, 1):
         mixed, shares = augment.mix(images, targets, seeded(), *alphas, probability)
         found = [kind_of_mixing(images, mixed, i) for i in range(200)]
+        untouched = torch.tensor([kind == "none" for kind in found])
+        assert torch.equal(shares[untouched], targets[untouched])
         torch.testing.assert_close(shares.sum(1), torch.ones(200))
-        assert torch.equal(shares.argmax(1)[[kind == "none" for kind in found]], targets.argmax(1)[[k == "none" for k in found]])
         assert abs(found.count("none") / 200 - (1 - probability)) < (0.1 if probability == 0.5 else 0.05)
         assert set(found) - {"none"} == (kinds if probability else set())
         if len(kinds) == 2 and probability == 1:
             assert 70 < found.count("mixup") < 130
-    assert all(torch.equal(*pair) for pair in zip(augment.mix(images, targets, seeded(), *alphas, 0), (images, targets)))
 
 
 def test_mixing_without_an_alpha_changes_nothing():
@@ -550,6 +549,7 @@ def test_the_pipeline_is_its_steps_in_order():
     x = augment.cutout(augment.normalize(augment.resize(x, 48), MEAN, STD), generator, 12)
     x, y = augment.mix(x, F.one_hot(labels, 10).float(), generator, 0.4, 1.0, 0.5)
     assert torch.equal(inputs, x) and torch.equal(targets, y)
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_pipeline_without_mixing_hands_the_labels_on():

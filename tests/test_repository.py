@@ -1,0 +1,57 @@
+"""The README and the files say the same."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def tracked():
+    done = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
+    return done.stdout.split() if done.returncode == 0 else []
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    tree = re.search(r"```text\n(.*?)```", README, re.S).group(1)
+    named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.strip()}
+    hidden = {".gitignore", "pyproject.toml", "LICENSE", "README.md", "requirements.txt"}
+    there = {Path(name).parts[0] for name in tracked()} - hidden
+    there |= {f"models/{Path(name).name}" for name in tracked() if name.startswith("models/")}
+    there = {".ci/run" if name == ".ci" else name for name in there} - {"models"}
+    assert named == there
+
+
+def test_ci_runs_the_command_of_the_readme():
+    ci = (ROOT / ".ci" / "run").read_text()
+    (command,) = re.findall(r"^python3 -m venv .*pytest$", README, re.M)
+    assert command in ci.splitlines() and ".venv/bin/ruff check ." in ci.splitlines()
+
+
+def test_scripts_that_the_readme_calls_exist_and_take_its_arguments():
+    calls = re.findall(r"^(?:\S*/)?python(?:3)? (\w+\.py)(.*)$", README.replace("\\\n", " "), re.M)
+    assert {"train.py", "compare_runs.py", "show_example.py", "benchmark.py"} <= {name for name, _ in calls}
+    for name, rest in calls:
+        source = (ROOT / name).read_text() + (ROOT / "cli.py").read_text()
+        for option in re.findall(r"(?<= )--[a-z-]+", rest.split("#")[0]):
+            assert f'"{option}"' in source, f"{name} has no {option}"
+
+
+def test_modules_do_nothing_when_they_are_imported():
+    """No module at the top level parses, prints or sets a seed outside a function or `if __name__`."""
+    effects = re.compile(r"(print|torch\.manual_seed|torch\.set_\w+|random\.seed|np\.random|open)\b")
+    for path in [*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py")]:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not effects.match(line), f"{path}:{number}"
+
+
+def test_requirements_name_what_the_code_imports():
+    named = {re.split("[>=]", line)[0] for line in (ROOT / "requirements.txt").read_text().splitlines() if line[0] != "#"}
+    code = "\n".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py")])
+    own = {path.stem for path in ROOT.glob("*.py")} | {"models"}
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.M)) - own
+    outside = {name for name in imported if name not in sys.stdlib_module_names} - {"PIL", "safetensors"}
+    assert outside | {"tensorboard"} == named
