@@ -402,8 +402,7 @@ def _partners(x):
     The batch is a random permutation, so neighbours are random pairs, and a rank that holds an even run of rows of the
     global batch finds every partner at home.
     """
-    order = torch.arange(len(x), device=x.device)
-    order = (order ^ 1).clamp_(max=len(x) - 1)
+    order = (torch.arange(len(x), device=x.device) ^ 1).clamp_(max=len(x) - 1)
     return _nhwc(x).index_select(0, order).permute(0, 3, 1, 2) if x.ndim == 4 else x.index_select(0, order)
 
 

@@ -157,7 +157,7 @@ class Batches:
     def __init__(self, examples, batch_size, pipeline, *, device="cpu", seed=0, shuffle=True, rank=0, world=1):
         if shuffle and batch_size > len(examples):
             raise UserError(f"--batch-size {batch_size} is larger than the training set ({len(examples)} images)", status=2)
-        if shuffle and batch_size < 2 * world:
+        if shuffle and world > 1 and batch_size < 2 * world:
             raise UserError(f"--batch-size {batch_size} is too small for {world} processes: each needs two images", status=2)
         self.images = examples.images.to(device)
         self.labels = examples.labels.to(device)

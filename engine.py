@@ -9,6 +9,7 @@ The state between two steps is the weights, the optimizer and `Progress`: batche
 """
 
 import math
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -91,7 +92,12 @@ def autocast(device, dtype):
 
 
 def make_deterministic(on):
-    """Same seed, machine and versions: the same bits (on), or the fastest convolution for each shape (off)."""
+    """Same seed, machine and versions: the same bits (on), or the fastest convolution for each shape (off).
+
+    Call it before the first matrix product on a GPU: cuBLAS reads its setting then.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not on
     torch.use_deterministic_algorithms(on)
 

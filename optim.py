@@ -8,14 +8,14 @@ import torch
 from errors import UserError
 
 # What goes with an optimizer unless something says otherwise. SGD: arXiv 1512.03385 with the weight decay of 1605.07146.
-# Adam: the plain baseline, nothing added. AdamW: arXiv 2010.11929 and 2201.03545. Muon: its authors' rate and momentum,
-# with updates scaled to AdamW's size (arXiv 2502.16982).
+# Adam: the plain baseline, nothing added. AdamW: arXiv 2010.11929 and 2201.03545. Muon: updates
+# scaled to AdamW's size (arXiv 2502.16982), with the rate that suited ResNet-20 in short runs.
 OPTIMIZERS = {
     "sgd": dict(lr=0.1, momentum=0.9, weight_decay=5e-4),
     "adam": dict(lr=1e-3, momentum=0.9, weight_decay=0.0, schedule="constant", warmup_epochs=0.0, label_smoothing=0.0,
                  ema_decay=0.0),
     "adamw": dict(lr=1e-3, momentum=0.9, weight_decay=0.05),
-    "muon": dict(lr=2e-3, momentum=0.95, weight_decay=0.05),
+    "muon": dict(lr=0.01, momentum=0.95, weight_decay=0.05),
 }  # fmt: skip
 SCHEDULES = ("cosine", "linear", "one_cycle", "multi_step", "constant")
 
