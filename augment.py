@@ -11,6 +11,7 @@ Single operations are torchvision.transforms.v2.functional's where they take a b
 others are written here and tested image by image against torchvision.
 """
 
+import functools
 import math
 
 import torch
@@ -64,9 +65,10 @@ def _nhwc(images):
 
 def flip(images, generator, p=0.5):
     """Mirrors each image left to right with probability p. Any dtype (B, C, H, W)."""
-    chosen = (rand(generator, len(images)) < p).nonzero().squeeze(1).to(images.device, non_blocking=True)
-    pixels = _nhwc(images)
-    return pixels.index_copy(0, chosen, pixels.index_select(0, chosen).flip(2)).permute(0, 3, 1, 2)
+    count, pixels = len(images), _nhwc(images)
+    mirrored = (rand(generator, count) < p).to(images.device, non_blocking=True)
+    both = torch.cat([pixels, pixels.flip(2)])  # choosing whole images is cheaper than writing half of them anew
+    return both.index_select(0, torch.arange(count, device=images.device) + count * mirrored).permute(0, 3, 1, 2)
 
 
 def _reflect(size, padding, device):
@@ -93,20 +95,28 @@ def crop(images, generator, padding=None, mode="reflect"):
 
     padding: pixels on each side, an eighth of the side by default (4 at 32 px); mode: "reflect" or "zero".
     """
-    batch, channels, height, width = images.shape
-    padding = max(1, height // 8) if padding is None else padding
-    if not 0 < padding < min(height, width):
-        raise ValueError(f"crop: a padding of {padding} does not suit images of {height}x{width} pixels")
-    offsets = (rand(generator, batch, 2) * (2 * padding + 1)).long().to(images.device, non_blocking=True)
-    padded = pad(_nhwc(images), padding, mode)
-    _, padded_height, padded_width, _ = padded.shape
-    # Every run of `width` pixels in the batch as a row of one overlapping view; a window is `height` of these rows.
-    count = max(0, padded.numel() // channels - width + 1)
-    runs = padded.view(-1).as_strided((count, width * channels), (channels, 1))
-    first = torch.arange(batch, device=images.device) * padded_height + offsets[:, 0]
-    first = first * padded_width + offsets[:, 1]
-    rows = first[:, None] + torch.arange(height, device=images.device) * padded_width  # (B, H)
-    return runs.index_select(0, rows.view(-1)).view(batch, height, width, channels).permute(0, 3, 1, 2)
+    padding = crop_padding(images) if padding is None else padding
+    if not 0 < padding < min(images.shape[-2:]):
+        raise ValueError(f"crop: a padding of {padding} does not suit images of {tuple(images.shape[-2:])} pixels")
+    index = torch.arange(len(images), device=images.device)
+    return random_windows(pad(_nhwc(images), padding, mode), index, generator, padding)
+
+
+def crop_padding(images):
+    return max(1, images.shape[2] // 8)
+
+
+def random_windows(padded, index, generator, padding):
+    """What `crop` makes of the images with these indices, from a dataset (N, H + 2p, W + 2p, C) that has its border already."""
+    count, padded_height, padded_width, channels = padded.shape
+    height, width = padded_height - 2 * padding, padded_width - 2 * padding
+    offsets = (rand(generator, len(index), 2) * (2 * padding + 1)).long().to(padded.device, non_blocking=True)
+    # Every run of `width` pixels in the dataset as a row of one overlapping view; a window is `height` of these rows.
+    runs = max(0, count * padded_height * padded_width - width + 1)
+    runs = padded.view(-1).as_strided((runs, width * channels), (channels, 1))
+    first = (index * padded_height + offsets[:, 0]) * padded_width + offsets[:, 1]
+    rows = first[:, None] + torch.arange(height, device=padded.device) * padded_width  # (B, H)
+    return runs.index_select(0, rows.view(-1)).view(len(index), height, width, channels).permute(0, 3, 1, 2)
 
 
 def resize(images, size):
@@ -360,13 +370,16 @@ def trivial_augment(images, generator, bins=31):
 def normalize(images, mean, std):
     """uint8 (B, 3, H, W) -> float32, channel c as (x / 255 - mean[c]) / std[c], channels_last."""
     batch, channels, height, width = images.shape
-    scale = 1 / (255 * torch.as_tensor(std, dtype=torch.float32))
-    bias = -torch.as_tensor(mean, dtype=torch.float32) / torch.as_tensor(std, dtype=torch.float32)
-    # Tiled to a whole image: a broadcast over the last axis of three would cost more than the arithmetic.
-    scale = scale.to(images.device, non_blocking=True).repeat(height * width)
-    bias = bias.to(images.device, non_blocking=True).repeat(height * width)
+    scale, bias = _scale_and_bias(tuple(map(float, mean)), tuple(map(float, std)), height * width, images.device)
     out = _nhwc(images).flatten(1).float().mul_(scale).add_(bias)
     return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _scale_and_bias(mean, std, pixels, device):
+    """Tiled to a whole image: a broadcast over the last axis of three would cost more than the arithmetic."""
+    mean, std = torch.tensor(mean), torch.tensor(std)
+    return (1 / (255 * std)).repeat(pixels).to(device), (-mean / std).repeat(pixels).to(device)
 
 
 def _boxes(centres, sides, images, dtype=torch.float32):
@@ -473,12 +486,28 @@ class Pipeline:
             raise ValueError(f"unknown augmentation {unknown[0]!r}: the names are {', '.join(TRANSFORMS)}")
         self.mean, self.std, self.image_size, self.num_classes = mean, std, image_size, num_classes
         self.transforms = tuple(transforms)
+        self.crop_mode = crop_mode
         self.options = {"crop": {"mode": crop_mode}, "random_resized_crop": {"size": image_size}}
         self.cutout_size = cutout_size
         self.mixing = (mixup_alpha, cutmix_alpha, mix_probability)
 
+    def prepare(self, images):
+        """A dataset as `batch` takes from it: (pixels, padding), with its border made once where cropping comes first."""
+        padding = crop_padding(images) if self.transforms[:1] == ("crop",) else 0
+        return (pad(_nhwc(images), padding, self.crop_mode) if padding else _nhwc(images)), padding
+
+    def batch(self, prepared, labels, index, generator):
+        """The batch of the images with these indices: the same as the pipeline called with them, without copying them first."""
+        (pixels, padding), labels = prepared, labels[index]
+        if padding:
+            return self._finish(random_windows(pixels, index, generator, padding), labels, generator, self.transforms[1:])
+        return self(pixels.index_select(0, index).permute(0, 3, 1, 2), labels, generator)
+
     def __call__(self, images, labels, generator=None):
-        for name in self.transforms:
+        return self._finish(images, labels, generator, self.transforms)
+
+    def _finish(self, images, labels, generator, transforms):
+        for name in transforms:
             images = TRANSFORMS[name](images, generator, **self.options.get(name, {}))
         images = normalize(resize(images, self.image_size), self.mean, self.std)
         if self.cutout_size:

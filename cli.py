@@ -103,8 +103,8 @@ def add_data(parser):
     group.add_argument("--image-size", type=number(int, low=8, high=1024), default=32, metavar="PX", help="side of the inputs")
     group.add_argument("--val-size", type=number(int, low=0), default=0, metavar="N",
                        help="training images to hold out (stratified, same for each seed), to choose best.pt on")  # fmt: skip
-    group.add_argument("--limit-train", type=number(int, low=0), default=0, metavar="N", help="train on N images (0: all)")
-    group.add_argument("--limit-test", type=number(int, low=0), default=0, metavar="N", help="test on N images (0: all)")
+    group.add_argument("--limit-train", type=number(int, low=0), default=0, metavar="N", help="keep N training images (0: all)")
+    group.add_argument("--limit-test", type=number(int, low=0), default=0, metavar="N", help="keep N test images (0: all)")
     group.add_argument("--skip-bad-images", action="store_true", help="leave unreadable pictures of a folder out")
 
 

@@ -159,7 +159,7 @@ class Batches:
             raise UserError(f"--batch-size {batch_size} is larger than the training set ({len(examples)} images)", status=2)
         if shuffle and world > 1 and batch_size < 2 * world:
             raise UserError(f"--batch-size {batch_size} is too small for {world} processes: each needs two images", status=2)
-        self.images = examples.images.to(device)
+        self.prepared = pipeline.prepare(examples.images.to(device))
         self.labels = examples.labels.to(device)
         self.batch_size, self.pipeline, self.seed, self.shuffle = batch_size, pipeline, seed, shuffle
         self.rank, self.world = rank, world
@@ -172,9 +172,9 @@ class Batches:
         count = len(self.labels)
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "permutation"))
-            order = torch.randperm(count, generator=generator).to(self.images.device)
+            order = torch.randperm(count, generator=generator).to(self.labels.device)
         else:
-            order = torch.arange(count, device=self.images.device)
+            order = torch.arange(count, device=self.labels.device)
         generator = torch.Generator()
         for number in range(start, len(self)):
             index = order[number * self.batch_size : (number + 1) * self.batch_size]
@@ -184,7 +184,7 @@ class Batches:
                 rows = rank_rows(len(index), self.rank, self.world)
                 draws = augment.RankGenerator(generator, rows, len(index))
                 index = index[rows]
-            yield self.pipeline(_gather(self.images, index), self.labels[index], draws)
+            yield self.pipeline.batch(self.prepared, self.labels, index, draws)
 
     def __iter__(self):
         return self.epoch(0)

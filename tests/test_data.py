@@ -99,6 +99,17 @@ def test_labels_stay_with_their_images():
             assert torch.equal(read_numbers([(inputs, labels)]) % 10, labels)
 
 
+@pytest.mark.parametrize("crop_mode", ["reflect", "zero"])
+@pytest.mark.parametrize("transforms", [(), ("crop", "flip"), ("flip", "crop"), ("crop",), ("rand_augment",)])
+def test_a_batch_is_what_the_pipeline_makes_of_its_images(transforms, crop_mode):
+    pipeline, all_of_them = Pipeline(MEAN, STD, 32, transforms, crop_mode=crop_mode, **AUGMENTED), examples(40)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(data.derive_seed(6, 1, "permutation")))
+    for number, batch in enumerate(Batches(all_of_them, 12, pipeline, seed=6).epoch(1)):
+        index = order[number * 12 : number * 12 + 12]
+        generator = torch.Generator().manual_seed(data.derive_seed(6, 1, "augment", number))
+        assert same_batches([batch], [pipeline(all_of_them.images[index], all_of_them.labels[index], generator)])
+
+
 @pytest.mark.parametrize("start", [0, 1, 3, 4])
 def test_an_epoch_goes_on_from_any_batch(start):
     batches = Batches(examples(70), 16, Pipeline(MEAN, STD, 32, augment.TRANSFORMS, **AUGMENTED), seed=1)

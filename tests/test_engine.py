@@ -22,11 +22,12 @@ def net(dropout=0.0, norm=False, seed=0):
     return nn.Sequential(*layers, nn.Linear(72, 10))
 
 
-def batches(count=100, size=32, seed=0, **options):
+def batches(count=100, size=32, seed=0, device="cpu", **options):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
     examples = data.Examples(images, torch.randint(0, 10, (count,), generator=generator))
-    return data.Batches(examples, size, Pipeline(MEAN, STD, 8, ("crop", "flip"), num_classes=10, **options), seed=seed)
+    pipeline = Pipeline(MEAN, STD, 8, ("crop", "flip"), num_classes=10, **options)
+    return data.Batches(examples, size, pipeline, seed=seed, device=device)
 
 
 def start(model, name="sgd", lr=0.05):
@@ -259,8 +260,7 @@ def test_a_device_that_is_not_there_is_refused():
 def test_training_on_a_gpu_resembles_the_cpu_and_stops_before_a_bad_step():
     cpu, gpu = net(), net().cuda()
     fit(cpu)
-    source = batches()
-    source.images, source.labels = source.images.cuda(), source.labels.cuda()
+    source = batches(device="cuda")
     fit(gpu, source=source, optimizer=start(gpu))
     for a, b in zip(cpu.parameters(), gpu.parameters()):
         torch.testing.assert_close(a, b.cpu(), rtol=1e-2, atol=1e-3)
