@@ -198,7 +198,7 @@ def _like(out, images):
     """Float pixel values (0…255) back to the dtype of `images` and to channels_last."""
     if images.dtype == torch.uint8:
         out = out.round_().clamp_(0, 255)
-    return out.to(images.dtype).contiguous(memory_format=torch.channels_last)
+    return torch.stack(out.to(images.dtype).unbind(1), dim=3).permute(0, 3, 1, 2)  # half the time of .contiguous()
 
 
 def _planes(images):

@@ -20,7 +20,8 @@ import models
 import optim
 import rundir
 from augment import Pipeline
-from data import ARCHIVES, Batches, Examples
+from data import Batches
+from sources import ARCHIVES, Examples
 
 MEAN, STD = ARCHIVES["cifar10"].mean, ARCHIVES["cifar10"].std
 JITTER = 0.2  # brightness, contrast and saturation, as color_jitter's defaults

@@ -10,12 +10,18 @@ The state between two steps is the weights, the optimizer and `Progress`: batche
 
 import math
 import os
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 from data import derive_seed
 from errors import UserError
@@ -258,12 +264,11 @@ def synchronize(device):
 
 
 def peak_memory_mb(device):
-    """Largest memory so far: of tensors on a GPU, of the whole process on a CPU."""
+    """Largest memory so far: of tensors on a GPU, of the whole process on a CPU; None where the system doesn't tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-    import sys
-
+    if resource is None:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

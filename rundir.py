@@ -8,7 +8,6 @@ going on drops the rows that the checkpoint doesn't know: each epoch stands ther
 """
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 import checkpoint
 from errors import UserError
@@ -54,11 +54,10 @@ class RunDir:
         self.path = Path(path)
         self._columns = None
         self._writer = None
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until close)
+        self._lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
+            self._lock.acquire()
+        except Timeout as error:
             raise UserError(f"{self.path} is being written by another process") from error
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
@@ -145,7 +144,7 @@ class RunDir:
     def close(self):
         if self._writer is not None:
             self._writer.close()
-        self._lock.close()
+        self._lock.release()
 
 
 def read_metrics(path):

@@ -15,6 +15,7 @@ import cli
 import data
 import engine
 import rundir
+import sources
 from augment import Pipeline
 from errors import UserError
 from models.weights import load_checkpoint
@@ -40,7 +41,7 @@ def load_pictures(files, size):
     for file in files:
         if not Path(file).is_file():
             raise UserError(f"there is no picture {file}", status=2)
-        picture = data.decode(file, size)
+        picture = sources.decode(file, size)
         if isinstance(picture, str):
             raise UserError(f"{file} can't be read as a picture ({picture})")
         pictures.append(torch.from_numpy(np.array(picture)))

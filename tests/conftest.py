@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from errors import UserError  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
@@ -44,15 +47,15 @@ TINY = ("--dataset", "shapes", "--limit-train", 96, "--limit-test", 50, "--batch
 
 @pytest.fixture(scope="session")
 def few_shapes():
-    import data
+    import sources
 
-    return data._load_shapes(train=400, test=100)
+    return sources.load_shapes(train=400, test=100)
 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch, few_shapes):
     """Trains a tiny run in this process: train("--epochs", 2, output="a") -> its directory."""
-    import data
+    import sources
     import train as script
 
     def run(*arguments, output="run", status=0):
@@ -61,5 +64,10 @@ def train(tmp_path, monkeypatch, few_shapes):
         return tmp_path / output
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "_load_shapes", lambda: few_shapes)
+    monkeypatch.setattr(sources, "load_shapes", lambda: few_shapes)
     return run
+
+
+def refused(*parts):
+    """A UserError of one line that says all of these."""
+    return pytest.raises(UserError, match=rf"\A{'.*'.join(re.escape(str(part)) for part in parts)}[^\n]*\Z")

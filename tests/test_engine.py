@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import data
 import engine
 import optim
+import sources
 from augment import Pipeline
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -25,7 +26,7 @@ def net(dropout=0.0, norm=False, seed=0):
 def batches(count=100, size=32, seed=0, device="cpu", **options):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
-    examples = data.Examples(images, torch.randint(0, 10, (count,), generator=generator))
+    examples = sources.Examples(images, torch.randint(0, 10, (count,), generator=generator))
     pipeline = Pipeline(MEAN, STD, 8, ("crop", "flip"), num_classes=10, **options)
     return data.Batches(examples, size, pipeline, seed=seed, device=device)
 
@@ -57,7 +58,7 @@ def test_figures_are_sums_over_examples_and_steps_are_counted():
 def test_evaluation_counts_every_image_once():
     model = net().eval()
     images = torch.randint(0, 256, (10_001, 8, 8, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    examples = data.Examples(images, torch.randint(0, 10, (10_001,)))
+    examples = sources.Examples(images, torch.randint(0, 10, (10_001,)))
     pipeline = Pipeline(MEAN, STD, 8)
     found = engine.evaluate(model, data.Batches(examples, 500, pipeline, shuffle=False))
     x, y = pipeline(images, examples.labels, None)
@@ -70,7 +71,7 @@ def test_evaluation_counts_every_image_once():
 
 def test_top5_of_fewer_classes_is_everything():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-    examples = data.Examples(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 0]))
+    examples = sources.Examples(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 0]))
     assert engine.evaluate(model, data.Batches(examples, 4, Pipeline(MEAN, STD, 8), shuffle=False))["top5"] == 100
 
 

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-import data
 import show_example
+import sources
 from errors import UserError
 from models.weights import load_checkpoint
 
@@ -32,8 +32,8 @@ def test_the_shown_probabilities_are_the_models(checkpoint_path, capsys, few_sha
     x = (images - torch.tensor(card["mean"]).view(3, 1, 1)) / torch.tensor(card["std"]).view(3, 1, 1)
     values, classes = model(x).softmax(1).topk(2)
     for line, index, p, c in zip(lines, (5, 7), values.tolist(), classes.tolist()):
-        truth = data.SHAPES[few_shapes.test.labels[index]]
-        wanted = f"test {index} ({truth}): " + ", ".join(f"{data.SHAPES[k]} {100 * v:.1f} %" for k, v in zip(c, p))
+        truth = sources.SHAPES[few_shapes.test.labels[index]]
+        wanted = f"test {index} ({truth}): " + ", ".join(f"{sources.SHAPES[k]} {100 * v:.1f} %" for k, v in zip(c, p))
         assert line == wanted
 
 

@@ -18,6 +18,7 @@ from conftest import ROOT, TINY
 import checkpoint
 import data
 import engine
+import sources
 import train as script_module
 from errors import UserError
 
@@ -89,7 +90,7 @@ def test_a_run_leaves_what_the_contract_names(train, capsys):
     best = checkpoint.load(directory / "best.pt")
     assert best["metric"]["selected_on"] == "test" and best["metric"]["name"] == "ema_test_acc"
     assert best["metric"]["value"] == max(float(row["ema_test_acc"]) for row in rows(directory))
-    assert best["card"]["classes"] == list(data.SHAPES) and best["card"]["image_size"] == 32
+    assert best["card"]["classes"] == list(sources.SHAPES) and best["card"]["image_size"] == 32
     assert not any(key.startswith(("module.", "_orig_mod.")) for key in best["state_dict"])
 
 
