@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 
 def conv_bn(in_channels, out_channels, kernel, stride=1, groups=1):
-    """Convolution that keeps the size (at stride 1), no bias, and batch norm. (B, C, H, W) -> (B, C', H / stride, W / stride)"""
+    """Convolution without bias, and batch norm. (B, C, H, W) -> (B, out_channels, H / stride, W / stride)"""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels),
