@@ -16,7 +16,11 @@ from dataclasses import dataclass, field
 import torch
 
 from errors import UserError
-from models.cifar_resnet import CifarResNet
+from models.adapted import convnext_tiny, cspresnet50, ghostnet_100, mlp_mixer, resnest50d
+from models.cifar_resnet import CifarResNet, convnext_resnet, eca_resnet, ghost_resnet
+from models.coatnet import coatnet, coatnet_cifar
+from models.hornet import HorNet
+from models.mscan import MSCAN
 from models.resnet import BasicBlock, Bottleneck, ResNet
 
 
@@ -25,7 +29,8 @@ class Model:
     """A line of the table: constructor(num_classes, **fixed, **options), its parameter count, source and recipe.
 
     parameters: at `classes` classes; recipe: training arguments that differ from the scripts' defaults, each with its
-    reason where the recipe is made.
+    reason where the recipe is made; original: parameters of the layout made for ImageNet, which stem=imagenet gives
+    (with image_size=224 where the model has that option), or 0 where the model has none.
     """
 
     constructor: Callable
@@ -36,6 +41,7 @@ class Model:
     image_size: int = 32
     recipe: dict = field(default_factory=dict)
     also: str = ""  # another name that people use
+    original: int = 0
 
     @property
     def options(self):
@@ -44,14 +50,49 @@ class Model:
         return {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY and p.name not in self.fixed}
 
 
-# Networks of under two million parameters underfit: mixing and smoothing would cost them more than they bring.
-SMALL = dict(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
+# ---- recipes: made once, shared by models --------------------------------------------------------------------------
+
+# Residual networks of under two million parameters underfit: mixing and smoothing would cost them more than they bring.
+# Rate and batch of arXiv 1512.03385 §4.2, decay and 200 epochs of 1605.07146, cosine of 1608.03983.
+SMALL = dict(
+    optimizer="sgd", lr=0.1, weight_decay=5e-4, batch_size=128, schedule="cosine", epochs=200,
+    augment="crop,flip", mixup=0.0, cutmix=0.0, label_smoothing=0.0,
+)  # fmt: skip
+# 4 to 26 million parameters memorise 50,000 pictures: the same with mixing of every second picture (arXiv 1905.04899) and
+# smoothing (1812.01187 §5.2). Warmup, for a rate of 0.1 on fresh weights (1706.02677 §2.2).
+LARGE = SMALL | dict(warmup_epochs=5.0, mixup=0.2, cutmix=1.0, mix_prob=0.5, label_smoothing=0.1)
+# AdamW, decay 0.05, warmup, RandAugment, MixUp 0.8, CutMix 1, smoothing and drop-path (each constructor's default) are what
+# ConvNeXt and HorNet are published with (arXiv 2201.03545, 2207.14284); cutting gradients at 1 is CoAtNet's (2106.04803).
+# The rate is their 4e-3 for batches of 4096, brought to 128 by the square root (2205.10287) and rounded up.
+MODERN = dict(
+    optimizer="adamw", lr=1e-3, weight_decay=0.05, batch_size=128, schedule="cosine", epochs=200, warmup_epochs=10.0,
+    augment="crop,flip,rand_augment", mixup=0.8, cutmix=1.0, mix_prob=1.0, label_smoothing=0.1, clip_grad=1.0,
+)  # fmt: skip
+# Under four million parameters: half of the pictures stay whole.
+MODERN_SMALL = MODERN | dict(mix_prob=0.5)
+
+# ---- the table -----------------------------------------------------------------------------------------------------
 
 HE = "arXiv 1512.03385"
+ECA = "arXiv 1910.03151"
+ECA_RULE = f"{ECA}; the rule gives 3 at these widths: ecanet20_fixed_k3"
+GHOST = "arXiv 1911.11907"
+CONVNEXT = "arXiv 2201.03545"
+MIXER = "arXiv 2105.01601, timm"
+COATNET = "arXiv 2106.04803"
+
 BASIC = dict(block=BasicBlock)
 PLAIN = dict(block=BasicBlock, shortcut=False)
 DEEP = dict(block=Bottleneck)
 MULTI_SCALE = dict(block=BasicBlock, layers=(2, 2, 2, 2), multi_scale=True)
+MSCAN_TINY = dict(widths=(32, 64, 128), depths=(2, 2, 3), mlp_ratio=4)
+MIXER_TINY = dict(width=192, token_mlp=32, stem="cifar")
+MIXER_B = dict(width=768, token_mlp=384)
+COATNET_0 = dict(widths=(56, 96, 192, 384, 640), depths=(2, 3, 5, 2), large_kernel=False)
+COATNET_0_LK = COATNET_0 | dict(large_kernel=True)
+COATNET_C = dict(widths=(64, 96, 192, 384, 512), depths=(2, 2, 6, 10, 2), large_stem=False)
+COATNET_C_LS = COATNET_C | dict(large_stem=True)
+HORNET_TINY = dict(width=64, depths=(2, 3, 18, 2), orders=(2, 3, 4, 5))
 
 MODELS = {
     "resnet18": Model(ResNet, BASIC | dict(layers=(2, 2, 2, 2)), 11_173_962, HE),
@@ -67,6 +108,31 @@ MODELS = {
     "resnet44": Model(CifarResNet, dict(n=7), 667_188, HE, classes=100, recipe=SMALL),
     "resnet56": Model(CifarResNet, dict(n=9), 861_620, HE, classes=100, recipe=SMALL),
     "resnet110": Model(CifarResNet, dict(n=18), 1_736_564, HE, classes=100, recipe=SMALL),
+    "eca_resnet20": Model(eca_resnet, dict(n=3, kernel=3), 278_351, ECA, classes=100, recipe=SMALL),
+    "eca_resnet32": Model(eca_resnet, dict(n=5, kernel=5), 472_831, ECA, classes=100, recipe=SMALL),
+    "ecanet20_fixed_k3": Model(eca_resnet, dict(n=3, kernel=3), 278_351, ECA, classes=100, recipe=SMALL),
+    "ecanet20_fixed_k5": Model(eca_resnet, dict(n=3, kernel=5), 278_369, ECA, classes=100, recipe=SMALL),
+    "ecanet20_fixed_k7": Model(eca_resnet, dict(n=3, kernel=7), 278_387, ECA, classes=100, recipe=SMALL),
+    "ecanet20_fixed_k9": Model(eca_resnet, dict(n=3, kernel=9), 278_405, ECA, classes=100, recipe=SMALL),
+    "ecanet20_adaptive": Model(eca_resnet, dict(n=3, kernel=0), 278_351, ECA_RULE, classes=100, recipe=SMALL),
+    "resnet20_no_eca": Model(CifarResNet, dict(n=3), 278_324, f"{ECA}; the control: resnet20", classes=100, recipe=SMALL),
+    "ghost_resnet20": Model(ghost_resnet, dict(n=3), 147_716, GHOST, classes=100, recipe=SMALL),
+    "ghost_resnet32": Model(ghost_resnet, dict(n=5), 247_396, GHOST, classes=100, recipe=SMALL),
+    "improved_resnet20_convnext": Model(convnext_resnet, dict(n=3), 174_868, CONVNEXT, classes=100, recipe=SMALL),
+    "ghostnet_100": Model(ghostnet_100, {}, 4_029_608, f"{GHOST}, timm", classes=100, recipe=LARGE, original=4_029_608),
+    "convnext_tiny": Model(convnext_tiny, {}, 27_895_012, f"{CONVNEXT}, timm", classes=100, recipe=MODERN, original=27_897_028),
+    "segnext_mscan_tiny": Model(MSCAN, MSCAN_TINY, 854_820, "arXiv 2209.08575", classes=100, recipe=MODERN_SMALL),
+    "mlp_mixer_tiny": Model(mlp_mixer, MIXER_TINY, 3_639_076, MIXER, classes=100, recipe=MODERN_SMALL),
+    "mlp_mixer_b16": Model(mlp_mixer, MIXER_B, 57_417_316, MIXER, classes=100, recipe=MODERN, original=59_188_372),
+    "cspresnet50": Model(cspresnet50, {}, 20_685_988, "arXiv 1911.11929, timm", classes=100, recipe=LARGE, original=20_693_668),
+    "resnest50d": Model(resnest50d, {}, 25_639_140, "arXiv 2004.08955, timm", classes=100, recipe=LARGE, original=25_639_140),
+    "coatnet_0": Model(coatnet, COATNET_0, 20_041_448, COATNET, classes=100, recipe=MODERN),
+    "coatnet_0_custom_enhanced": Model(coatnet, COATNET_0_LK, 21_008_900, "arXiv 2303.09030", classes=100, recipe=MODERN),
+    "coatnet_cifar_opt": Model(coatnet_cifar, COATNET_C, 27_027_270, COATNET, classes=100, recipe=MODERN, original=27_008_486),
+    "coatnet_cifar_opt_large_stem": Model(
+        coatnet_cifar, COATNET_C_LS, 27_029_318, COATNET, classes=100, recipe=MODERN, original=27_010_534
+    ),
+    "hornet_tiny": Model(HorNet, HORNET_TINY, 21_946_468, "arXiv 2207.14284", classes=100, recipe=MODERN, original=21_947_812),
 }
 
 

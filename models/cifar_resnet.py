@@ -2,11 +2,24 @@
 
 Depth is 6n + 2. `shortcut="pad"` is the paper's option A: subsampling and zero channels, no parameters;
 `shortcut="project"`, the default, is option B, which trains a little better.
+
+Three variations replace the block:
+- ECA (arXiv 1910.03151): channel attention after the second batch norm, before the addition; `eca_position` moves it.
+- Ghost (arXiv 1911.11907): both 3x3 convolutions are ghost modules. The second has no ReLU, so that a block can subtract
+  from its shortcut.
+- ConvNeXt (arXiv 2201.03545): an inverted bottleneck around a 7x7 depthwise convolution. Unlike the paper's block it
+  expands first, so the large kernel works on the wide features, and keeps ResNet's batch norm, ReLU and ReLU after the
+  addition.
 """
 
+import math
+from functools import partial
+
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from models.layers import ECA, DropPath, drop_path_rates, eca_kernel, one_of
 from models.resnet import conv_bn, init_weights, projection
 
 
@@ -21,6 +34,11 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
 
 
+def shortcut_of(in_channels, width, stride, kind):
+    same = stride == 1 and in_channels == width
+    return (PadShortcut if kind == "pad" and not same else projection)(in_channels, width, stride)
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut. (B, C, H, W) -> (B, width, H / stride, W / stride)"""
 
@@ -28,26 +46,92 @@ class Block(nn.Module):
         super().__init__()
         self.conv1 = conv_bn(in_channels, width, 3, stride)
         self.conv2 = conv_bn(width, width, 3)
-        same = stride == 1 and in_channels == width
-        kind = PadShortcut if shortcut == "pad" and not same else projection
-        self.shortcut = kind(in_channels, width, stride)
+        self.shortcut = shortcut_of(in_channels, width, stride, shortcut)
 
     def forward(self, x):
         return F.relu(self.shortcut(x) + self.conv2(F.relu(self.conv1(x))))
 
 
-class CifarResNet(nn.Module):
-    """Stem, three stages of n blocks, average pooling, classifier. (B, 3, H, W) -> (B, num_classes)"""
+class ECABlock(Block):
+    """Block with efficient channel attention at one of three places. (B, C, H, W) -> (B, width, H / stride, W / stride)"""
 
-    def __init__(self, num_classes=10, *, n, shortcut="project"):
+    def __init__(self, in_channels, width, stride, shortcut, kernel, position):
+        super().__init__(in_channels, width, stride, shortcut)
+        eca = ECA(kernel or eca_kernel(width))
+        self.eca_bn1, self.eca_bn2, self.eca_add = (eca if position == p else nn.Identity() for p in ECA_POSITIONS)
+
+    def forward(self, x):
+        out = F.relu(self.eca_bn1(self.conv1(x)))
+        out = self.eca_bn2(self.conv2(out))
+        return F.relu(self.eca_add(self.shortcut(x) + out))
+
+
+ECA_POSITIONS = ("bn1", "bn2", "add")
+
+
+class GhostModule(nn.Module):
+    """Half of the channels by a convolution, the other half from those by a 3x3 depthwise one.
+
+    (B, C, H, W) -> (B, width, H / stride, W / stride). Of an odd width the convolution makes the larger half.
+    """
+
+    def __init__(self, in_channels, width, kernel=3, stride=1, relu=True):
         super().__init__()
-        if shortcut not in ("project", "pad"):
-            raise ValueError(f"shortcut must be project or pad, not {shortcut!r}")
+        intrinsic = math.ceil(width / 2)
+        self.width = width
+        self.primary = conv_bn(in_channels, intrinsic, kernel, stride)
+        self.cheap = conv_bn(intrinsic, intrinsic, 3, groups=intrinsic)
+        self.act = nn.ReLU() if relu else nn.Identity()
+
+    def forward(self, x):
+        intrinsic = self.act(self.primary(x))
+        return torch.cat([intrinsic, self.act(self.cheap(intrinsic))], dim=1)[:, : self.width]
+
+
+class GhostBlock(nn.Module):
+    """Two ghost modules and a shortcut. (B, C, H, W) -> (B, width, H / stride, W / stride)"""
+
+    def __init__(self, in_channels, width, stride, shortcut):
+        super().__init__()
+        self.ghost1 = GhostModule(in_channels, width, stride=stride)
+        self.ghost2 = GhostModule(width, width, relu=False)
+        self.shortcut = shortcut_of(in_channels, width, stride, shortcut)
+
+    def forward(self, x):
+        return F.relu(self.shortcut(x) + self.ghost2(self.ghost1(x)))
+
+
+class ConvNeXtBlock(nn.Module):
+    """1x1 to four times the input width, 7x7 depthwise, 1x1. (B, C, H, W) -> (B, width, H / stride, W / stride)"""
+
+    def __init__(self, in_channels, width, stride, shortcut):
+        super().__init__()
+        hidden = 4 * in_channels
+        self.expand = conv_bn(in_channels, hidden, 1)
+        self.depthwise = conv_bn(hidden, hidden, 7, stride, groups=hidden)
+        self.project = conv_bn(hidden, width, 1)
+        self.drop_path = DropPath()
+        self.shortcut = shortcut_of(in_channels, width, stride, shortcut)
+
+    def forward(self, x):
+        out = self.project(F.relu(self.depthwise(F.relu(self.expand(x)))))
+        return F.relu(self.shortcut(x) + self.drop_path(out))
+
+
+class CifarResNet(nn.Module):
+    """Stem, three stages of n blocks, average pooling, classifier. (B, 3, H, W) -> (B, num_classes)
+
+    block: (in_channels, width, stride, shortcut) -> Module.
+    """
+
+    def __init__(self, num_classes=10, block=Block, *, n, shortcut="project"):
+        super().__init__()
+        one_of("shortcut", shortcut, ("project", "pad"))
         self.stem = conv_bn(3, 16, 3)
         blocks, channels = [], 16
         for width in (16, 32, 64):
             for i in range(n):
-                blocks.append(Block(channels, width, 2 if width > 16 and i == 0 else 1, shortcut))
+                blocks.append(block(channels, width, 2 if width > 16 and i == 0 else 1, shortcut))
                 channels = width
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(channels, num_classes)
@@ -56,3 +140,22 @@ class CifarResNet(nn.Module):
     def forward(self, x):
         x = self.blocks(F.relu(self.stem(x)))  # (B, 64, H / 4, W / 4)
         return self.fc(x.mean((2, 3)))
+
+
+def eca_resnet(num_classes=10, *, n, kernel, shortcut="project", eca_position="bn2"):
+    """CifarResNet of ECA blocks. kernel: ECA's, or 0 for the one that follows from each block's width."""
+    one_of("eca_position", eca_position, ECA_POSITIONS)
+    return CifarResNet(num_classes, partial(ECABlock, kernel=kernel, position=eca_position), n=n, shortcut=shortcut)
+
+
+def ghost_resnet(num_classes=10, *, n, shortcut="project"):
+    """CifarResNet of ghost blocks."""
+    return CifarResNet(num_classes, GhostBlock, n=n, shortcut=shortcut)
+
+
+def convnext_resnet(num_classes=10, *, n, drop_path=0.05):
+    """CifarResNet of ConvNeXt blocks."""
+    model = CifarResNet(num_classes, ConvNeXtBlock, n=n)
+    for block, rate in zip(model.blocks, drop_path_rates(drop_path, 3 * n)):
+        block.drop_path.rate = rate
+    return model
