@@ -141,7 +141,7 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
     build(num_classes) -> model with fresh or loaded weights, on the CPU; groups(model, weight_decay) -> parameter groups;
     state: contents of last.pt to go on from, or None.
     """
-    options = models.parse_options(args.model_arg, args.model)
+    options = models.parse_options(args.model_arg, args.model, args.image_size)
     device = engine.select_device(args.device)
     dtype = engine.amp_dtype(args.amp, device)
     if args.accumulate > args.batch_size:

@@ -34,7 +34,7 @@ def main(argv=None):
         return models.print_table()
 
     def build(num_classes):
-        options = models.parse_options(args.model_arg, args.model)
+        options = models.parse_options(args.model_arg, args.model, args.image_size)
         fresh = state is None
         model = models.create_model(args.model, num_classes, pretrained=args.pretrained and fresh, **options)
         if args.weights and fresh:

@@ -157,8 +157,11 @@ def recipe(name):
     return dict(MODELS[name].recipe) if name in MODELS else {}
 
 
-def parse_options(pairs, name):
-    """["key=value", …] as options of the model: checked against its constructor, values read as Python literals."""
+def parse_options(pairs, name, image_size=None):
+    """["key=value", …] as options of the model: checked against its constructor, values read as Python literals.
+
+    A model that has to know the size of its pictures (an option image_size) is told image_size, unless a pair says another.
+    """
     options = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -177,6 +180,8 @@ def parse_options(pairs, name):
             wanted = type(valid[key])
             if valid[key] is not None and not isinstance(value, (int, float) if wanted is float else wanted):
                 raise UserError(f"{name}: {key} takes {wanted.__name__}, not {value!r}", status=2)
+        if image_size and "image_size" in valid:
+            options.setdefault("image_size", image_size)
     return options
 
 
@@ -242,8 +247,14 @@ def normalization(model):
 
 
 def print_table():
-    """Prints the table: name, parameters and GMACs at the source's classes and size, classes, size, source."""
-    print(f"{'name':<30}{'parameters':>12}{'GMACs':>8}{'classes':>9}{'px':>5}  source")
+    """Prints the table: name, parameters and GMACs at the source's classes and size, classes, size, recipe, source."""
+    print(f"{'name':<30}{'parameters':>12}{'GMACs':>8}{'classes':>9}{'px':>5}  {'recipe':<18}source")
     for name, model in MODELS.items():
         parameters, macs = describe(name, model.classes, model.image_size)
-        print(f"{name:<30}{parameters:>12,}{macs / 1e9:>8.3f}{model.classes:>9}{model.image_size:>5}  {model.source}")
+        print(f"{name:<30}{parameters:>12,}{macs / 1e9:>8.3f}{model.classes:>9}{model.image_size:>5}  "
+              f"{_recipe_in_words(model):<18}{model.source}")  # fmt: skip
+
+
+def _recipe_in_words(model):
+    recipe = {"optimizer": "sgd", "lr": 0.1, "cutmix": 1.0} | model.recipe
+    return f"{recipe['optimizer']} {recipe['lr']:g}" + (", mixing" if recipe["cutmix"] else "")
