@@ -148,7 +148,7 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
         raise UserError(f"--accumulate {args.accumulate} is more than --batch-size {args.batch_size}", status=2)
     if args.output_dir and state is None:
         rundir.refuse_if_taken(args.output_dir)
-    models.describe(args.model, 10, args.image_size, **options)  # refuses what can't be built, before any work
+    models.describe(args.model, 10, args.image_size, options)  # refuses what can't be built, before any work
     engine.make_deterministic(args.deterministic)
 
     split = data.load(
@@ -211,7 +211,7 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
             report.close()
             directory.close()
 
-        parameters, macs = models.describe(args.model, split.num_classes, args.image_size, **options)
+        parameters, macs = models.describe(args.model, split.num_classes, args.image_size, options)
         directory.write_summary(
             "finished",
             **figures,

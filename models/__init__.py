@@ -222,7 +222,7 @@ def _create_timm(name, num_classes, pretrained, options):
         raise UserError(f"{name}: {reason}", status=2) from error
 
 
-def describe(name, num_classes, image_size, **options):
+def describe(name, num_classes, image_size, options=None):
     """(parameters, multiply-accumulates of one picture) of a model, from a copy on the meta device: no memory, no work.
 
     Raises UserError when the model can't take pictures of image_size pixels.
@@ -230,7 +230,7 @@ def describe(name, num_classes, image_size, **options):
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        model = create_model(name, num_classes, **options).eval()
+        model = create_model(name, num_classes, **(options or {})).eval()
         try:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(torch.empty(1, 3, image_size, image_size))
@@ -248,11 +248,11 @@ def normalization(model):
 
 def print_table():
     """Prints the table: name, parameters and GMACs at the source's classes and size, classes, size, recipe, source."""
-    print(f"{'name':<30}{'parameters':>12}{'GMACs':>8}{'classes':>9}{'px':>5}  {'recipe':<18}source")
+    print(f"{'name':<30}{'parameters':>12}{'GMACs':>8}{'classes':>9}{'px':>5}  {'recipe':<21}source")
     for name, model in MODELS.items():
         parameters, macs = describe(name, model.classes, model.image_size)
         print(f"{name:<30}{parameters:>12,}{macs / 1e9:>8.3f}{model.classes:>9}{model.image_size:>5}  "
-              f"{_recipe_in_words(model):<18}{model.source}")  # fmt: skip
+              f"{_recipe_in_words(model):<21}{model.source}")  # fmt: skip
 
 
 def _recipe_in_words(model):
