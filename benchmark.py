@@ -2,6 +2,7 @@
 
     python benchmark.py data        # our batches against a torchvision DataLoader with PIL transforms and 2 workers
     python benchmark.py epoch       # an epoch of engine.fit against the bare step, and against the loop people write
+    python benchmark.py models      # each model's training step, in bf16 against fp32
 """
 
 import platform
@@ -37,11 +38,15 @@ def build_parser():
     epoch.add_argument("--model", default="resnet20", metavar="NAME")
     epoch.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
     epoch.add_argument("--compile", action="store_true", help="compile the model, for ours and the bare step")
-    for command in (whole, epoch):
+    table = commands.add_parser("models", help="a training step of each model: bf16 against fp32, both channels_last")
+    table.add_argument("--models", nargs="+", metavar="NAME", help="these only (default: the whole table)")
+    table.add_argument("--quick", action="store_true", help="batches of 16 and three rounds")
+    for command in (whole, epoch, table):
         command.add_argument("--batch-size", type=cli.number(int, low=1), default=128, metavar="N")
         command.add_argument("--rounds", type=cli.number(int, low=1), default=5, metavar="N", help="of both in turn")
         command.add_argument("--device", default="auto")
-        command.add_argument("--workers", type=cli.number(int, low=0), default=2, metavar="N", help="of the DataLoader")
+        if command is not table:
+            command.add_argument("--workers", type=cli.number(int, low=0), default=2, metavar="N", help="of the DataLoader")
     return parser
 
 
@@ -189,12 +194,38 @@ def measure_epoch(args, device):
     print(f"  engine.fit takes {spread(overhead, '.3f')} times as long as the bare steps")
 
 
+def measure_models(args, device):
+    """A line a model: parameters, GMACs, milliseconds of a training step in bf16 and fp32, and their ratio round by round."""
+    print(f"{'model':<30}{'parameters':>12}{'GMACs':>8}{'bf16 ms':>9}{'fp32 ms':>9}  bf16 / fp32")
+    for name in map(models.canonical, args.models or models.MODELS):
+        parameters, macs = models.describe(name, 100, 32)
+        inputs = torch.randn(args.batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+        targets = torch.randint(0, 100, (args.batch_size,), device=device)
+        model = models.create_model(name, 100).to(device, memory_format=torch.channels_last).train()
+        optimizer = optim.create_optimizer("sgd", optim.param_groups(model, 5e-4), 1e-4)
+
+        def step(dtype, model=model, optimizer=optimizer, inputs=inputs, targets=targets):
+            with engine.autocast(device, dtype):
+                logits = model(inputs)
+            F.cross_entropy(logits.float(), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        seconds = in_turn(device, args.rounds, bf16=lambda step=step: step(torch.bfloat16), fp32=lambda step=step: step(None))
+        ms = {kind: 1000 * statistics.median(values) for kind, values in seconds.items()}
+        ratios = [a / b for a, b in zip(seconds["bf16"], seconds["fp32"])]
+        print(f"{name:<30}{parameters:>12,}{macs / 1e9:>8.3f}{ms['bf16']:>9.1f}{ms['fp32']:>9.1f}  {spread(ratios)}")
+        sys.stdout.flush()
+
+
 def main(argv=None):
     args = build_parser().parse_args(argv)
+    if getattr(args, "quick", False):
+        args.batch_size, args.rounds = 16, 3
     device = engine.select_device(args.device)
     machine(device, args.rounds)
     sys.stdout.flush()
-    {"data": measure_data, "epoch": measure_epoch}[args.command](args, device)
+    {"data": measure_data, "epoch": measure_epoch, "models": measure_models}[args.command](args, device)
     return 0
 
 

@@ -143,7 +143,8 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
     """
     options = models.parse_options(args.model_arg, args.model, args.image_size)
     device = engine.select_device(args.device)
-    dtype = engine.amp_dtype(args.amp, device)
+    auto_fp32 = args.amp == "auto" and models.prefers_fp32(args.model, device)
+    dtype = None if auto_fp32 else engine.amp_dtype(args.amp, device)
     if args.accumulate > args.batch_size:
         raise UserError(f"--accumulate {args.accumulate} is more than --batch-size {args.batch_size}", status=2)
     if args.output_dir and state is None:

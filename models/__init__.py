@@ -42,6 +42,7 @@ class Model:
     recipe: dict = field(default_factory=dict)
     also: str = ""  # another name that people use
     original: int = 0
+    bf16_on_cpu: bool = True  # False where `benchmark.py models` finds it slower there than fp32
 
     @property
     def options(self):
@@ -150,6 +151,11 @@ def canonical(name):
         hint = f"did you mean {' or '.join(known[key] for key in near)}?" if near else f"the names are {', '.join(MODELS)}"
         raise UserError(f"unknown model {name!r}: {hint} (--list-models shows all, timm/<name> takes any of timm's)", status=2)
     return known[bare(name)]
+
+
+def prefers_fp32(name, device):
+    """Whether --amp auto should leave a model in fp32 on a device: depthwise convolutions are slow in bf16 on CPUs."""
+    return device.type == "cpu" and name in MODELS and not MODELS[name].bf16_on_cpu
 
 
 def recipe(name):
