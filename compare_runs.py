@@ -5,12 +5,16 @@
 
 Reads metrics.csv by column names, so other programs' files with an epoch and one loss or accuracy column work too.
 What a run was selected on, its parameters and its time come from summary.json beside it, where there is one.
+sweep.py takes from here what several runs of one experiment say together, and what two experiments differ by.
 """
 
 import glob
 import json
+import math
+import statistics
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import cli
 import rundir
@@ -21,6 +25,11 @@ PANELS = (("train_loss", "training loss"), ("eval_loss", "evaluation loss"),
 # Okabe and Ito's colours, which colour-blind readers can tell apart; line styles tell them apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+WORDS = ("run", "status", "experiment", "baseline", "verdict", "question")  # columns of text: flush left
+# Student's t: 97.5 % lie below, for 1 to 30 degrees of freedom; beyond them the next smaller number's value is taken.
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+        2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+T975_BEYOND = ((120, 1.980), (60, 2.000), (40, 2.021))
 
 
 def build_parser():
@@ -64,7 +73,7 @@ class Run:
             self.columns[f"eval_{kind}"] = self.columns.get(f"{self.measured}_{kind}", [])
         if not any(self.columns.get(name) for name, _ in PANELS):
             raise UserError(f"{path} has no column of a loss or an accuracy: it has {', '.join(rows[0])}")
-        self.summary = _read_summary(path.parent / "summary.json")
+        self.summary = read_json(path.parent / "summary.json")
 
     def curve(self, name):
         """(epochs, values) where the column has a number."""
@@ -103,18 +112,121 @@ def _float(text):
         return None
 
 
-def _read_summary(path):
+def read_json(path):
+    """The object in a JSON file; {} where there is none."""
     try:
-        summary = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return summary if isinstance(summary, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def print_table(rows):
     widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
     for cells in ({key: key for key in widths}, *rows):
-        print("  ".join(cells[key].ljust(w) if key in ("run", "status") else cells[key].rjust(w) for key, w in widths.items()))
+        print("  ".join(cells[key].ljust(w) if key in WORDS else cells[key].rjust(w) for key, w in widths.items()).rstrip())
+
+
+def markdown_table(rows):
+    lines = [list(rows[0]), [":--" if key in WORDS else "--:" for key in rows[0]], *(row.values() for row in rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+# ---- several runs of one experiment ----------------------------------------------------------------------------------
+
+
+class Mean:
+    """Runs of one experiment as one curve: their mean, at the epochs that all of them have."""
+
+    def __init__(self, name, runs):
+        self.name, self.runs = name, runs
+
+    def curve(self, name):
+        curves = [dict(zip(*run.curve(name))) for run in self.runs]
+        epochs = sorted(set.intersection(*map(set, curves)))
+        return tuple(epochs), tuple(statistics.fmean(curve[epoch] for curve in curves) for epoch in epochs)
+
+
+def mean_std(values):
+    """"mean ± sample standard deviation"; one value stands alone."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def over_seeds(groups):
+    """Rows of a table of {experiment: its runs}, which differ by their seeds: mean ± sample standard deviation, and n."""
+    rows = []
+    for name, runs in groups.items():
+        first = runs[0].summary if runs else {}
+        rows.append({
+            "experiment": name,
+            "n": str(len(runs)),
+            "test %": mean_std([run.summary.get("test_acc") for run in runs]),
+            "last train %": mean_std([(run.curve("train_acc")[1] or (None,))[-1] for run in runs]),
+            "parameters": _show(first.get("parameters"), ","),
+            "GMACs": _show(first.get("gmacs"), ".3f"),
+        })  # fmt: skip
+    return rows
+
+
+class Difference(NamedTuple):
+    """Of two experiments' means; error (a standard error), low and high (a 95 % interval) are None where nothing tells them."""
+
+    value: float
+    error: float | None
+    low: float | None
+    high: float | None
+    n: str
+
+    @property
+    def verdict(self):
+        if self.error is None:
+            return "one seed: no error known"
+        if self.error == 0 and self.value != 0:
+            return "not resolved (no spread to judge by)"
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else "not resolved"
+
+
+def difference(ours, theirs):
+    """Difference of {seed: figure} and {seed: figure}, or None where one is empty.
+
+    Over the seeds that both have, where there are two or more: the error is that of the mean of the pairs' differences.
+    Otherwise over all of them, with Welch's error and degrees of freedom, if both have two or more.
+    """
+    if not ours or not theirs:
+        return None
+    pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if len(pairs) > 1:
+        value, error, freedom, n = statistics.fmean(pairs), _standard_error(pairs), len(pairs) - 1, f"{len(pairs)} paired"
+    elif len(ours) > 1 and len(theirs) > 1:
+        a, b = (_standard_error(list(figures.values())) for figures in (ours, theirs))
+        value, error = statistics.fmean(ours.values()) - statistics.fmean(theirs.values()), math.hypot(a, b)
+        freedom = error**4 / (a**4 / (len(ours) - 1) + b**4 / (len(theirs) - 1)) if error else 1
+        n = f"{len(ours)}, {len(theirs)}"
+    else:
+        value = pairs[0] if pairs else statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
+        return Difference(value, None, None, None, "1" if pairs else f"{len(ours)}, {len(theirs)}")
+    if error < 1e-9:  # rounding
+        error = 0.0
+    half = t975(freedom) * error
+    return Difference(value, error, value - half, value + half, n)
+
+
+def _standard_error(values):
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def t975(freedom):
+    """Student's t below which 97.5 % lie; between the tabled degrees of freedom that of the next smaller number."""
+    whole = max(1, int(freedom + 1e-9))
+    if whole <= len(T975):
+        return T975[whole - 1]
+    return next((t for least, t in T975_BEYOND if whole >= least), T975[-1])
+
+
+# ---- the picture -----------------------------------------------------------------------------------------------------
 
 
 def draw(runs, path):

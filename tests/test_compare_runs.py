@@ -95,3 +95,15 @@ def test_what_can_not_be_compared_is_named(tmp_path, monkeypatch, arguments, mes
     with pytest.raises(UserError, match=message) as refused:
         compare_runs.main(arguments)
     assert "\n" not in str(refused.value)
+
+
+def test_runs_of_one_experiment_are_a_row_with_mean_deviation_and_n_and_one_curve(tmp_path):
+    a = write(tmp_path / "a", status="finished", test_acc=66.0, parameters=1234, gmacs=0.5)
+    b = write(tmp_path / "b", rows=("1,10,0.1,2,22,1,34,5,9",), status="finished", test_acc=69.0, parameters=1234, gmacs=0.5)
+    runs = [compare_runs.Run(path / "metrics.csv") for path in (a, b)]
+    both, one = compare_runs.over_seeds({"both": runs, "one": runs[:1]})
+    assert (both["n"], both["test %"], both["last train %"]) == ("2", "67.50 ± 2.12", "41.00 ± 26.87")
+    assert (one["n"], one["test %"], one["parameters"], one["GMACs"]) == ("1", "66.00", "1,234", "0.500")
+    assert compare_runs.Mean("both", runs).curve("eval_acc") == ((1,), (32.0,))  # where both have been
+    assert compare_runs.Mean("both", runs).curve("eval_top5") == ((), ())
+    assert compare_runs.markdown_table([{"run": "x", "n": "1"}]) == "| run | n |\n| :-- | --: |\n| x | 1 |\n"
