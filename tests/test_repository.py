@@ -1,5 +1,6 @@
 """The README and the files say the same."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -50,9 +51,11 @@ def test_modules_do_nothing_when_they_are_imported():
 
 def test_requirements_name_what_the_code_imports():
     named = {re.split("[>=]", line)[0] for line in (ROOT / "requirements.txt").read_text().splitlines() if line[0] != "#"}
-    code = "\n".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py")])
     own = {path.stem for path in ROOT.glob("*.py")} | {"models"}
-    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.M)) - own
+    nodes = [n for p in [*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py")] for n in ast.walk(ast.parse(p.read_text()))]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    imported = {name.split(".")[0] for name in imported} - own
     outside = {name for name in imported if name not in sys.stdlib_module_names}
     outside -= {"PIL", "filelock", "safetensors", "submitit"}  # they come with others; the last is asked for where it is needed
     assert outside | {"tensorboard"} == named

@@ -20,9 +20,9 @@ from conftest import ROOT
 from PIL import Image
 
 import compare_runs
-import data
 import launch
 import models
+import sources
 import suites
 import sweep
 import train
@@ -94,7 +94,7 @@ def run(tmp_path, monkeypatch, few_shapes):
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "SCRIPT", [sys.executable, str(tmp_path / "stand_in.py")])
-    monkeypatch.setattr(data, "_load_shapes", lambda: few_shapes)
+    monkeypatch.setattr(sources, "load_shapes", lambda: few_shapes)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
 
     def run(*arguments, suite=TINY):
