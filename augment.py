@@ -51,9 +51,14 @@ def _rand_beta(generator, count, alpha):
     return drawn[generator.rows] if isinstance(generator, RankGenerator) else drawn
 
 
+def _send(values, device):
+    """Draws to the device. CUDA copies small pageable tensors at the call; other devices may read them after it."""
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
 def _per_image(values, images):
     """A (B,) draw as (B, 1, 1, 1) on the images' device, without waiting for it."""
-    return values.to(images.device, non_blocking=True).view(-1, 1, 1, 1)
+    return _send(values, images.device).view(-1, 1, 1, 1)
 
 
 def _nhwc(images):
@@ -66,7 +71,7 @@ def _nhwc(images):
 def flip(images, generator, p=0.5):
     """Mirrors each image left to right with probability p. Any dtype (B, C, H, W)."""
     count, pixels = len(images), _nhwc(images)
-    mirrored = (rand(generator, count) < p).to(images.device, non_blocking=True)
+    mirrored = _send(rand(generator, count) < p, images.device)
     both = torch.cat([pixels, pixels.flip(2)])  # choosing whole images is cheaper than writing half of them anew
     return both.index_select(0, torch.arange(count, device=images.device) + count * mirrored).permute(0, 3, 1, 2)
 
@@ -110,7 +115,7 @@ def random_windows(padded, index, generator, padding):
     """What `crop` makes of the images with these indices, from a dataset (N, H + 2p, W + 2p, C) that has its border already."""
     count, padded_height, padded_width, channels = padded.shape
     height, width = padded_height - 2 * padding, padded_width - 2 * padding
-    offsets = (rand(generator, len(index), 2) * (2 * padding + 1)).long().to(padded.device, non_blocking=True)
+    offsets = _send((rand(generator, len(index), 2) * (2 * padding + 1)).long(), padded.device)
     # Every run of `width` pixels in the dataset as a row of one overlapping view; a window is `height` of these rows.
     runs = max(0, count * padded_height * padded_width - width + 1)
     runs = padded.view(-1).as_strided((runs, width * channels), (channels, 1))
@@ -156,8 +161,8 @@ def resized_crop(images, top, left, height, width, size, interpolation="bilinear
     top, left, height, width: int64 (B,) on the CPU. torchvision's resized_crop takes one box for all; with a box an
     image the resize is two matrix products with matrices made of that image's box.
     """
-    rows = _resampling(top, height, images.shape[2], size, interpolation).to(images.device, non_blocking=True)
-    columns = _resampling(left, width, images.shape[3], size, interpolation).to(images.device, non_blocking=True)
+    rows = _send(_resampling(top, height, images.shape[2], size, interpolation), images.device)
+    columns = _send(_resampling(left, width, images.shape[3], size, interpolation), images.device)
     out = rows[:, None] @ images.float() @ columns[:, None].transpose(2, 3)  # (B, 3, size, size)
     return _like(out, images)
 
@@ -294,7 +299,7 @@ def _geometry(images, op, strength):
     put("rotate", 0, 1, -angle.sin() * height / width)
     put("rotate", 1, 0, angle.sin() * width / height)
     put("rotate", 1, 1, angle.cos())
-    grid = F.affine_grid(theta.to(images.device, non_blocking=True), list(images.shape), align_corners=False)
+    grid = F.affine_grid(_send(theta, images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
 
@@ -333,7 +338,7 @@ def operate(images, op, strength):
     for k in [1, *sorted(set(op.tolist()) - {0} - set(GEOMETRIC))]:
         chosen = (geometric if k == 1 else op == k).nonzero().squeeze(1)
         if len(chosen):
-            index = chosen.to(images.device, non_blocking=True)
+            index = _send(chosen, images.device)
             part = images.index_select(0, index)
             done = _geometry(part, op[chosen], strength[chosen]) if k == 1 else _operate(part, OPERATIONS[k], strength[chosen])
             out.index_copy_(0, index, _like(done, images))
@@ -390,7 +395,7 @@ def _boxes(centres, sides, images, dtype=torch.float32):
     """
     batch, channels, height, width = images.shape
     start = centres - (sides / 2).floor()  # rounded to even, an odd side would begin at every second place only
-    edges = torch.stack([start, start + sides], dim=1).to(images.device, non_blocking=True)  # (B, 2, 2)
+    edges = _send(torch.stack([start, start + sides], dim=1), images.device)  # (B, 2, 2)
     y = torch.arange(height, device=images.device)
     x = torch.arange(width, device=images.device).repeat_interleave(channels)
     rows = (y >= edges[:, 0, :1]) & (y < edges[:, 1, :1])
@@ -421,7 +426,7 @@ def _partners(x):
 
 def _blend(images, targets, share):
     """share * own + (1 - share) * partner: share (B, C, H, W) or (B, 1, 1, 1) for pixels, its mean for the targets."""
-    weight = share.mean((1, 2, 3)).to(targets.device, non_blocking=True)[:, None]
+    weight = share.mean((1, 2, 3))[:, None]
     return torch.lerp(_partners(images), images, share), torch.lerp(_partners(targets), targets, weight)
 
 

@@ -90,10 +90,9 @@ def save(state, path):
         with replacing(path) as file:
             torch.save({"format": FORMAT, "digest": digest(contents), "contents": contents}, file)
             file.flush()
-            os.fsync(file.fileno())
             load(file.name)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        raise UserError(f"{path} could not be written ({_first_line(error)}); the file before it is untouched") from error
+        raise UserError(f"{path} could not be written ({first_line(error)}); the file before it is untouched") from error
 
 
 def load(path, kind="checkpoint"):
@@ -103,7 +102,11 @@ def load(path, kind="checkpoint"):
         raise UserError(f"{path} is not a {kind} of this program")
     if state["format"] != FORMAT:
         raise UserError(f"{path} has format {state['format']}; this program reads format {FORMAT}")
-    if digest(state["contents"]) != state["digest"]:
+    try:
+        intact = digest(state["contents"]) == state["digest"]
+    except RecursionError:  # a tree that is no run's
+        intact = False
+    if not intact:
         raise UserError(f"{path} is damaged: its contents don't match their digest")
     return state["contents"]
 
@@ -117,14 +120,16 @@ def load_untrusted(path, kind="file"):
             warnings.simplefilter("ignore")  # about pickle protocols, on the way to refusing the file
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        with open(path, "rb") as file:
+            is_pickle = file.read(1) in (b"P", b"\x80")  # a zip archive of torch.save, or a bare pickle
+        if is_pickle and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
             raise UserError(
                 f"{path} was refused: it holds more than tensors and plain values, so loading it could run code"
             ) from error
-        raise UserError(f"{path} is not a {kind}, or it is damaged ({_first_line(error)})") from error
+        raise UserError(f"{path} is not a {kind}, or it is damaged ({first_line(error)})") from error
     except Exception as error:  # on foreign bytes the reader stumbles in many ways
-        raise UserError(f"{path} is truncated, damaged or not a {kind} ({_first_line(error)})") from error
+        raise UserError(f"{path} is truncated, damaged or not a {kind} ({first_line(error)})") from error
 
 
-def _first_line(error):
+def first_line(error):
     return str(error).strip().split("\n")[0].split(". ")[0][:200] or type(error).__name__

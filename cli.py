@@ -19,7 +19,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, where there is one to show."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False, []) or action.default is argparse.SUPPRESS:
+        if action.default is argparse.SUPPRESS or action.default is None or action.default is False or action.default == []:
             return action.help or ""
         return super()._get_help_string(action)
 
@@ -110,7 +110,7 @@ def add_data(parser):
 
 def add_training(parser, *, epochs):
     auto = number_or_auto
-    group = parser.add_argument_group("training")
+    group = parser.add_argument_group("training", "A model's recipe and the optimizer bring values other than these defaults.")
     group.add_argument("--epochs", type=number(int, low=1), default=epochs, metavar="N", help="in total, also with --resume")
     group.add_argument("--batch-size", type=number(int, low=1), default=128, metavar="N", help="of all devices together")
     group.add_argument("--optimizer", default="sgd", choices=("sgd", "adam", "adamw", "muon"), help="brings its own rates")
@@ -120,11 +120,11 @@ def add_training(parser, *, epochs):
     group.add_argument("--schedule", default="cosine", choices=("cosine", "linear", "one_cycle", "multi_step", "constant"),
                        help="of the learning rate after the warmup, to zero at the end")  # fmt: skip
     group.add_argument("--warmup-epochs", type=auto(low=0), default=None, metavar="X",
-                       help="auto: a tenth, 5 at most; of one_cycle a quarter")  # fmt: skip
+                       help="default: a tenth of the run, 5 at most; one_cycle: a quarter")  # fmt: skip
     group.add_argument("--label-smoothing", type=number(low=0, high=0.99), default=0.1, metavar="X",
                        help="part of the target that is spread over all classes")  # fmt: skip
     group.add_argument("--ema-decay", type=auto(low=0, high=0.999999), default=None, metavar="X",
-                       help="of the weights' moving average; auto: a horizon of a twentieth of the run; 0: none")  # fmt: skip
+                       help="of the weights' moving average (0: none); default: horizon a twentieth of the run")  # fmt: skip
     group.add_argument("--clip-grad", type=number(low=0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
     group.add_argument("--accumulate", type=number(int, low=1), default=1, metavar="K", help="cut each batch in K parts")
     group = parser.add_argument_group("augmentation")
@@ -165,15 +165,15 @@ def explicit(parser, argv):
     return vars(bare.parse_args(argv))
 
 
-def resolve(parser, given, config, recipe, optimizers):
+def resolve(parser, given, config, recipe, optimizers, config_origin=None):
     """(arguments by name, where each came from).
 
-    given: what the command line says; config: --config's arguments, or {}; recipe(model name): a dict; optimizers: what
-    goes with each optimizer. A recipe is made for its optimizer: with another one its rates don't apply.
+    given: what the command line says; config: --config's arguments, or {}, and where they came from; recipe(model name): a
+    dict; optimizers: what goes with each optimizer. A recipe is made for its optimizer: with another one its rates don't
+    apply. Another model, optimizer or augmentation on the command line than in the config brings what goes with it.
     """
     defaults = {a.dest: a.default for a in parser._actions if a.dest != "help"}
-    config = {key: value for key, value in config.items() if key not in OF_THE_CALL}
-    _check_config(parser, config)
+    config = _convert(parser, {key: value for key, value in config.items() if key not in OF_THE_CALL})
     values, origin = dict(defaults), dict.fromkeys(defaults, "default")
 
     def put(source, items):
@@ -185,36 +185,57 @@ def resolve(parser, given, config, recipe, optimizers):
     native = model_recipe.get("optimizer", defaults["optimizer"])
     optimizer = chosen.get("optimizer", native)
     put("optimizer", {key: value for key, value in optimizers.get(optimizer, {}).items() if key in values})
+    foreign = {"optimizer", *optimizers.get(native, {}), *optimizers.get(optimizer, {})}
     if optimizer != native:
-        model_recipe = {key: value for key, value in model_recipe.items() if key not in optimizers[native]}
-        model_recipe.pop("optimizer", None)
+        model_recipe = {key: value for key, value in model_recipe.items() if key not in foreign}
     put("recipe", model_recipe)
+    if given.get("model", config.get("model")) != config.get("model"):
+        config = {key: value for key, value in config.items() if (config_origin or {}).get(key) not in ("recipe", "optimizer")}
+    if given.get("optimizer", config.get("optimizer", optimizer)) != config.get("optimizer", optimizer):
+        config = {key: value for key, value in config.items() if key not in foreign | set(optimizers[config["optimizer"]])}
     if chosen.get("augment", values["augment"]) == "none":
-        put("--augment none", {"mixup": 0.0, "cutmix": 0.0, "cutout": 0})
+        nothing = {"mixup": 0.0, "cutmix": 0.0, "cutout": 0}
+        put("--augment none", nothing)
+        if "augment" in given:
+            config = {key: value for key, value in config.items() if key not in nothing}
     put("config", config)
     put("command line", given)
     return argparse.Namespace(**values), origin
 
 
-def _check_config(parser, config):
-    """Refuses what the command line would refuse."""
+def _convert(parser, config):
+    """The values as the command line would have read them; refuses what it would refuse."""
     actions = {action.dest: action for action in parser._actions}
+    converted = {}
     for key, value in config.items():
         if key not in actions:
             near = difflib.get_close_matches(key, actions, n=1)
             raise UserError(f"--config: unknown argument {key!r}" + (f"; did you mean {near[0]}?" if near else ""), status=2)
         action = actions[key]
-        if value is None or value == action.default:
-            continue
         try:
-            if action.choices and value not in action.choices:
-                raise ValueError(f"{value!r} is none of {', '.join(action.choices)}")
-            if action.nargs == 0 and not isinstance(value, bool):  # a switch
-                raise ValueError(f"{value!r} is neither true nor false")
-            if action.type:
-                action.type(str(value))
+            converted[key] = _convert_value(action, value)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UserError(f"--config: {key}: {error}", status=2) from error
+    return converted
+
+
+def _convert_value(action, value):
+    if value is None and action.default is None:
+        return None
+    if action.nargs == 0:  # a switch
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} is neither true nor false")
+        return value
+    if isinstance(action.default, list):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{value!r} is no list of texts")
+        return value
+    wanted = str if action.type is None else (str, int, float)
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is not what it takes")
+    if action.choices and value not in action.choices:
+        raise ValueError(f"{value!r} is none of {', '.join(action.choices)}")
+    return action.type(str(value)) if action.type else value
 
 
 def run(main):

@@ -4,7 +4,7 @@
     python compare_runs.py runs/a runs/b --labels plain residual --output docs/plain.png
 
 Reads metrics.csv by column names, so other programs' files with an epoch and one loss or accuracy column work too.
-What a run was selected on, its parameters and its time come from summary.json beside it, where there is one.
+Its parameters and its headline come from summary.json beside it, where there is one.
 sweep.py takes from here what several runs of one experiment say together, and what two experiments differ by.
 """
 
@@ -42,14 +42,20 @@ def build_parser():
 
 def find_metrics(patterns):
     """The metrics.csv of each path or pattern, once, in order. Raises UserError."""
-    found = []
+    found, missing = [], []
     for pattern in patterns:
         paths = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not Path(pattern).exists() else [pattern]
         paths = [Path(path) / "metrics.csv" if Path(path).is_dir() else Path(path) for path in paths]
-        missing = [path for path in paths if not path.is_file()]
-        if missing or not paths:
-            raise UserError(f"there are no metrics at {missing[0] if missing else pattern}", status=2)
-        found += [path for path in paths if path not in found]
+        if not paths:
+            raise UserError(f"there are no metrics at {pattern}", status=2)
+        missing += [path for path in paths if not path.is_file()]
+        known = {path.resolve() for path in found}
+        found += [path for path in paths if path.is_file() and path.resolve() not in known]
+    wrong = [path for path in missing if not path.parent.is_dir() or path.name != "metrics.csv"]
+    if wrong or not found:
+        raise UserError(f"there are no metrics at {(wrong or missing)[0]} (runs/*/metrics.csv names all runs)", status=2)
+    for path in missing:  # a run that has not finished its first epoch
+        print(f"{path.parent} has no finished epoch yet, and is left out", file=sys.stderr)
     return found
 
 
@@ -63,6 +69,7 @@ class Run:
             raise UserError(f"{path} can't be read: {error}") from error
         if not rows:
             raise UserError(f"{path} has no finished epoch (or no column named epoch)")
+        self.path = path
         self.name = path.resolve().parent.name if path.name == "metrics.csv" else path.stem
         self.epochs = [int(row["epoch"]) for row in rows]
         self.columns = {name: [_float(row[name]) for row in rows] for name in rows[0]}
@@ -97,19 +104,21 @@ class Run:
             "parameters": _show(self.summary.get("parameters"), ","),
             "GMACs": _show(self.summary.get("gmacs"), ".3f"),
             "seconds": f"{sum(seconds):.0f}" if seconds else "",
-            "images/s": f"{sorted(speed)[len(speed) // 2]:.0f}" if speed else "",
+            "images/s": f"{statistics.median(speed):.0f}" if speed else "",
         }
 
 
 def _show(value, style):
-    return "" if value is None else format(value, style)
+    return format(value, style) if isinstance(value, (int, float)) else ""
 
 
 def _float(text):
+    """The number in a cell, or None where there is none that can be drawn."""
     try:
-        return float(text)
+        value = float(text)
     except (TypeError, ValueError):
         return None
+    return value if math.isfinite(value) else None
 
 
 def read_json(path):
@@ -268,16 +277,19 @@ def draw(runs, path):
 def _label_ends(axis, ends, style):
     """Writes each curve's last value beside its end, pushed apart where two would cover each other."""
     low, high = axis.get_ylim()
-    gap, last = (high - low) * 0.045, float("-inf")
+    gap, taken = (high - low) * 0.045, {}
     for value, x, colour in sorted(ends):
-        last = max(value, last + gap)
-        axis.annotate(format(value, style), (x, last), xytext=(5, 0), textcoords="offset points", color=colour, fontsize=8,
+        taken[x] = max(value, taken.get(x, float("-inf")) + gap)
+        axis.annotate(format(value, style), (x, taken[x]), xytext=(5, 0), textcoords="offset points", color=colour, fontsize=8,
                       va="center", annotation_clip=False)  # fmt: skip
 
 
 def main(argv=None):
     args = build_parser().parse_args(argv)
     runs = [Run(path) for path in find_metrics(args.runs)]
+    for run in runs:
+        if [other.name for other in runs].count(run.name) > 1:
+            run.name = str(run.path.resolve().parent.relative_to(run.path.resolve().parents[2]))
     if args.labels:
         if len(args.labels) != len(runs):
             raise UserError(f"--labels has {len(args.labels)} names for {len(runs)} runs", status=2)

@@ -70,10 +70,14 @@ def select_device(name):
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("Expected one of those below")
         torch.empty(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"--device {name} can't be used here ({reason})", status=2) from error
+        reason = "" if "Expected one of" in str(error) else f" ({str(error).strip().splitlines()[0]})"
+        raise UserError(f"--device {name} can't be used here{reason}: auto, cpu, cuda, cuda:<n> or mps", status=2) from error
     return device
 
 
@@ -131,7 +135,7 @@ class _Readback:
             self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self.values.copy_(values, non_blocking=True)
             self.event = torch.cuda.Event()
-            self.event.record()
+            self.event.record(torch.cuda.current_stream(values.device))
         else:
             self.values = values
 
@@ -160,7 +164,7 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
     progress = progress or Progress()
     device = next(model.parameters()).device
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
-    skipped = 0
+    skipped, statistics = 0, [b for b in model.buffers() if b.is_floating_point()]
     while progress.epoch < epochs:
         model.train()
         begin = time.perf_counter() - progress.seconds
@@ -170,6 +174,7 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             seed_model(seed, device, progress.epoch, "model", progress.batch)
 
+            before = (scaler.get_scale(), [b.clone() for b in statistics]) if scaler.is_enabled() else None
             parts = list(zip(inputs.tensor_split(accumulate), targets.tensor_split(accumulate)))
             reads = []
             for i, (x, y) in enumerate(parts):
@@ -188,12 +193,14 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
             if clip_grad:
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-            before = scaler.get_scale()
             scaler.step(optimizer)
             scaler.update()
-            skipped = skipped + 1 if scaler.get_scale() < before else 0
-            if skipped >= MOST_SKIPS:
-                raise NonFiniteLoss(_advice(f"{skipped} steps in a row overflowed fp16", progress, rate))
+            if before:
+                skipped = skipped + 1 if scaler.get_scale() < before[0] else 0
+                for statistic, value in zip(statistics, before[1]) if skipped else ():
+                    statistic.copy_(value)  # batch norm has seen the overflow, too
+                if skipped >= MOST_SKIPS:
+                    raise NonFiniteLoss(_advice(f"{skipped} steps in a row overflowed fp16", progress, rate))
             optimizer.zero_grad(set_to_none=True)
             if after_step and not skipped:
                 after_step()
@@ -207,6 +214,7 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
             if show:
                 show(progress, loss_sum / len(targets))
             if stop and stop():
+                _check_weights(model, progress, rate)  # what is saved now must be good
                 progress.seconds = time.perf_counter() - begin
                 raise Interrupted
         synchronize(device)
@@ -242,6 +250,8 @@ def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None):
     device = next(model.parameters()).device
     counts, losses, count = torch.zeros(2, dtype=torch.int64, device=device), [], 0
     for inputs, labels in batches:
+        if not len(labels):  # a rank's part of a small last batch
+            continue
         with autocast(device, dtype):
             logits = model(inputs)
         logits = logits.float()
@@ -261,6 +271,12 @@ def synchronize(device):
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def reset_peak_memory(device):
+    """Lets peak_memory_mb begin anew on a GPU; the system's count of a process can't."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mb(device):
@@ -284,13 +300,15 @@ def _gradients_stay_local(model, local):
 
 
 def _check_weights(model, progress, rate):
-    finite = torch.stack([p.detach().isfinite().all() for p in model.parameters()])
-    if not finite.all():
-        raise NonFiniteLoss(_advice("a weight is not finite", progress, rate))
+    floats = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    finite = torch.stack([value.isfinite().all() for value in floats.values()]).tolist()
+    if not all(finite):
+        name = next(name for name, good in zip(floats, finite) if not good)
+        raise NonFiniteLoss(_advice(f"{name} is not finite", progress, rate, done="stopped"))
 
 
-def _advice(what, progress, rate):
+def _advice(what, progress, rate, done="stopped before the update"):
     return (
-        f"{what} at step {progress.step + 1} (epoch {progress.epoch + 1}) with learning rate {rate:.4g}: stopped before the "
-        f"update; try a smaller --lr, a longer --warmup-epochs or --clip-grad 1"
+        f"{what} at step {progress.step + (done != 'stopped')} (epoch {progress.epoch + 1}) with learning rate {rate:.4g}: "
+        f"{done}, and last.pt is the last good one; try a smaller --lr, a longer --warmup-epochs or --clip-grad 1"
     )

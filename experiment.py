@@ -12,6 +12,7 @@ import math
 import signal
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +41,11 @@ def arguments(parser, argv):
     given = cli.explicit(parser, argv)
     if "resume" in given:
         return _resume_arguments(parser, given)
-    if "model" in given:
-        given["model"] = models.canonical(given["model"])
-    config = rundir.load_config(given["config"]) if "config" in given else {}
-    args, origin = cli.resolve(parser, given, config, models.recipe, optim.OPTIMIZERS)
-    args.model = models.canonical(args.model)
+    config, config_origin = rundir.load_config(given["config"]) if "config" in given else ({}, {})
+    for each in (given, config):
+        if isinstance(each.get("model"), str):
+            each["model"] = models.canonical(each["model"])
+    args, origin = cli.resolve(parser, given, config, models.recipe, optim.OPTIMIZERS, config_origin)
     return args, origin, None
 
 
@@ -55,9 +56,11 @@ def _resume_arguments(parser, given):
     if not (path / "last.pt").is_file():
         raise UserError(f"{path} holds no run to go on with (no last.pt)", status=2)
     state = checkpoint.load(path / "last.pt")
-    if "training" not in state:
-        raise UserError(f"{path}/last.pt is not a run's last.pt", status=2)
-    saved = state["training"]["arguments"]
+    try:
+        saved, origin, _ = state["training"]["arguments"], state["training"]["origin"], state["training"]["progress"]["epoch"]
+        saved.items(), origin.items()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}/last.pt is not a run's last.pt") from error
     if "model" in given:
         given["model"] = models.canonical(given["model"])
     wrong = [key for key, value in given.items() if key not in FREE and value != saved.get(key, value)]
@@ -67,7 +70,7 @@ def _resume_arguments(parser, given):
     defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
     args = argparse.Namespace(**(defaults | saved | given))
     args.output_dir = str(path)
-    return args, state["training"]["origin"], state
+    return args, origin, state
 
 
 class StopSignal:
@@ -121,6 +124,13 @@ class Training:
         return {"card": self.card, "state_dict": self.model.state_dict(), "ema": average, "training": training}
 
     def load_state_dict(self, state):
+        """Raises UserError where the state is of other data or another model."""
+        try:
+            self._load_state_dict(state)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"can't go on: last.pt doesn't fit this run ({checkpoint.first_line(error)})") from error
+
+    def _load_state_dict(self, state):
         training = state["training"]
         for name, value in self.facts.items():
             if training["facts"][name] != value:
@@ -145,11 +155,7 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
     device = engine.select_device(args.device)
     auto_fp32 = args.amp == "auto" and models.prefers_fp32(args.model, device)
     dtype = None if auto_fp32 else engine.amp_dtype(args.amp, device)
-    if args.accumulate > args.batch_size:
-        raise UserError(f"--accumulate {args.accumulate} is more than --batch-size {args.batch_size}", status=2)
-    if args.output_dir and state is None:
-        rundir.refuse_if_taken(args.output_dir)
-    models.describe(args.model, 10, args.image_size, options)  # refuses what can't be built, before any work
+    _check_before_work(args, state, options)
     engine.make_deterministic(args.deterministic)
 
     split = data.load(
@@ -160,7 +166,8 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
         print(f"{split.name}: {note}", file=sys.stderr)
     engine.seed_model(args.seed, torch.device("cpu"), 0, "init")
     model = build(split.num_classes)
-    mean, std = models.normalization(model) if args.pretrained else (split.mean, split.std)
+    published = args.pretrained or (args.weights and args.model.startswith("timm/"))
+    mean, std = models.normalization(model) if published else (split.mean, split.std)
     batches = data.Batches(
         split.train, args.batch_size, _train_pipeline(args, mean, std, split.num_classes), device=device, seed=args.seed
     )
@@ -180,7 +187,8 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
         ema=optim.Ema(model, args.ema_decay) if args.ema_decay else None,
         card={
             "model": args.model, "options": options, "num_classes": split.num_classes, "classes": list(split.classes),
-            "image_size": args.image_size, "mean": list(mean), "std": list(std), "dataset": split.name, "seed": args.seed,
+            "image_size": args.image_size, "mean": list(mean), "std": list(std), "dataset": split.name,
+            "source": args.dataset, "seed": args.seed,
         },
         facts={"train_images": len(split.train), "classes": list(split.classes)},
     )  # fmt: skip
@@ -190,20 +198,34 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
         for each in {id(m): m for m in (training.model, training.reported)}.values():
             each.compile()  # in place: the keys of the state dict stay as they are
 
+    parameters, macs = models.describe(args.model, split.num_classes, args.image_size, options)
+    precision = str(dtype or torch.float32).removeprefix("torch.")
+    engine.reset_peak_memory(device)
     with StopSignal() as stop:
-        directory = _open_directory(args, origin, split, device, dtype, state)
+        directory = _open_directory(args, origin, split, device, precision, state)
         report = _Reporter(args, batches)
+        report.start(split, parameters, precision, device, training.progress, directory)
         try:
             if not state:
                 directory.save_last(training.state_dict(args, origin))  # from here on there is always one to go on from
                 _show_batch(directory, batches, mean, std)
             _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop)
             figures = _final_figures(training, directory, split, plain, curve, dtype, device, stop)
+            directory.write_summary(
+                "finished",
+                **figures,
+                **_standing(training, curve),
+                parameters=parameters,
+                gmacs=macs / 1e9,
+                **_seconds_to(directory.rows(), _headline(training, curve)),
+                peak_memory_mb=engine.peak_memory_mb(device),
+            )
         except engine.Interrupted:
             directory.save_last(training.state_dict(args, origin))
             directory.write_summary("interrupted", signal=stop.number, **_standing(training, curve))
             report.close()
-            print(f"interrupted in epoch {training.progress.epoch + 1}; go on with --resume {directory.path}")
+            epoch = min(training.progress.epoch + 1, args.epochs)
+            print(f"interrupted in epoch {epoch}; go on with --resume {directory.path}")
             return 128 + stop.number
         except BaseException as error:
             directory.write_summary("failed", reason=str(error) or type(error).__name__, **_standing(training, curve))
@@ -211,19 +233,25 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
         finally:
             report.close()
             directory.close()
-
-        parameters, macs = models.describe(args.model, split.num_classes, args.image_size, options)
-        directory.write_summary(
-            "finished",
-            **figures,
-            **_standing(training, curve),
-            parameters=parameters,
-            gmacs=macs / 1e9,
-            **_seconds_to(directory.rows(), _headline(training, curve)),
-            peak_memory_mb=engine.peak_memory_mb(device),
-        )
         print(f"test accuracy {figures['test_acc']:.2f} % ({figures['reported']})  {directory.path}")
         return 0
+
+
+def _check_before_work(args, state, options):
+    """Raises UserError for what can be refused without data or model."""
+    if args.accumulate > args.batch_size:
+        raise UserError(f"--accumulate {args.accumulate} is more than --batch-size {args.batch_size}", status=2)
+    if args.cutout >= args.image_size:
+        raise UserError(f"--cutout {args.cutout} leaves nothing of pictures of {args.image_size} px", status=2)
+    if args.warmup_epochs is not None and args.warmup_epochs >= args.epochs and args.schedule != "constant":
+        raise UserError(f"--warmup-epochs {args.warmup_epochs:g} is as long as the run ({args.epochs} epochs)", status=2)
+    if args.weights and not Path(args.weights).is_file():
+        raise UserError(f"there is no weights file {args.weights}", status=2)
+    if args.pretrained:
+        models.require_published(args.model)
+    if args.output_dir and state is None:
+        rundir.refuse_if_taken(args.output_dir)
+    models.describe(args.model, 10, args.image_size, options)
 
 
 def _train_pipeline(args, mean, std, num_classes):
@@ -310,8 +338,13 @@ def _check_epochs(args, origin, state, batches_per_epoch):
     saved, done = state["training"]["arguments"], state["training"]["progress"]
     if args.epochs == saved["epochs"]:
         return
-    if done["epoch"] > args.epochs:
-        raise UserError(f"--epochs {args.epochs}: the run has {done['epoch']} epochs already", status=2)
+    begun = done["epoch"] + (done["batch"] > 0)
+    if begun > args.epochs:
+        raise UserError(f"--epochs {args.epochs}: the run has {begun} epochs already", status=2)
+    for epochs in (saved["epochs"], args.epochs):
+        if done["epoch"] >= epochs and epochs % args.eval_every:
+            raise UserError(f"--epochs {args.epochs}: with --eval-every {args.eval_every} epoch {epochs} would have been "
+                            f"evaluated otherwise from the start: start a new run", status=2)  # fmt: skip
     steps = {epochs: epochs * batches_per_epoch for epochs in (saved["epochs"], args.epochs)}
     for name, value in _auto_values(args.schedule, args.epochs, steps[args.epochs]).items():
         if origin.get(name) == "auto" and value != saved[name]:
@@ -325,15 +358,20 @@ def _check_epochs(args, origin, state, batches_per_epoch):
                         f"extended)", status=2)  # fmt: skip
 
 
-def _open_directory(args, origin, split, device, dtype, state):
-    if state:
-        directory = rundir.RunDir.open(args.output_dir)
-        directory.keep_rows(state["training"]["progress"]["epoch"])
-        return directory
-    path = args.output_dir or rundir.new_path("runs", split.name, args.model, args.tag, args.seed)
-    precision = str(dtype or torch.float32).removeprefix("torch.")
+def _open_directory(args, origin, split, device, precision, state):
+    """The run's directory, with config.json as the run is now; what it was before, when it goes on, stays in "resumed"."""
     config = {"arguments": vars(args), "from": origin, "precision": precision, **rundir.environment(device)}
-    return rundir.RunDir.create(path, config)
+    if not state:
+        path = args.output_dir or rundir.new_path("runs", split.name, args.model, args.tag, args.seed)
+        return rundir.RunDir.create(path, config)
+    directory = rundir.RunDir.open(args.output_dir)
+    progress = state["training"]["progress"]
+    if checkpoint.load(directory.path / "last.pt")["training"]["progress"] != progress:
+        directory.close()
+        raise UserError(f"{directory.path} was written to by another process just now: start again")
+    directory.keep_rows(progress["epoch"])
+    directory.note_resumed(config, epoch=progress["epoch"] + 1)
+    return directory
 
 
 def _show_batch(directory, batches, mean, std):
@@ -373,7 +411,13 @@ class _Reporter:
     """A bar on a terminal, and a line an epoch everywhere."""
 
     def __init__(self, args, batches):
-        self.epochs, self.steps, self.bar = args.epochs, len(batches), None
+        self.model, self.epochs, self.steps, self.bar = args.model, args.epochs, len(batches), None
+
+    def start(self, split, parameters, precision, device, progress, directory):
+        others = f"{len(split.val):,} held out" if split.val else f"{len(split.test):,} test"
+        print(f"{split.name}: {len(split.train):,} training images, {others}; {self.model}, "
+              f"{parameters:,} parameters; {precision} on {device}; {directory.path}"
+              f"{f'; from epoch {progress.epoch + 1}, step {progress.step + 1}' if progress.step else ''}")  # fmt: skip
 
     def step(self, progress, loss):
         if self.bar is None:

@@ -13,7 +13,7 @@ from errors import UserError
 OPTIMIZERS = {
     "sgd": dict(lr=0.1, momentum=0.9, weight_decay=5e-4),
     "adam": dict(lr=1e-3, momentum=0.9, weight_decay=0.0, schedule="constant", warmup_epochs=0.0, label_smoothing=0.0,
-                 ema_decay=0.0),
+                 clip_grad=0.0, ema_decay=0.0),
     "adamw": dict(lr=1e-3, momentum=0.9, weight_decay=0.05),
     "muon": dict(lr=0.01, momentum=0.95, weight_decay=0.05),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """A run's directory: config.json, metrics.csv, best.pt, last.pt, summary.json and TensorBoard events.
 
     run = RunDir.create("runs/cifar10-resnet18-s0-20260101-120000", config)
-    run.log(row); run.save_last(state); run.finish("finished", {...})
+    run.log(row); run.save_last(state); run.write_summary("finished", test_acc=95.0); run.close()
 
 One process writes to a directory at a time. A row of metrics.csv is on the disk before the checkpoint of its epoch, and
 going on drops the rows that the checkpoint doesn't know: each epoch stands there once, whenever the run was killed.
@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ FILES = ("config.json", "metrics.csv", "best.pt", "last.pt", "summary.json")
 def new_path(root, dataset, model, tag, seed):
     """root/<dataset>-<model>[-<tag>]-s<seed>-<time>, not yet there."""
     parts = (dataset, model, tag, f"s{seed}", time.strftime("%Y%m%d-%H%M%S"))
-    name = "-".join(part.replace("/", "_") for part in parts if part)
+    name = "-".join(re.sub(r"[^\w.-]", "_", part) for part in parts if part)
     path, number = Path(root) / name, 2
     while path.exists():
         path, number = Path(root) / f"{name}-{number}", number + 1
@@ -64,7 +65,7 @@ class RunDir:
 
     @classmethod
     def create(cls, path, config):
-        """A new run's directory. config: JSON values; what the run is on is added (see `environment`)."""
+        """A new run's directory. config: JSON values, written to config.json."""
         refuse_if_taken(path)
         try:
             Path(path).mkdir(parents=True, exist_ok=True)
@@ -81,6 +82,17 @@ class RunDir:
             raise UserError(f"{path} holds no run to go on with (no last.pt)", status=2)
         return cls(path)
 
+    def note_resumed(self, config, epoch):
+        """Writes config.json anew, with the versions, device and arguments that the run had before in a list."""
+        path = self.path / "config.json"
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError):
+            before = {}
+        history = before.pop("resumed", [])
+        before.pop("from", None)
+        checkpoint.write_json(path, {**config, "resumed": [*history, {"at_epoch": epoch, "before": before}]})
+
     # metrics.csv
 
     @property
@@ -88,10 +100,14 @@ class RunDir:
         return self.path / "metrics.csv"
 
     def keep_rows(self, epochs):
-        """Drops the rows after epoch number `epochs` and a torn last line."""
+        """Drops the rows after epoch number `epochs` and a torn last line. Raises UserError when earlier ones are missing."""
         if not self.metrics_path.exists():
+            if epochs:
+                raise UserError(f"{self.metrics_path} is missing, and the run has {epochs} epochs already")
             return
         rows = [row for row in read_metrics(self.metrics_path) if int(row["epoch"]) <= epochs]
+        if [int(row["epoch"]) for row in rows] != list(range(1, epochs + 1)):
+            raise UserError(f"{self.metrics_path} doesn't hold the {epochs} epochs of the run, each once")
         self._columns = list(rows[0]) if rows else None
         with checkpoint.replacing(self.metrics_path, "w") as file:
             if rows:
@@ -154,7 +170,7 @@ def read_metrics(path):
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     rows = list(csv.DictReader(lines))
-    return [row for row in rows if row.get("epoch", "").isdigit() and None not in row.values()]
+    return [row for row in rows if (row.get("epoch") or "").isdecimal() and None not in row.values()]
 
 
 def resolve_run(path):
@@ -214,14 +230,17 @@ def _git():
 
 
 def load_config(path):
-    """The arguments in a run's config.json (or in a flat JSON object), by name. Raises UserError."""
+    """(arguments, where each came from) of a run's config.json, or of a flat JSON object. Raises UserError."""
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--config {path}: {error}", status=2) from error
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}", status=2) from error
+    except ValueError as error:
+        raise UserError(f"--config {path} is no JSON ({error})", status=2) from error
     arguments = config.get("arguments", config) if isinstance(config, dict) else None
-    if not isinstance(arguments, dict):
+    origin = config.get("from", {}) if isinstance(config, dict) else {}
+    if not isinstance(arguments, dict) or not isinstance(origin, dict):
         raise UserError(f"--config {path} holds no arguments", status=2)
-    return arguments
+    return {key: None if origin.get(key) == "auto" else value for key, value in arguments.items()}, origin  # auto stays auto

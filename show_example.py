@@ -23,14 +23,14 @@ from models.weights import load_checkpoint
 
 def build_parser():
     parser = cli.Parser(__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a run's best.pt or last.pt")
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a run's best.pt or last.pt, or its directory")
     parser.add_argument("--index", type=int, nargs="+", metavar="I", help="test pictures by number; -1: a random one")
     parser.add_argument("--image", nargs="+", metavar="FILE", help="picture files, of any size")
     parser.add_argument("--topk", type=cli.number(int, low=1), default=3, metavar="K", help="classes to show")
     parser.add_argument("--seed", type=cli.number(int, low=0), default=0, metavar="N", help="of the random choice of pictures")
     parser.add_argument("--dataset", choices=data.DATASETS, help="instead of the run's own")
     parser.add_argument("--data-dir", metavar="DIR", help="instead of the run's own")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--output", metavar="FILE", help="the picture (default: examples.png beside the checkpoint)")
     return parser
 
@@ -51,9 +51,12 @@ def load_pictures(files, size):
 def load_test_pictures(args, card):
     """(Examples, names): the chosen pictures of the test split that the run was made on."""
     directory = Path(args.checkpoint).parent
-    saved = rundir.load_config(directory) if (directory / "config.json").is_file() else {}
-    dataset = args.dataset or saved.get("dataset", card["dataset"])
-    split = data.load(dataset, args.data_dir or saved.get("data_dir", "data"), image_size=card["image_size"])
+    saved = rundir.load_config(directory)[0] if (directory / "config.json").is_file() else {}
+    dataset = args.dataset or saved.get("dataset", card["source"])
+    split = data.load(
+        dataset, args.data_dir or saved.get("data_dir", "data"), image_size=card["image_size"],
+        limit_test=saved.get("limit_test", 0), skip_bad_images=saved.get("skip_bad_images", False),
+    )  # fmt: skip
     if list(split.classes) != card["classes"]:
         raise UserError(f"the checkpoint knows {len(card['classes'])} classes ({', '.join(card['classes'][:3])}, …), "
                         f"{split.name} has {len(split.classes)} ({', '.join(split.classes[:3])}, …)")  # fmt: skip
@@ -63,8 +66,8 @@ def load_test_pictures(args, card):
     if args.index:
         outside = [i for i in args.index if not -1 <= i < count]
         if outside:
-            raise UserError(f"--index {outside[0]}: the test split has pictures 0 to {count - 1}", status=2)
-        index = [order.pop() if i == -1 else i for i in args.index]
+            raise UserError(f"--index {outside[0]}: the test split has pictures 0 to {count - 1} (-1: a random one)", status=2)
+        index = [order[-1 - k % count] if i == -1 else i for k, i in enumerate(args.index)]
     return split.test.take(torch.tensor(index)), [f"test {i}" for i in index]
 
 
@@ -120,6 +123,8 @@ def main(argv=None):
     if args.image and args.index:
         raise UserError("--image and --index can't be shown together: run it twice", status=2)
     device = engine.select_device(args.device)
+    if Path(args.checkpoint).is_dir():
+        args.checkpoint = Path(args.checkpoint) / "best.pt"
     model, card = load_checkpoint(args.checkpoint)
     model = model.to(device, memory_format=torch.channels_last)
     if args.image:

@@ -108,6 +108,8 @@ MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://dataset.bj.bcebos.com/c
 def load_archive(name, data_dir, data_url):
     archive = ARCHIVES[name]
     path = data_dir / archive.file
+    if data_dir.is_file():
+        raise UserError(f"--data-dir {data_dir} is a file", status=2)
     if path.is_file():
         found = _md5(path)
         if found != archive.md5:
@@ -141,7 +143,6 @@ def _download(urls, path, archive, name):
     reasons = []
     for url in urls:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             while True:
                 resumed = _fetch(url, part, archive.size)
                 found = _md5(part)
@@ -172,6 +173,7 @@ def _fetch(url, part, size):
             raise ValueError(f"it offers {offered} bytes, not the published {size}")
         have = have if resumed else 0
         bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None, leave=False)
+        part.parent.mkdir(parents=True, exist_ok=True)  # only now: a try without network leaves nothing
         with open(part, "ab" if resumed else "wb") as file, bar:
             while block := response.read(1 << 18):
                 file.write(block)

@@ -10,6 +10,7 @@ Adding a model is one file and one line. The tests run over MODELS, so a new lin
 import ast
 import difflib
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -60,13 +61,13 @@ SMALL = dict(
     augment="crop,flip", mixup=0.0, cutmix=0.0, label_smoothing=0.0,
 )  # fmt: skip
 # 4 to 26 million parameters memorise 50,000 pictures: the same with mixing of every second picture (arXiv 1905.04899) and
-# smoothing (1812.01187 §5.2). Warmup, for a rate of 0.1 on fresh weights (1706.02677 §2.2).
-LARGE = SMALL | dict(warmup_epochs=5.0, mixup=0.2, cutmix=1.0, mix_prob=0.5, label_smoothing=0.1)
+# smoothing (1812.01187 §5.2). Warmup fits the run's length by default: five of 200 epochs (1706.02677 §2.2).
+LARGE = SMALL | dict(mixup=0.2, cutmix=1.0, mix_prob=0.5, label_smoothing=0.1)
 # AdamW, decay 0.05, warmup, RandAugment, MixUp 0.8, CutMix 1, smoothing and drop-path (each constructor's default) are what
 # ConvNeXt and HorNet are published with (arXiv 2201.03545, 2207.14284); cutting gradients at 1 is CoAtNet's (2106.04803).
 # The rate is their 4e-3 for batches of 4096, brought to 128 by the square root (2205.10287) and rounded up.
 MODERN = dict(
-    optimizer="adamw", lr=1e-3, weight_decay=0.05, batch_size=128, schedule="cosine", epochs=200, warmup_epochs=10.0,
+    optimizer="adamw", lr=1e-3, weight_decay=0.05, batch_size=128, schedule="cosine", epochs=200,
     augment="crop,flip,rand_augment", mixup=0.8, cutmix=1.0, mix_prob=1.0, label_smoothing=0.1, clip_grad=1.0,
 )  # fmt: skip
 # Under four million parameters: half of the pictures stay whole.
@@ -200,12 +201,18 @@ def create_model(name, num_classes=10, *, pretrained=False, **options):
     if name.startswith("timm/"):
         return _create_timm(name, num_classes, pretrained, options)
     if pretrained:
-        raise UserError(f"{name} has no published weights: take timm/<name>, or a file with --weights", status=2)
+        require_published(name)
     model = MODELS[name]
     try:
         return model.constructor(num_classes, **model.fixed, **options)
     except (ValueError, TypeError) as error:
         raise UserError(f"{name}: {error}", status=2) from error
+
+
+def require_published(name):
+    """Raises UserError for a model whose weights nobody publishes: all but timm's."""
+    if not name.startswith("timm/"):
+        raise UserError(f"{name} has no published weights: take timm/<name>, or a file with --weights", status=2)
 
 
 def _create_timm(name, num_classes, pretrained, options):
@@ -216,6 +223,7 @@ def _create_timm(name, num_classes, pretrained, options):
         near = difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(f'timm/{key}' for key in near)}?" if near else ""
         raise UserError(f"timm has no model {short!r}{hint}", status=2)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would print each of its retries
     try:
         return timm.create_model(short, pretrained=pretrained, num_classes=num_classes, **options)
     except Exception as error:  # the hub's, the network's and the constructor's errors have no common class

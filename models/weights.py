@@ -15,6 +15,8 @@ def plain_keys(state):
     """A state dict without the prefixes that wrappers add."""
     out = {}
     for key, value in state.items():
+        if not isinstance(key, str):
+            continue
         while key.startswith(WRAPPERS):
             key = key.split(".", 1)[1]
         out[key.replace("._orig_mod.", ".")] = value
@@ -27,7 +29,9 @@ def read_weights(path):
         state = _read_safetensors(path)
     else:
         state = checkpoint.load_untrusted(path, "weights file")
-    for key in ("contents", "ema", "average", "state_dict", "model"):
+        if isinstance(state, dict) and {"digest", "contents"} <= set(state):
+            state = checkpoint.load(path)  # one of ours: its digest is checked
+    for key in ("ema", "average", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     tensors = isinstance(state, dict) and {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
@@ -85,13 +89,15 @@ def load_checkpoint(path):
     The card says what is needed to use it: model, options, num_classes, classes, image_size, mean, std, dataset.
     """
     contents = checkpoint.load(path)
-    if "card" not in contents:
-        raise UserError(f"{path} is no best.pt or last.pt")
-    card = contents["card"]
-    model = create_model(card["model"], card["num_classes"], **card["options"])
-    weights = contents["ema"]["average"] if contents.get("ema") else contents["state_dict"]
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{path} doesn't fit {card['model']}: {str(error).splitlines()[1].strip()}") from error
+        card = contents["card"]
+        weights = contents["ema"]["average"] if contents.get("ema") else contents["state_dict"]
+        with torch.device("meta"):  # nothing is allocated before the weights are known to fit
+            model = create_model(card["model"], card["num_classes"], **card["options"])
+        model.load_state_dict(weights, assign=True)
+        missing = {"classes", "image_size", "mean", "std", "source"} - set(card)
+        if missing:
+            raise KeyError(*missing)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} is no best.pt or last.pt of this program ({checkpoint.first_line(error)})") from error
     return model.eval(), card

@@ -27,8 +27,10 @@ def test_the_default_recipe_is_the_published_one():
     assert origin["model"] == "command line" and origin["batch_size"] == "default"
 
 
-def test_the_naive_baseline_has_nothing_added():
-    args, _ = resolve("--augment", "none", "--optimizer", "adam")
+@pytest.mark.parametrize("model", models.MODELS)
+def test_the_naive_baseline_has_nothing_added(model):
+    args, _ = resolve("--model", model, "--augment", "none", "--optimizer", "adam")
+    assert args.clip_grad == 0
     assert (args.lr, args.weight_decay, args.schedule, args.warmup_epochs) == (1e-3, 0, "constant", 0)
     assert (args.mixup, args.cutmix, args.cutout, args.label_smoothing, args.ema_decay) == (0, 0, 0, 0, 0)
 
@@ -39,13 +41,34 @@ def test_the_command_line_wins_over_config_over_recipe_over_default():
     assert (args.lr, origin["lr"]) == (0.5, "command line")
     assert (args.label_smoothing, origin["label_smoothing"]) == (0.2, "config")
     assert (args.cutmix, origin["cutmix"]) == (0.0, "recipe")
-    assert (args.epochs, origin["epochs"]) == (200, "default")
+    assert (args.eval_every, origin["eval_every"]) == (1, "default")
 
 
 def test_another_optimizer_brings_its_own_rate():
     args, origin = resolve("--model", "resnet20", "--optimizer", "adamw")
     assert (args.lr, args.weight_decay, origin["lr"]) == (1e-3, 0.05, "optimizer")
     assert (args.cutmix, origin["cutmix"]) == (0.0, "recipe")  # what is not the optimizer's stays
+
+
+def test_a_config_gives_way_to_what_another_choice_brings():
+    config = dict(model="resnet20", optimizer="sgd", lr=0.1, schedule="cosine", mixup=0.2, cutmix=1.0, augment="crop", epochs=7)
+    origin = dict(lr="optimizer", mixup="recipe", epochs="command line")
+    parser = train.build_parser()
+
+    def args(*argv):
+        given = cli.explicit(parser, list(argv))
+        return cli.resolve(parser, given, config, models.recipe, optim.OPTIMIZERS, origin)[0]
+
+    assert (args().lr, args().mixup, args().epochs) == (0.1, 0.2, 7)
+    adam = args("--optimizer", "adam")
+    assert (adam.lr, adam.schedule, adam.mixup, adam.epochs) == (1e-3, "constant", 0.2, 7)
+    assert (args("--augment", "none").mixup, args("--augment", "none", "--cutmix", "1").cutmix) == (0.0, 1.0)
+    assert (args("--model", "resnet18").mixup, args("--model", "resnet18").epochs) == (0.2, 7)
+
+
+def test_a_config_may_hold_texts_where_the_command_line_would():
+    args, _ = resolve(config={"lr": "0.25", "epochs": "3", "ema_decay": "auto"})
+    assert (args.lr, args.epochs, args.ema_decay) == (0.25, 3, None)
 
 
 def test_what_belongs_to_one_call_is_not_taken_from_a_config():
@@ -56,7 +79,8 @@ def test_what_belongs_to_one_call_is_not_taken_from_a_config():
 @pytest.mark.parametrize(
     ("config", "message"),
     [({"lrr": 1}, "unknown argument 'lrr'; did you mean lr"), ({"lr": -1}, "at least 0"), ({"dataset": "mnist"}, "none of"),
-     ({"compile": "yes"}, "neither true nor false"), ({"epochs": 1.5}, "whole number")],
+     ({"compile": "yes"}, "neither true nor false"), ({"epochs": 1.5}, "whole number"), ({"epochs": None}, "epochs"),
+     ({"model": 3}, "model"), ({"model_arg": [1]}, "list of texts"), ({"augment": None}, "augment"), ({"lr": True}, "lr")],
 )  # fmt: skip
 def test_a_config_is_checked_like_a_command_line(config, message):
     with pytest.raises(UserError, match=message):

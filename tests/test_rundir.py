@@ -114,9 +114,9 @@ def test_the_environment_says_what_a_run_was_made_on():
 
 
 def test_arguments_are_read_from_a_run_or_a_flat_file(run, tmp_path):
-    assert rundir.load_config(run.path) == rundir.load_config(run.path / "config.json") == {"lr": 0.1}
+    assert rundir.load_config(run.path) == rundir.load_config(run.path / "config.json") == ({"lr": 0.1}, {})
     (tmp_path / "flat.json").write_text('{"lr": 0.2}')
-    assert rundir.load_config(tmp_path / "flat.json") == {"lr": 0.2}
+    assert rundir.load_config(tmp_path / "flat.json") == ({"lr": 0.2}, {})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"arguments": 3}', "\xff"])

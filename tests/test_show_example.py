@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+import data
 import show_example
 import sources
 from errors import UserError
@@ -23,16 +24,17 @@ def test_sixteen_test_pictures_by_default(checkpoint_path, capsys):
     assert len(lines) == 17 and (checkpoint_path.parent / "examples.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_shown_probabilities_are_the_models(checkpoint_path, capsys, few_shapes):
+def test_the_shown_probabilities_are_the_models(checkpoint_path, capsys):
     arguments = ["--checkpoint", str(checkpoint_path), "--index", "5", "7", "--topk", "2", "--device", "cpu"]
     show_example.main(arguments)
     lines = capsys.readouterr().out.splitlines()[-3:-1]
     model, card = load_checkpoint(checkpoint_path)
-    images = few_shapes.test.images[[5, 7]].float() / 255
+    test = data.load("shapes", limit_test=50).test  # the run's test split
+    images = test.images[[5, 7]].float() / 255
     x = (images - torch.tensor(card["mean"]).view(3, 1, 1)) / torch.tensor(card["std"]).view(3, 1, 1)
     values, classes = model(x).softmax(1).topk(2)
     for line, index, p, c in zip(lines, (5, 7), values.tolist(), classes.tolist()):
-        truth = sources.SHAPES[few_shapes.test.labels[index]]
+        truth = sources.SHAPES[test.labels[index]]
         wanted = f"test {index} ({truth}): " + ", ".join(f"{sources.SHAPES[k]} {100 * v:.1f} %" for k, v in zip(c, p))
         assert line == wanted
 
@@ -69,7 +71,7 @@ def test_picture_files_of_any_size_and_mode(checkpoint_path, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--index", "100"], "pictures 0 to 99"),
+        (["--index", "50"], "pictures 0 to 49"),
         (["--index", "-2"], "--index -2"),
         (["--image", "nothing.png"], "no picture nothing"),
         (["--image", "text.png"], "can't be read as a picture"),

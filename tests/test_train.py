@@ -65,7 +65,8 @@ def summary(directory):
 def test_a_run_leaves_what_the_contract_names(train, capsys):
     directory = train("--epochs", 2, "--ema-decay", 0.5)
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 3 and printed[0].startswith("epoch 1/2") and str(directory) in printed[-1]
+    assert len(printed) == 4 and "96 training images" in printed[0] and "272,474 parameters" in printed[0]
+    assert printed[1].startswith("epoch 1/2") and str(directory) in printed[-1]
     assert {"config.json", "metrics.csv", "best.pt", "last.pt", "summary.json"} <= set(os.listdir(directory))
     assert any(name.startswith("events.out.tfevents") for name in os.listdir(directory))
     assert not list(directory.glob(".*.tmp"))
@@ -194,9 +195,19 @@ def stop_after(monkeypatch, steps):
     monkeypatch.setattr(engine.Progress, "__setattr__", setattr_)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 5])
-def test_an_interrupted_run_goes_on_to_the_same_bits(train, monkeypatch, capsys, steps):
-    options = ("--epochs", 3, "--mixup", 0.2, "--cutmix", 1, "--accumulate", 2)
+@pytest.mark.parametrize(
+    ("steps", "more"),
+    [
+        (1, ()),
+        (3, ("--eval-every", 2)),
+        (5, ("--val-size", 10, "--batch-size", 28)),
+        (4, ("--optimizer", "muon")),
+        (5, ("--amp", "fp16", "--clip-grad", 1)),
+        (9, ("--optimizer", "adamw", "--val-size", 10, "--batch-size", 28)),  # before the last evaluation
+    ],
+)
+def test_an_interrupted_run_goes_on_to_the_same_bits(train, monkeypatch, capsys, steps, more):
+    options = ("--epochs", 3, "--mixup", 0.2, "--cutmix", 1, "--accumulate", 2, "--ema-decay", 0.8, *more)
     whole = train(*options, output="whole")
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
@@ -208,6 +219,45 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(train, monkeypatch, capsys,
     assert untimed(whole) == untimed(cut) and same_state(whole, cut)
     assert same(checkpoint.load(whole / "best.pt"), checkpoint.load(cut / "best.pt"))
     assert summary(cut)["test_acc"] == summary(whole)["test_acc"]
+
+
+def test_an_interrupt_in_the_final_test_leaves_the_training_as_it_was(train, monkeypatch):
+    options = ("--epochs", 2, "--val-size", 10, "--batch-size", 28, "--ema-decay", 0.8)
+    whole = train(*options, output="whole")
+    real = engine.evaluate
+
+    def stop_in_the_test(model, batches, **arguments):
+        if len(batches.labels) == 50:
+            raise engine.Interrupted
+        return real(model, batches, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "evaluate", stop_in_the_test)
+        cut = train(*options, output="cut", status=128)
+    train("--resume", cut)
+    assert untimed(whole) == untimed(cut) and same_state(whole, cut)
+    assert summary(cut)["test_acc"] == summary(whole)["test_acc"]
+
+
+def test_config_says_what_the_run_is_now_and_was_before(train):
+    directory = train("--schedule", "constant", "--warmup-epochs", 0, "--ema-decay", 0, "--epochs", 1)
+    train("--resume", directory, "--epochs", 2, "--amp", "off")
+    config = json.loads((directory / "config.json").read_text())
+    assert (config["arguments"]["epochs"], config["precision"]) == (2, "float32")
+    (before,) = config["resumed"]
+    assert before["at_epoch"] == 2 and before["before"]["arguments"]["epochs"] == 1
+
+
+def test_a_second_signal_ends_at_once():
+    code = (
+        "import os, signal, experiment\n"
+        "with experiment.StopSignal() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT); assert stop() and stop.number == signal.SIGINT\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('still here')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM and done.stdout == ""
 
 
 def test_a_run_that_lost_its_last_checkpoint_write_writes_each_epoch_once(train):
@@ -235,8 +285,9 @@ def test_a_killed_process_goes_on(tmp_path, script):
     while not (tmp_path / "cut" / "metrics.csv").exists():
         assert process.poll() is None
         time.sleep(0.01)
+    time.sleep(0.05 * (time.time_ns() % 10))  # at another moment each time
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     done = script("train.py", "--resume", tmp_path / "cut", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "cut") and same_state(tmp_path / "whole", tmp_path / "cut")
@@ -276,6 +327,24 @@ def test_a_constant_schedule_can_be_extended_as_if_it_had_been_asked_at_the_star
     short = train(*options, "--epochs", 1, output="short")
     train("--resume", short, "--epochs", 3)
     assert untimed(whole) == untimed(short) and same_state(whole, short)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state["training"].pop("progress"),
+        lambda state: state["training"].update(arguments=3),
+        lambda state: state["training"]["optimizer"].update(param_groups=[]),
+        lambda state: state["state_dict"].update({"fc.bias": torch.zeros(3)}),
+    ],
+)
+def test_a_state_of_another_form_is_refused(train, damage):
+    directory = train("--epochs", 1)
+    state = checkpoint.load(directory / "last.pt")
+    damage(state)
+    checkpoint.save(state, directory / "last.pt")
+    with pytest.raises(UserError, match="last.pt"):
+        train("--resume", directory)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "hostile", "missing"])
@@ -341,6 +410,9 @@ BAD = [
     (("--limit-train", 10**6), "--limit-train 1000000"),
     (("--val-size", 96), "--val-size 96"),
     (("--accumulate", 33), "--accumulate 33"),
+    (("--cutout", 32), "--cutout 32 leaves nothing"),
+    (("--warmup-epochs", 1), "--warmup-epochs 1 is as long as the run"),
+    (("--device", "meta"), "--device meta"),
     (("--pretrained",), "no published weights"),
     (("--weights", "nothing.pt"), "no weights file nothing.pt"),
     (("--device", "cuda:77"), "--device cuda:77"),
