@@ -182,7 +182,9 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
     model = model.to(device, memory_format=torch.channels_last)
     training = Training(
         model=model,
-        optimizer=optim.create_optimizer(args.optimizer, groups(model, args.weight_decay), args.lr, args.momentum),
+        optimizer=optim.create_optimizer(
+            args.optimizer, groups(model, args.weight_decay), args.lr, args.momentum, fused=dtype != torch.float16
+        ),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         ema=optim.Ema(model, args.ema_decay) if args.ema_decay else None,
         card={

@@ -42,13 +42,14 @@ def check_groups(groups, model):
     return groups
 
 
-def create_optimizer(name, groups, lr, momentum=0.9):
+def create_optimizer(name, groups, lr, momentum=0.9, fused=True):
     """An optimizer of OPTIMIZERS over parameter groups that carry their own weight decay.
 
-    momentum: of SGD (Nesterov) and Muon, and Adam's and AdamW's first beta.
+    momentum: of SGD (Nesterov) and Muon, and Adam's and AdamW's first beta; fused: one kernel for all parameters, where the
+    device has it. Not with a GradScaler: torch's fused SGD, whose first step is skipped, goes on from momentum that was
+    never initialised.
     """
-    device = groups[0]["params"][0].device.type
-    fused = device in ("cpu", "cuda")  # one kernel for all parameters
+    fused = fused and groups[0]["params"][0].device.type in ("cpu", "cuda")
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
     if name in ("adam", "adamw"):

@@ -31,8 +31,8 @@ def batches(count=100, size=32, seed=0, device="cpu", **options):
     return data.Batches(examples, size, pipeline, seed=seed, device=device)
 
 
-def start(model, name="sgd", lr=0.05):
-    return optim.create_optimizer(name, optim.param_groups(model, 1e-3), lr)
+def start(model, name="sgd", lr=0.05, **options):
+    return optim.create_optimizer(name, optim.param_groups(model, 1e-3), lr, **options)
 
 
 def fit(model, epochs=2, source=None, optimizer=None, **options):
@@ -222,12 +222,27 @@ def test_with_fp16_an_overflow_skips_the_step_and_a_row_of_them_stops():
     before = copy.deepcopy(model.state_dict())
     seen = []
     scaler = torch.amp.GradScaler("cpu")
-    fit(model, epochs=1, dtype=None, scaler=scaler, after_step=lambda: seen.append(1), after_epoch=seen.append)
+    fit(model, epochs=1, scaler=scaler, optimizer=start(model, fused=False), after_step=lambda: seen.append(1),
+        after_epoch=seen.append)  # fmt: skip
     assert seen[0] == 1 and len(seen) == 2 and scaler.get_scale() == 65536 / 4  # one update of three steps
     assert math.isfinite(seen[1]["train_loss"])
     assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
     with pytest.raises(engine.NonFiniteLoss, match="20 steps in a row"):
-        fit(Overflowing(1000), epochs=100, scaler=torch.amp.GradScaler("cpu"))
+        model = Overflowing(1000)
+        fit(model, epochs=100, scaler=torch.amp.GradScaler("cpu"), optimizer=start(model, fused=False))
+
+
+def test_a_skipped_step_leaves_batch_norm_as_it_was():
+    model = nn.Sequential(net(norm=True))
+    real, calls = model[0][0].forward, []
+
+    def overflow_once(x):
+        calls.append(1)
+        return real(x) * (math.inf if len(calls) == 1 else 1)
+
+    model[0][0].forward = overflow_once
+    fit(model, epochs=1, scaler=torch.amp.GradScaler("cpu"), optimizer=start(model, fused=False))
+    assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
 def test_evaluation_can_be_interrupted_and_leaves_the_weights_alone():
