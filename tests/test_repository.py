@@ -33,8 +33,8 @@ def test_ci_runs_the_command_of_the_readme():
 
 
 def test_scripts_that_the_readme_calls_exist_and_take_its_arguments():
-    calls = re.findall(r"^(?:\S*/)?python(?:3)? (\w+\.py)(.*)$", README.replace("\\\n", " "), re.M)
-    assert {"train.py", "compare_runs.py", "show_example.py", "benchmark.py"} <= {name for name, _ in calls}
+    calls = re.findall(r"python3? (\w+\.py)([^`\n]*)", README)  # in blocks and in the table
+    assert {"train.py", "compare_runs.py", "show_example.py", "benchmark.py", "sweep.py"} <= {name for name, _ in calls}
     for name, rest in calls:
         source = (ROOT / name).read_text() + (ROOT / "cli.py").read_text()
         for option in re.findall(r"(?<= )--[a-z-]+", rest.split("#")[0]):
