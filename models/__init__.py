@@ -120,8 +120,12 @@ MODELS = {
     "resnet20_no_eca": Model(CifarResNet, dict(n=3), 278_324, f"{ECA}; the control: resnet20", classes=100, recipe=SMALL),
     "ghost_resnet20": Model(ghost_resnet, dict(n=3), 147_716, GHOST, classes=100, recipe=SMALL),
     "ghost_resnet32": Model(ghost_resnet, dict(n=5), 247_396, GHOST, classes=100, recipe=SMALL),
-    "improved_resnet20_convnext": Model(convnext_resnet, dict(n=3), 174_868, CONVNEXT, classes=100, recipe=SMALL),
-    "ghostnet_100": Model(ghostnet_100, {}, 4_029_608, f"{GHOST}, timm", classes=100, recipe=LARGE, original=4_029_608),
+    "improved_resnet20_convnext": Model(
+        convnext_resnet, dict(n=3), 174_868, CONVNEXT, classes=100, recipe=SMALL, bf16_on_cpu=False
+    ),
+    "ghostnet_100": Model(
+        ghostnet_100, {}, 4_029_608, f"{GHOST}, timm", classes=100, recipe=LARGE, original=4_029_608, bf16_on_cpu=False
+    ),
     "convnext_tiny": Model(convnext_tiny, {}, 27_895_012, f"{CONVNEXT}, timm", classes=100, recipe=MODERN, original=27_897_028),
     "segnext_mscan_tiny": Model(MSCAN, MSCAN_TINY, 854_820, "arXiv 2209.08575", classes=100, recipe=MODERN_SMALL),
     "mlp_mixer_tiny": Model(mlp_mixer, MIXER_TINY, 3_639_076, MIXER, classes=100, recipe=MODERN_SMALL),
@@ -129,7 +133,9 @@ MODELS = {
     "cspresnet50": Model(cspresnet50, {}, 20_685_988, "arXiv 1911.11929, timm", classes=100, recipe=LARGE, original=20_693_668),
     "resnest50d": Model(resnest50d, {}, 25_639_140, "arXiv 2004.08955, timm", classes=100, recipe=LARGE, original=25_639_140),
     "coatnet_0": Model(coatnet, COATNET_0, 20_041_448, COATNET, classes=100, recipe=MODERN),
-    "coatnet_0_custom_enhanced": Model(coatnet, COATNET_0_LK, 21_008_900, "arXiv 2303.09030", classes=100, recipe=MODERN),
+    "coatnet_0_custom_enhanced": Model(
+        coatnet, COATNET_0_LK, 21_008_900, "arXiv 2303.09030", classes=100, recipe=MODERN, bf16_on_cpu=False
+    ),
     "coatnet_cifar_opt": Model(coatnet_cifar, COATNET_C, 27_027_270, COATNET, classes=100, recipe=MODERN, original=27_008_486),
     "coatnet_cifar_opt_large_stem": Model(
         coatnet_cifar, COATNET_C_LS, 27_029_318, COATNET, classes=100, recipe=MODERN, original=27_010_534

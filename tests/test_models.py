@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from augment import TRANSFORMS
 from errors import UserError
-from models import MODELS, create_model, describe, parse_options
+from models import MODELS, create_model, describe, parse_options, prefers_fp32
 from models.cifar_resnet import ECABlock, GhostModule, PadShortcut
 from models.coatnet import Attention, MBConv, SelectiveKernel, Transformer, relative_index
 from models.hornet import GnConv
@@ -527,3 +527,12 @@ def test_adapted_networks_differ_in_the_stem_alone(name):
     assert list(adapted) == list(original)
     changed = [key for key in adapted if adapted[key].shape != original[key].shape]
     assert all(key.startswith("stem") for key in changed) and len(changed) <= 1
+
+
+def test_auto_precision_spares_a_cpu_what_is_slower_there():
+    slow = {name for name, model in MODELS.items() if not model.bf16_on_cpu}
+    assert slow == {"ghostnet_100", "improved_resnet20_convnext", "coatnet_0_custom_enhanced"}
+    for name in MODELS:
+        assert prefers_fp32(name, torch.device("cpu")) == (name in slow)
+        assert not prefers_fp32(name, torch.device("cuda"))
+    assert not prefers_fp32("timm/resnet18", torch.device("cpu"))
