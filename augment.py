@@ -203,11 +203,11 @@ def _like(out, images):
     """Float pixel values (0…255) back to the dtype of `images` and to channels_last."""
     if images.dtype == torch.uint8:
         out = out.round_().clamp_(0, 255)
-    return torch.stack(out.to(images.dtype).unbind(1), dim=3).permute(0, 3, 1, 2)  # half the time of .contiguous()
+    return torch.stack(out.to(images.dtype).unbind(1), dim=3).permute(0, 3, 1, 2)  # cheaper than .contiguous()
 
 
 def _planes(images):
-    """Float pixel values, plane by plane: colour arithmetic is three times faster there than on interleaved pixels."""
+    """Float pixel values, plane by plane: colour arithmetic is faster there than on interleaved pixels."""
     return images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 

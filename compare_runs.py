@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cli
+import figures
 import rundir
 from errors import UserError
 
@@ -240,11 +241,7 @@ def t975(freedom):
 
 def draw(runs, path):
     """Four panels, a curve a run, with the last values at the curves' ends."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = figures.pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
     for axis, (name, title) in zip(axes.flat, PANELS):
         ends = []
@@ -266,12 +263,7 @@ def draw(runs, path):
             axis.text(0.5, 0.5, "not in these files", transform=axis.transAxes, ha="center", color="gray")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=1 if len(runs) > 6 else 2, frameon=False)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--output {path}: {error}", status=2) from error
-    finally:
-        plt.close(figure)
+    figures.save(figure, path, dpi=150)
 
 
 def _label_ends(axis, ends, style):

@@ -9,14 +9,12 @@ The order matters: everything that can be refused is refused before the run's di
 import argparse
 import copy
 import math
-import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import checkpoint
 import cli
@@ -27,6 +25,7 @@ import optim
 import rundir
 from augment import Pipeline
 from errors import UserError
+from terminal import Reporter, StopSignal
 
 # What may differ when a run goes on; --epochs where the schedule allows it (see _check_epochs).
 FREE = {"resume", "epochs", "device", "data_dir", "data_url", "compile", "amp", "deterministic", "tag"}
@@ -71,29 +70,6 @@ def _resume_arguments(parser, given):
     args = argparse.Namespace(**(defaults | saved | given))
     args.output_dir = str(path)
     return args, origin, state
-
-
-class StopSignal:
-    """Asks for an end at the first SIGINT or SIGTERM; the second one ends the process at once, as it does by default."""
-
-    def __init__(self):
-        self.number = 0
-
-    def __call__(self):
-        return self.number != 0
-
-    def __enter__(self):
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _handle(self, number, frame):
-        self.number = number
-        for each in self.before:
-            signal.signal(each, signal.SIG_DFL)
-
-    def __exit__(self, *exception):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -205,7 +181,7 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
     engine.reset_peak_memory(device)
     with StopSignal() as stop:
         directory = _open_directory(args, origin, split, device, precision, state)
-        report = _Reporter(args, batches)
+        report = Reporter(args, batches)
         report.start(split, parameters, precision, device, training.progress, directory)
         try:
             if not state:
@@ -247,7 +223,7 @@ def _check_before_work(args, state, options):
         raise UserError(f"--cutout {args.cutout} leaves nothing of pictures of {args.image_size} px", status=2)
     if args.warmup_epochs is not None and args.warmup_epochs >= args.epochs and args.schedule != "constant":
         raise UserError(f"--warmup-epochs {args.warmup_epochs:g} is as long as the run ({args.epochs} epochs)", status=2)
-    if args.weights and not Path(args.weights).is_file():
+    if args.weights and state is None and not Path(args.weights).is_file():
         raise UserError(f"there is no weights file {args.weights}", status=2)
     if args.pretrained:
         models.require_published(args.model)
@@ -407,37 +383,3 @@ def _seconds_to(rows, headline):
             if out[f"seconds_to_{part}"] is None and row[headline] and float(row[headline]) >= part / 100 * final:
                 out[f"seconds_to_{part}"] = elapsed
     return out
-
-
-class _Reporter:
-    """A bar on a terminal, and a line an epoch everywhere."""
-
-    def __init__(self, args, batches):
-        self.model, self.epochs, self.steps, self.bar = args.model, args.epochs, len(batches), None
-
-    def start(self, split, parameters, precision, device, progress, directory):
-        others = f"{len(split.val):,} held out" if split.val else f"{len(split.test):,} test"
-        print(f"{split.name}: {len(split.train):,} training images, {others}; {self.model}, "
-              f"{parameters:,} parameters; {precision} on {device}; {directory.path}"
-              f"{f'; from epoch {progress.epoch + 1}, step {progress.step + 1}' if progress.step else ''}")  # fmt: skip
-
-    def step(self, progress, loss):
-        if self.bar is None:
-            description = f"epoch {progress.epoch + 1}/{self.epochs}"
-            self.bar = tqdm(total=self.steps, initial=progress.batch - 1, desc=description, leave=False, disable=None)
-        self.bar.update()
-        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-
-    def epoch(self, figures, curve):
-        self.close()
-        line = f"epoch {figures['epoch']}/{self.epochs}  lr {figures['lr']:.4g}  train {figures['train_loss']:.4f} "
-        line += f"{figures['train_acc']:.2f} %"
-        for prefix, name in (("", curve), ("ema_", f"{curve} (ema)")):
-            if figures.get(f"{prefix}{curve}_acc") is not None:
-                line += f"  {name} {figures[f'{prefix}{curve}_loss']:.4f} {figures[f'{prefix}{curve}_acc']:.2f} %"
-        print(f"{line}  {figures['images_per_second']:.0f} images/s", flush=True)
-
-    def close(self):
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None

@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch
 
 import engine
-import experiment
+import terminal
 from errors import UserError
 
 CLUSTER = "slurm"  # of submitit's executors; the tests take "local"
@@ -106,7 +106,7 @@ def execute(runs, start, places, report):
     The first SIGINT or SIGTERM goes on to the runs at work, which save; a second one ends this at once.
     """
     waiting, places, active, failed, told = list(runs), list(places), {}, {}, False
-    with experiment.StopSignal() as stop:
+    with terminal.StopSignal() as stop:
         try:
             while waiting or active:
                 while waiting and places and not stop():

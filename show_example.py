@@ -14,6 +14,7 @@ import torch
 import cli
 import data
 import engine
+import figures
 import rundir
 import sources
 from augment import Pipeline
@@ -83,11 +84,7 @@ def predict(model, card, images, device, topk):
 
 def draw(images, names, truth, probabilities, classes, labels, path):
     """A tile a picture: the picture, enlarged without blur, and a bar for each of its top classes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = figures.pyplot()
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     topk = probabilities.shape[1]
@@ -110,12 +107,7 @@ def draw(images, names, truth, probabilities, classes, labels, path):
         chart.spines[:].set_visible(False)
         for y, p in enumerate(probabilities[i].tolist()):
             chart.text(min(p + 0.02, 0.82), y, f"{100 * p:.0f} %", va="center", fontsize=8)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--output {path}: {error}", status=2) from error
-    finally:
-        plt.close(figure)
+    figures.save(figure, path, dpi=120)
 
 
 def main(argv=None):

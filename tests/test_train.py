@@ -250,8 +250,8 @@ def test_config_says_what_the_run_is_now_and_was_before(train):
 
 def test_a_second_signal_ends_at_once():
     code = (
-        "import os, signal, experiment\n"
-        "with experiment.StopSignal() as stop:\n"
+        "import os, signal, terminal\n"
+        "with terminal.StopSignal() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT); assert stop() and stop.number == signal.SIGINT\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('still here')"

@@ -1,0 +1,354 @@
+"""A folder of pictures is read as it is, or refused by name."""
+
+import os
+import struct
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import refused
+from PIL import Image, ImageOps
+from test_checkpoint import Hostile
+
+import checkpoint
+import data
+import sources
+from augment import Pipeline
+from data import Batches
+
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+AUGMENTED = dict(num_classes=10, cutout_size=9, mixup_alpha=0.4, cutmix_alpha=1.0, mix_probability=0.7)
+
+
+def soft_picture(width, height, seed=0, mode="RGB"):
+    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """cat and dog, three pictures each to train on, two to test on, of several sizes and two formats."""
+    root = tmp_path / "pets"
+    for seed, (part, label, i) in enumerate(
+        (part, label, i) for part, n in (("train", 3), ("test", 2)) for label in ("cat", "dog") for i in range(n)
+    ):
+        directory = root / part / label
+        directory.mkdir(parents=True, exist_ok=True)
+        picture = soft_picture(*((40, 48), (64, 36), (50, 50))[i], seed)
+        picture.save(directory / (f"{i}.jpg" if i == 1 else f"{i}.png"))
+    return root
+
+
+def load(root, image_size=32, **options):
+    return data.load("folder", root, image_size=image_size, **options)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the pictures that are decoded, as they come."""
+    names, decode = [], sources.decode
+    monkeypatch.setattr(sources, "decode", lambda path, size: names.append(Path(path).name) or decode(path, size))
+    return names
+
+
+def test_pictures_and_labels_are_in_their_places(folder):
+    split = load(folder)
+    assert (split.name, split.classes, split.notes) == ("pets", ("cat", "dog"), ())
+    assert split.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and split.test.labels.tolist() == [0, 0, 1, 1]
+    assert split.train.images.is_contiguous(memory_format=torch.channels_last)
+    for part, name in ((split.train, "train"), (split.test, "test")):
+        paths = sorted(path for path in (folder / name).rglob("*.*"))
+        for image, path in zip(part.images, paths, strict=True):
+            with Image.open(path) as picture:
+                side = min(picture.size)
+                left, top = (picture.width - side) / 2, (picture.height - side) / 2
+                expected = picture.resize((32, 32), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+            assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_statistics_of_a_folder_are_those_of_its_training_pictures(folder):
+    for path in (folder / "test").rglob("*.*"):
+        Image.new("RGB", (40, 40), "white").save(path)
+    split = load(folder)
+    pixels = split.train.images.numpy() / 255
+    np.testing.assert_allclose(split.mean, pixels.mean((0, 2, 3)), rtol=1e-9)
+    np.testing.assert_allclose(split.std, pixels.std((0, 2, 3)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("image_size, stored", [(16, 16), (48, 48), (50, 50), (64, 50), (224, 50)])
+def test_pictures_are_stored_no_larger_than_they_are(folder, image_size, stored):
+    assert load(folder, image_size).train.images.shape == (6, 3, stored, stored)  # the largest shorter side is 50
+
+
+def only(tmp_path, picture, name="a.png", **options):
+    path = tmp_path / name
+    picture.save(path, **options)
+    return path
+
+
+def test_a_picture_of_the_right_size_is_kept_to_the_bit(tmp_path):
+    picture = soft_picture(24, 24)
+    assert np.array_equal(sources.decode(only(tmp_path, picture), 24), np.asarray(picture))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "I;16"])
+def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
+    picture = soft_picture(24, 24)
+    if mode == "I;16":
+        expected = picture.convert("L")
+        values = np.asarray(expected).astype(np.uint16)
+        picture = Image.fromarray(values * 256 + values)
+    elif mode == "P":
+        picture = picture.quantize(64)
+        expected = picture
+    else:
+        picture = expected = picture.convert(mode)
+    path = only(tmp_path, picture, "a.jpg" if mode == "CMYK" else "a.png", **({"quality": 100} if mode == "CMYK" else {}))
+    out = sources.decode(path, 24)
+    assert out.shape == (24, 24, 3) and out.dtype == np.uint8
+    difference = np.abs(out.astype(int) - np.asarray(expected.convert("RGB")))
+    assert difference.max() <= (8 if mode == "CMYK" else 0)  # JPEG loses a little
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_pictures_are_set_upright(tmp_path, orientation):
+    upright = soft_picture(48, 32)
+    undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_270}  # fmt: skip
+    lying = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = sources.decode(only(tmp_path, lying, "a.png", exif=exif), 32)
+    assert np.array_equal(out, np.asarray(ImageOps.fit(upright, (32, 32), Image.Resampling.BICUBIC)))
+
+
+def test_the_cache_is_used(folder, decoded):
+    first = load(folder)
+    assert len(decoded) == 10 and (folder / ".cache-32px.pt").is_file()
+    again = load(folder)
+    assert len(decoded) == 10 and again.notes == ()
+    for part in ("train", "test"):
+        for field in ("images", "labels"):
+            assert torch.equal(getattr(getattr(first, part), field), getattr(getattr(again, part), field))
+    assert again.train.images.is_contiguous(memory_format=torch.channels_last)
+    load(folder, 24)
+    assert len(decoded) == 20  # another size has another cache
+    load(folder)
+    assert len(decoded) == 20
+
+
+def test_the_cache_is_made_again_when_a_file_changes(folder, decoded):
+    load(folder)
+    soft_picture(44, 44, 99).save(folder / "train" / "dog" / "new.png")
+    assert load(folder).train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1] and len(decoded) == 21
+    path = folder / "test" / "cat" / "0.png"
+    status = path.stat()
+    soft_picture(40, 48, 98).save(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
+    before = len(decoded)
+    changed = load(folder)
+    assert len(decoded) == before + 11
+    expected = ImageOps.fit(soft_picture(40, 48, 98), (32, 32), Image.Resampling.BICUBIC)
+    assert np.array_equal(changed.test.images[0].permute(1, 2, 0).numpy(), np.asarray(expected))
+    path.unlink()
+    assert len(load(folder).test) == 3
+    (folder / "train" / "dog").rename(folder / "train" / "hound")
+    (folder / "test" / "dog").rename(folder / "test" / "hound")
+    assert load(folder).classes == ("cat", "hound")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbled", "foreign", "empty", "hostile"])
+def test_a_damaged_cache_is_made_again(folder, tmp_path, decoded, damage):
+    first, cache = load(folder), folder / ".cache-32px.pt"
+    raw = cache.read_bytes()
+    if damage == "truncated":
+        cache.write_bytes(raw[: len(raw) // 2])
+    elif damage == "garbled":
+        middle = raw.index(first.train.images.permute(0, 2, 3, 1).numpy().tobytes()[:64])
+        cache.write_bytes(raw[:middle] + bytes(64) + raw[middle + 64 :])
+    elif damage == "foreign":
+        checkpoint.save({"state_dict": {}}, cache)
+    elif damage == "empty":
+        cache.write_bytes(b"")
+    else:
+        torch.save({"format": 1, "digest": "", "contents": Hostile(tmp_path / "sentinel")}, cache)
+    again = load(folder)
+    assert torch.equal(first.train.images, again.train.images) and len(decoded) == 20
+    assert len(again.notes) == (damage != "foreign") and not (tmp_path / "sentinel").exists()
+    assert all("the cache was made again" in note and "\n" not in note for note in again.notes)
+    assert load(folder).notes == () and len(decoded) == 20
+
+
+def test_a_folder_that_can_not_be_written_is_read(folder):
+    folder.chmod(0o555)
+    try:
+        if os.access(folder, os.W_OK):
+            pytest.skip("this user can write everywhere")
+        split = load(folder)
+    finally:
+        folder.chmod(0o755)
+    assert len(split.train) == 6 and "no cache" in split.notes[0] and sorted(os.listdir(folder)) == ["test", "train"]
+
+
+def test_without_room_for_a_cache_the_pictures_are_read(folder, monkeypatch):
+    def full(path, mode="wb"):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "replacing", full)
+    split = load(folder)
+    assert len(split.train) == 6 and len(split.notes) == 1
+    assert "no cache" in split.notes[0] and "No space left" in split.notes[0] and "\n" not in split.notes[0]
+
+
+def spoil(path, how):
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif how == "text":
+        path.write_text("this is no picture")
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:  # a PNG whose header claims more pixels than Pillow accepts ("vast") or than we do
+        raw, side = bytearray(path.read_bytes()), 60000 if how == "vast" else 8000
+        raw[16:24] = struct.pack(">II", side, side)
+        raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
+        path.write_bytes(raw)
+
+
+SPOILED = {
+    "truncated": "truncated", "text": "cannot identify image file)", "empty": "cannot identify image file)",
+    "vast": "pixels", "large": "it claims 8000x8000 pixels)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_an_unreadable_picture_is_named_and_refused(folder, how):
+    path = folder / "train" / "dog" / "a name with spaces.png"
+    soft_picture(60, 60).save(path)
+    spoil(path, how)
+    with refused(f"{path} can't be read as a picture (", SPOILED[how], "--skip-bad-images leaves such files out"):
+        load(folder)
+    assert sorted(os.listdir(folder)) == ["test", "train"]
+
+
+@pytest.mark.parametrize("how", ["vast", "large"])
+def test_a_picture_that_claims_too_much_is_not_decoded(folder, monkeypatch, how):
+    path = folder / "train" / "dog" / "0.png"
+    spoil(path, how)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    assert isinstance(sources._shorter_side(path), str) and isinstance(sources.decode(path, 32), str)
+
+
+def test_unreadable_pictures_are_counted_and_left_out_on_request(folder, decoded):
+    for name, how in (("train/cat/0.png", "text"), ("train/dog/2.png", "truncated"), ("test/dog/0.png", "vast")):
+        spoil(folder / name, how)
+    for _ in range(2):  # the second time from the cache
+        split = load(folder, skip_bad_images=True)
+        assert split.train.labels.tolist() == [0, 0, 1, 1] and split.test.labels.tolist() == [0, 0, 1]
+        (note,) = split.notes
+        assert note.startswith("3 unreadable pictures were left out, the first is ") and str(folder) in note
+    assert len(decoded) == 8  # not those whose headers were bad
+    kept = [path for path in sorted((folder / "train").rglob("*.*")) if path.name != "0.png" or "dog" in str(path)]
+    kept = [path for path in kept if path.name != "2.png" or "cat" in str(path)]
+    for image, path in zip(split.train.images, kept, strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), sources.decode(path, 32))
+    with refused(str(folder), "can't be read as a picture"):  # the cache is that of another request
+        load(folder)
+
+
+def test_a_part_without_a_readable_picture_is_refused(folder):
+    for path in (folder / "test").rglob("*.*"):
+        spoil(path, "text")
+    with refused("no picture for test could be read"):
+        load(folder, skip_bad_images=True)
+
+
+def test_a_refusal_does_not_wait_for_the_rest(folder, monkeypatch):
+    for i in range(200):
+        os.link(folder / "train" / "dog" / "0.png", folder / "train" / "dog" / f"z{i}.png")
+    spoil(folder / "train" / "cat" / "0.png", "truncated")
+    decode, calls = sources.decode, []
+    monkeypatch.setattr(sources, "decode", lambda *args: calls.append(time.sleep(0.005)) or decode(*args))
+    with refused(folder / "train" / "cat" / "0.png", "can't be read"):
+        load(folder)
+    assert len(calls) < 100
+
+
+def test_reading_changes_no_warning_filter(folder):
+    Image.new("P", (30, 30)).save(folder / "train" / "cat" / "clear.png", transparency=b"\x00\x7f" * 128)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        load(folder)
+        assert warnings.filters == before
+
+
+def test_other_files_are_ignored(folder):
+    for name in ("notes.txt", "train/readme.md", "train/cat/list.csv", "train/cat/._0.png", "train/.hidden/0.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("no picture")
+    (folder / "train" / "cat" / "folder.png").mkdir()
+    (folder / "train" / "dog" / "0.png").rename(folder / "train" / "dog" / "0.PNG")
+    split = load(folder)
+    assert len(split.train) == 6 and split.classes == ("cat", "dog")
+
+
+def test_a_name_that_is_no_unicode_is_read(folder):
+    path = os.fsencode(folder / "train" / "dog") + b"/\xff.png"
+    try:
+        os.link(folder / "train" / "dog" / "0.png", path)
+    except OSError:
+        pytest.skip("this file system takes unicode only")
+    assert len(load(folder).train) == 7 and len(load(folder).train) == 7
+
+
+def test_val_stands_in_for_test(folder):
+    expected = load(folder).test
+    (folder / "test").rename(folder / "val")
+    split = load(folder)
+    assert torch.equal(split.test.images, expected.images) and split.val is None
+
+
+def test_a_class_that_test_lacks_may_be_trained(folder):
+    for path in (folder / "test" / "dog").iterdir():
+        path.unlink()
+    (folder / "test" / "dog").rmdir()
+    split = load(folder)
+    assert split.classes == ("cat", "dog") and split.test.labels.tolist() == [0, 0]
+
+
+def delete(path):
+    if path.is_dir():
+        for each in path.iterdir():
+            delete(each)
+        path.rmdir()
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda root: delete(root), ("there is no folder ", "train/<class>/*.png|jpg and test/ (or val/)")),
+    (lambda root: delete(root / "train"), ("there is no folder ", "train", "train/<class>/*.png|jpg")),
+    (lambda root: delete(root / "test"), ("there is no folder ", "train/<class>/*.png|jpg and test/ (or val/)")),
+    (lambda root: [delete(root / "train" / name) for name in ("cat", "dog")], ("train holds no pictures (.bmp, .jpeg",)),
+    (lambda root: [delete(p) for p in (root / "train" / "cat").iterdir()], ("train/cat holds no pictures (.bmp, .jpeg",)),
+    (lambda root: [delete(p) for p in (root / "test" / "dog").iterdir()], ("test/dog holds no pictures",)),
+    (lambda root: delete(root / "train" / "dog"), ("test has classes that ", "train lacks: dog")),
+    (lambda root: [delete(root / part / "dog") for part in ("train", "test")], ("train has one class, 'cat'",)),
+])  # fmt: skip
+def test_a_folder_of_another_form_is_refused(folder, change, said):
+    change(folder)
+    with refused("", *said):
+        load(folder)
+    assert not list(folder.glob(".cache*"))
+
+
+def test_pictures_of_different_sizes_make_batches(folder):
+    split = load(folder, 64)
+    pipeline = Pipeline(split.mean, split.std, 64, ["crop", "flip"])
+    inputs, labels = next(Batches(split.train, 6, pipeline).epoch(0))
+    assert inputs.shape == (6, 3, 64, 64) and sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
