@@ -3,6 +3,7 @@
     python benchmark.py data        # our batches against a torchvision DataLoader with PIL transforms and 2 workers
     python benchmark.py epoch       # an epoch of engine.fit against the bare step, and against the loop people write
     python benchmark.py models      # each model's training step, in bf16 against fp32
+    python benchmark.py twins       # a training step of ours against timm's, where timm can build the same architecture
 """
 
 import platform
@@ -12,6 +13,7 @@ import time
 from types import SimpleNamespace
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -41,11 +43,14 @@ def build_parser():
     table = commands.add_parser("models", help="a training step of each model: bf16 against fp32, both channels_last")
     table.add_argument("--models", nargs="+", metavar="NAME", help="these only (default: the whole table)")
     table.add_argument("--quick", action="store_true", help="batches of 16 and three rounds")
-    for command in (whole, epoch, table):
+    same = commands.add_parser("twins", help="a training step: our architecture against timm's")
+    same.add_argument("--models", nargs="+", metavar="NAME", default=TWINS, choices=TWINS, help="these only")
+    same.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
+    for command in (whole, epoch, table, same):
         command.add_argument("--batch-size", type=cli.number(int, low=1), default=128, metavar="N")
         command.add_argument("--rounds", type=cli.number(int, low=1), default=5, metavar="N", help="of both in turn")
         command.add_argument("--device", default="auto")
-        if command is not table:
+        if command not in (table, same):
             command.add_argument("--workers", type=cli.number(int, low=0), default=2, metavar="N", help="of the DataLoader")
     return parser
 
@@ -194,27 +199,82 @@ def measure_epoch(args, device):
     print(f"  engine.fit takes {spread(overhead, '.3f')} times as long as the bare steps")
 
 
+def training_step(model, inputs, targets, device):
+    """A function of the autocast type that makes a step of SGD on tensors that lie ready."""
+    optimizer = optim.create_optimizer("sgd", optim.param_groups(model, 5e-4), 1e-4)
+
+    def step(dtype):
+        with engine.autocast(device, dtype):
+            logits = model(inputs)
+        F.cross_entropy(logits.float(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def ready_batch(size, image_size, classes, device):
+    inputs = torch.randn(size, 3, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
+    return inputs, torch.randint(0, classes, (size,), device=device)
+
+
 def measure_models(args, device):
     """A line a model: parameters, GMACs, milliseconds of a training step in bf16 and fp32, and their ratio round by round."""
     print(f"{'model':<30}{'parameters':>12}{'GMACs':>8}{'bf16 ms':>9}{'fp32 ms':>9}  bf16 / fp32")
     for name in map(models.canonical, args.models or models.MODELS):
         parameters, macs = models.describe(name, 100, 32)
-        inputs = torch.randn(args.batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-        targets = torch.randint(0, 100, (args.batch_size,), device=device)
         model = models.create_model(name, 100).to(device, memory_format=torch.channels_last).train()
-        optimizer = optim.create_optimizer("sgd", optim.param_groups(model, 5e-4), 1e-4)
-
-        def step(dtype, model=model, optimizer=optimizer, inputs=inputs, targets=targets):
-            with engine.autocast(device, dtype):
-                logits = model(inputs)
-            F.cross_entropy(logits.float(), targets).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
+        step = training_step(model, *ready_batch(args.batch_size, 32, 100, device), device)
         seconds = in_turn(device, args.rounds, bf16=lambda step=step: step(torch.bfloat16), fp32=lambda step=step: step(None))
         ms = {kind: 1000 * statistics.median(values) for kind, values in seconds.items()}
         ratios = [a / b for a, b in zip(seconds["bf16"], seconds["fp32"])]
         print(f"{name:<30}{parameters:>12,}{macs / 1e9:>8.3f}{ms['bf16']:>9.1f}{ms['fp32']:>9.1f}  {spread(ratios)}")
+        sys.stdout.flush()
+
+
+TWINS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet20", "eca_resnet20", "coatnet_0")
+
+
+def timm_twin(name, num_classes):
+    """The architecture of one of TWINS, made of timm's blocks: the same parameter count, the same work."""
+    from timm.models import maxxvit, resnet
+
+    if name == "coatnet_0":
+        convolution = maxxvit.MaxxVitConvCfg(expand_output=False, init_values=None)
+        config = maxxvit.MaxxVitCfg((96, 192, 384, 640), (2, 3, 5, 2), ("C", "C", "T", "T"), 56, conv_cfg=convolution)
+        # Made for 128 px: with the two strides that are taken away, its stages work on a 32x32 picture's 32 to 4 pixels.
+        network = maxxvit.MaxxVit(config, img_size=128, num_classes=num_classes, drop_path_rate=0.2)
+        network.stem = nn.Sequential(nn.Conv2d(3, 56, 3, padding=1, bias=False), nn.BatchNorm2d(56), nn.GELU())
+        first = network.stages[0].blocks[0]
+        first.conv2_kxk.stride, first.shortcut.pool = (1, 1), nn.Identity()
+        return network
+    layers = {"18": (2, 2, 2, 2), "20": (3, 3, 3), "50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
+    depth = name.partition("resnet")[2]
+    kind = resnet.Bottleneck if int(depth) >= 50 else resnet.BasicBlock
+    layers = layers.get(depth, (3, 4, 6, 3))
+    if len(layers) == 4:
+        network, width = resnet.ResNet(kind, layers, num_classes), 64
+    else:
+        attention = {"attn_layer": "eca"} if name.startswith("eca") else {}
+        network, width = resnet.ResNet(kind, layers, num_classes, channels=(16, 32, 64), block_args=attention), 16
+        network.bn1 = nn.BatchNorm2d(width)
+        network.layer1[0], network.layer4 = kind(width, width, **attention), nn.Identity()
+    network.conv1, network.maxpool = nn.Conv2d(3, width, 3, padding=1, bias=False), nn.Identity()
+    return network
+
+
+def measure_twins(args, device):
+    dtype = engine.amp_dtype(args.amp, device)
+    print(f"{'model':<20}{'ours ms':>9}{'timm ms':>9}  ours / timm")
+    for name in args.models:
+        batch, steps = ready_batch(args.batch_size, 32, 100, device), {}
+        for kind, network in (("ours", models.create_model(name, 100)), ("timm", timm_twin(name, 100))):
+            step = training_step(network.to(device, memory_format=torch.channels_last).train(), *batch, device)
+            steps[kind] = lambda step=step: step(dtype)
+        seconds = in_turn(device, args.rounds, **steps)
+        ms = {kind: 1000 * statistics.median(values) for kind, values in seconds.items()}
+        ratios = [a / b for a, b in zip(seconds["ours"], seconds["timm"])]
+        print(f"{name:<20}{ms['ours']:>9.1f}{ms['timm']:>9.1f}  {spread(ratios)}")
         sys.stdout.flush()
 
 
@@ -225,7 +285,7 @@ def main(argv=None):
     device = engine.select_device(args.device)
     machine(device, args.rounds)
     sys.stdout.flush()
-    {"data": measure_data, "epoch": measure_epoch, "models": measure_models}[args.command](args, device)
+    {"data": measure_data, "epoch": measure_epoch, "models": measure_models, "twins": measure_twins}[args.command](args, device)
     return 0
 
 

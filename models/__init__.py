@@ -127,7 +127,9 @@ MODELS = {
         ghostnet_100, {}, 4_029_608, f"{GHOST}, timm", classes=100, recipe=LARGE, original=4_029_608, bf16_on_cpu=False
     ),
     "convnext_tiny": Model(convnext_tiny, {}, 27_895_012, f"{CONVNEXT}, timm", classes=100, recipe=MODERN, original=27_897_028),
-    "segnext_mscan_tiny": Model(MSCAN, MSCAN_TINY, 854_820, "arXiv 2209.08575", classes=100, recipe=MODERN_SMALL),
+    "segnext_mscan_tiny": Model(
+        MSCAN, MSCAN_TINY, 854_820, "arXiv 2209.08575", classes=100, recipe=MODERN_SMALL, bf16_on_cpu=False
+    ),
     "mlp_mixer_tiny": Model(mlp_mixer, MIXER_TINY, 3_639_076, MIXER, classes=100, recipe=MODERN_SMALL),
     "mlp_mixer_b16": Model(mlp_mixer, MIXER_B, 57_417_316, MIXER, classes=100, recipe=MODERN, original=59_188_372),
     "cspresnet50": Model(cspresnet50, {}, 20_685_988, "arXiv 1911.11929, timm", classes=100, recipe=LARGE, original=20_693_668),

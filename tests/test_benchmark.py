@@ -2,7 +2,12 @@
 
 import re
 
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 import benchmark
+import models
 from augment import Pipeline
 
 
@@ -27,3 +32,19 @@ def test_data_and_epoch_print_ratios(capsys):
     assert benchmark.main(["epoch", *small, "--model", "resnet20"]) == 0
     text = capsys.readouterr().out
     assert "bare forward" in text and "plain loop" in text and "times as long as the bare steps" in text
+
+
+@pytest.mark.parametrize("name", benchmark.TWINS)
+def test_a_twin_is_the_same_architecture(name):
+    def size_and_work(build):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            network = build(name, 100).eval()
+            assert network(torch.empty(2, 3, 32, 32)).shape == (2, 100)
+        return sum(p.numel() for p in network.parameters()), counter.get_total_flops()
+
+    assert size_and_work(benchmark.timm_twin) == size_and_work(models.create_model)
+
+
+def test_twins_are_timed_in_turn(capsys):
+    assert benchmark.main(["twins", "--models", "resnet20", "--batch-size", "2", "--rounds", "1", "--device", "cpu"]) == 0
+    assert re.search(r"resnet20 .* \d\.\d\d \(", capsys.readouterr().out)

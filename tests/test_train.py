@@ -491,6 +491,21 @@ def test_weights_from_a_file(train, tmp_path, capsys, kind):
     assert "weights:" in capsys.readouterr().out
 
 
+def test_a_run_goes_on_without_the_weights_it_began_with(train, tmp_path, monkeypatch):
+    import models
+
+    start = tmp_path / "start.pt"
+    torch.save(models.create_model("resnet20", 10).state_dict(), start)
+    arguments = ("--epochs", 2, "--weights", start)
+    whole = train(*arguments, output="whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        cut = train(*arguments, output="cut", status=143)
+    start.unlink()
+    train("--resume", cut)
+    assert untimed(cut) == untimed(whole) and same_state(cut, whole)
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     import models
     from models.weights import load_weights
