@@ -106,10 +106,12 @@ class Batches:
 
     examples: on any device, moved to `device` here; batch_size: images of all ranks together; pipeline: see
     augment.Pipeline. With shuffle, every epoch has its own permutation, common to all ranks, and the incomplete last
-    batch is left out; without, every image comes once, in order.
+    batch is left out; without, every image comes once, in order. repeats: how often a batch has each of its images, with
+    other draws of the augmentation (arXiv 1901.09335); an epoch has as many batches as without.
     """
 
-    def __init__(self, examples, batch_size, pipeline, *, device="cpu", seed=0, shuffle=True, rank=0, world=1):
+    def __init__(self, examples, batch_size, pipeline, *, device="cpu", seed=0, shuffle=True, repeats=1, rank=0,
+                 world=1):  # fmt: skip
         if shuffle and batch_size > len(examples):
             raise UserError(f"--batch-size {batch_size} is larger than the training set ({len(examples)} images)", status=2)
         if shuffle and world > 1 and batch_size < 2 * world:
@@ -117,7 +119,7 @@ class Batches:
         self.prepared = pipeline.prepare(examples.images.to(device))
         self.labels = examples.labels.to(device)
         self.batch_size, self.pipeline, self.seed, self.shuffle = batch_size, pipeline, seed, shuffle
-        self.rank, self.world = rank, world
+        self.repeats, self.rank, self.world = repeats, rank, world
 
     def __len__(self):
         return len(self.labels) // self.batch_size if self.shuffle else -(-len(self.labels) // self.batch_size)
@@ -130,9 +132,9 @@ class Batches:
             order = torch.randperm(count, generator=generator).to(self.labels.device)
         else:
             order = torch.arange(count, device=self.labels.device)
-        generator = torch.Generator()
+        generator, distinct = torch.Generator(), self.batch_size // self.repeats
         for number in range(start, len(self)):
-            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+            index = order[number * distinct : (number + 1) * distinct].repeat(self.repeats)  # neighbours differ: they are mixed
             generator.manual_seed(derive_seed(self.seed, epoch, "augment", number))
             draws = generator
             if self.world > 1:

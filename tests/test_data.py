@@ -108,6 +108,21 @@ def test_parts_of_the_ranks_make_the_batch_of_one(world, batch_size):
         assert torch.equal(torch.cat([y for _, y in of_ranks]), targets)
 
 
+def test_repeated_augmentation_shows_each_image_of_a_batch_several_times():
+    once, thrice = (Batches(numbered(60), 12, PLAIN, seed=1, repeats=repeats) for repeats in (1, 3))
+    assert len(once) == len(thrice) == 5
+    seen = set()
+    for inputs, _ in thrice.epoch(2):
+        numbers = read_numbers([(inputs, None)]).tolist()
+        assert len(numbers) == 12 and all(numbers.count(n) == 3 for n in numbers)
+        assert all(a != b for a, b in zip(numbers[::2], numbers[1::2]))  # pairs that are mixed
+        assert not seen & set(numbers)
+        seen |= set(numbers)
+    cropped = Batches(examples(60), 12, Pipeline(MEAN, STD, 32, ("crop",)), seed=1, repeats=3)
+    inputs, _ = next(cropped.epoch(0))
+    assert not torch.equal(inputs[:4], inputs[4:8])  # augmented anew
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_an_evaluation_counts_every_image_once(world):
     ranks = [Batches(numbered(10001), 500, PLAIN, shuffle=False, rank=rank, world=world) for rank in range(world)]

@@ -405,7 +405,7 @@ BAD = [
     (("--model-arg", "depth=3"), "no option 'depth'.*shortcut=project"),
     (("--model-arg", "shortcut=conv"), "shortcut must be project or pad"),
     (("--model-arg", "shortcut"), "key=value"),
-    (("--model", "timm/vit_tiny_patch16_224", "--image-size", 30), "can't take pictures of 30 px"),
+    (("--model", "timm/vit_tiny_patch16_224", "--image-size", 30), "image size 30 is not a multiple of the patch, 16 px"),
     (("--batch-size", 97), "--batch-size 97 is larger than the training set .96"),
     (("--limit-train", 10**6), "--limit-train 1000000"),
     (("--val-size", 96), "--val-size 96"),
@@ -480,7 +480,8 @@ def test_weights_from_a_file(train, tmp_path, capsys, kind):
         torch.save(source.state_dict() if kind == "plain.pt" else {"state_dict": wrapped, "epoch": 3}, path)
     model = models.create_model("resnet20", 10)
     fresh = model.fc.weight.clone()
-    line = load_weights(model, path)
+    line, card = load_weights(model, path)
+    assert (card is not None) == (kind == "best.pt")
     assert "\n" not in line
     if kind == "best.pt":
         assert "new" not in line
