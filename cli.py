@@ -85,6 +85,18 @@ def augmentations(text):
     return text
 
 
+def training_parser(description, *, model, epochs):
+    """The arguments of a training script, with its default model and epochs."""
+    parser = Parser(description)
+    add_model(parser, model)
+    add_transfer(parser)
+    add_data(parser)
+    add_training(parser, epochs=epochs)
+    add_machine(parser)
+    add_run(parser)
+    return parser
+
+
 def add_model(parser, default):
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=default, metavar="NAME", help="a name of --list-models, or timm/<name>")

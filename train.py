@@ -17,19 +17,11 @@ import models
 
 
 def build_parser():
-    parser = cli.Parser(__doc__.split("\n")[0])
-    cli.add_model(parser, default="resnet18")
-    cli.add_transfer(parser)
-    cli.add_data(parser)
-    cli.add_training(parser, epochs=200)
-    cli.add_machine(parser)
-    cli.add_run(parser)
-    return parser
+    return cli.training_parser(__doc__.split("\n")[0], model="resnet18", epochs=200)
 
 
 def main(argv=None):
-    parser = build_parser()
-    args, origin, state = experiment.arguments(parser, argv)
+    args, origin, state = experiment.arguments(build_parser(), argv)
     if args.list_models:
         return models.print_table()
     return experiment.run(args, origin, state)

@@ -16,14 +16,7 @@ import models
 
 
 def build_parser():
-    parser = cli.Parser(__doc__.split("\n")[0])
-    cli.add_model(parser, default="vit_small_data")
-    cli.add_transfer(parser)
-    cli.add_data(parser)
-    cli.add_training(parser, epochs=100)
-    cli.add_machine(parser)
-    cli.add_run(parser)
-    return parser
+    return cli.training_parser(__doc__.split("\n")[0], model="vit_small_data", epochs=100)
 
 
 def main(argv=None):

@@ -87,8 +87,8 @@ def test_fine_tuning_from_a_file_is_fine_tuning_from_the_same_weights_in_memory(
 
     monkeypatch.setattr(models, "create_model", create_with_weights)
     recipe = [f"--{key.replace('_', '-')}={value}" for key, value in models.TRANSFER.items() if key != "layer_decay"]
-    in_memory = train_small("--epochs", 1, "--layer-decay", 0.7, "--random-erasing", 0, *recipe, "--epochs", 1, "--batch-size", 32,
-                            output="memory")  # fmt: skip
+    recipe += ["--layer-decay=0.7", "--random-erasing=0", "--epochs=1", "--batch-size=32"]
+    in_memory = train_small(*recipe, output="memory")
     a, b = (checkpoint.load(directory / "last.pt") for directory in (from_file, in_memory))
     assert a["state_dict"].keys() == b["state_dict"].keys()
     assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
