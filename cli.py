@@ -7,6 +7,7 @@ optimizer, else from the default. `resolve` says for each which it was.
 import argparse
 import copy
 import difflib
+import os
 import signal
 import sys
 
@@ -170,6 +171,7 @@ def add_machine(parser):
     group.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"), help="auto: bf16 where it is fast")
     group.add_argument("--compile", action="store_true", help="torch.compile the model")
     group.add_argument("--grad-checkpointing", action="store_true", help="less memory for a third more work")
+    group.add_argument("--sync-bn", action="store_true", help="batch norm over the batches of all devices (torchrun)")
     group.add_argument("--deterministic", action="store_true", help="the same bits for the same seed, machine and versions")
     group.add_argument("--seed", type=number(int, low=0), default=0, metavar="N", help="of everything that is drawn")
 
@@ -273,6 +275,8 @@ def run(main):
         sys.exit(main() or 0)
     except UserError as error:
         status, message = error.status, str(error)
+        if status == 2 and os.environ.get("RANK", "0") != "0":  # every rank finds the same fault in the command line
+            sys.exit(status)
     except KeyboardInterrupt:
         status, message = 128 + signal.SIGINT, "interrupted"
     except BrokenPipeError:

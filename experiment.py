@@ -10,6 +10,7 @@ import argparse
 import copy
 import functools
 import math
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ import engine
 import models
 import optim
 import probe
+import ranks
 import rundir
 from augment import Pipeline
 from errors import UserError
@@ -141,21 +143,32 @@ class Training:
 
 
 def run(args, origin, state):
-    """Trains and tests as `args` say, from `state`, the contents of a last.pt, or from the start; returns the exit status."""
+    """Trains and tests as `args` say, from `state`, the contents of a last.pt, or from the start; returns the exit status.
+
+    In a process that torchrun started it is one of several at the same run (see ranks).
+    """
+    with ranks.join(engine.select_device(args.device), args.batch_size) as company:
+        return _run(args, origin, state, company)
+
+
+def _run(args, origin, state, company):
     options = models.parse_options(args.model_arg, args.model, args.image_size, args.drop_path)
-    device = engine.select_device(args.device)
+    device = company.device
     auto_fp32 = args.amp == "auto" and models.prefers_fp32(args.model, device)
     dtype = None if auto_fp32 else engine.amp_dtype(args.amp, device)
-    _check_before_work(args, state, options)
+    _check_before_work(args, state, options, company)
     engine.make_deterministic(args.deterministic)
 
-    split = data.load(
-        args.dataset, args.data_dir, data_url=args.data_url, image_size=args.image_size, val_size=args.val_size,
-        limit_train=args.limit_train, limit_test=args.limit_test, skip_bad_images=args.skip_bad_images,
-    )  # fmt: skip
-    for note in split.notes:
+    with company.one_first():
+        split = data.load(
+            args.dataset, args.data_dir, data_url=args.data_url, image_size=args.image_size, val_size=args.val_size,
+            limit_train=args.limit_train, limit_test=args.limit_test, skip_bad_images=args.skip_bad_images,
+        )  # fmt: skip
+    for note in split.notes if company.first else ():
         print(f"{split.name}: {note}", file=sys.stderr)
     model, mean, std = _build(args, options, split, state)
+    if args.sync_bn and company.world > 1:
+        model = ranks.sync_batch_norm(model, device)
     model = models.choose_attention(model, device, dtype).to(device, memory_format=torch.channels_last)
     plain = Pipeline(mean, std, args.image_size)
     train_pipeline, curve_pipeline = _train_pipeline(args, mean, std, split.num_classes), plain
@@ -167,10 +180,11 @@ def run(args, origin, state):
             probe.features(model, data.Batches(examples, EVAL_BATCH, plain, device=device, shuffle=False), dtype)
             for examples in (train_examples, curve_examples)
         )
+    place = dict(device=device, rank=company.rank, world=company.world)
     batches = data.Batches(
-        train_examples, args.batch_size, train_pipeline, device=device, seed=args.seed, repeats=args.repeated_augment
+        train_examples, args.batch_size, train_pipeline, seed=args.seed, repeats=args.repeated_augment, **place
     )
-    curve_batches = data.Batches(curve_examples, EVAL_BATCH, curve_pipeline, device=device, shuffle=False)
+    curve_batches = data.Batches(curve_examples, EVAL_BATCH, curve_pipeline, shuffle=False, **place)
 
     _resolve_auto(args, origin, args.epochs, args.epochs * len(batches))
     if state:
@@ -200,17 +214,22 @@ def run(args, origin, state):
     parameters, macs = models.describe(args.model, split.num_classes, args.image_size, options)
     precision = str(dtype or torch.float32).removeprefix("torch.")
     engine.reset_peak_memory(device)
-    with StopSignal() as stop:
-        directory = _open_directory(args, origin, split, device, precision, state)
+    with StopSignal(in_company=company.world > 1) as stop:
+        directory = _open_directory(args, origin, split, device, precision, state) if company.first else rundir.Nowhere()
         report = Reporter(args, batches)
-        report.start(split, parameters, precision, device, training.progress, directory)
+        report.start(split, parameters, precision, company, training.progress, directory)
         try:
             if not state:
                 directory.save_last(training.state_dict(args, origin))  # from here on there is always one to go on from
-                if not args.freeze_backbone:
+                if company.first and not args.freeze_backbone:
                     _show_batch(directory, batches, mean, std)
-            _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop)
-            figures = _final_figures(training, directory, split, plain, curve, dtype, device, stop)
+            _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop, company)
+            if split.val:
+                tested = _test_chosen(training, directory, data.Batches(split.test, EVAL_BATCH, plain, shuffle=False, **place),
+                                      dtype, stop, company)  # fmt: skip
+            if not company.first:
+                return 0
+            figures = _final_figures(training, tested if split.val else directory.rows()[-1], curve)
             directory.write_summary(
                 "finished",
                 **figures,
@@ -226,7 +245,7 @@ def run(args, origin, state):
             report.close()
             epoch = min(training.progress.epoch + 1, args.epochs)
             print(f"interrupted in epoch {epoch}; go on with --resume {directory.path}")
-            return 128 + stop.number
+            return 128 + (stop.number or signal.SIGTERM)  # where another rank was asked
         except BaseException as error:
             directory.write_summary("failed", reason=str(error) or type(error).__name__, **_standing(training, curve))
             raise
@@ -266,7 +285,7 @@ def _build(args, options, split, state):
     return model, *(models.normalization(model) if published else (split.mean, split.std))
 
 
-def _check_before_work(args, state, options):
+def _check_before_work(args, state, options, company):
     """Raises UserError for what can be refused without data or model."""
     if args.accumulate > args.batch_size:
         raise UserError(f"--accumulate {args.accumulate} is more than --batch-size {args.batch_size}", status=2)
@@ -284,7 +303,7 @@ def _check_before_work(args, state, options):
         raise UserError("--freeze-backbone needs weights that are worth keeping: --pretrained or --weights FILE", 2)
     if args.freeze_backbone and (args.augment != "none" or args.mixup or args.cutmix or args.cutout or args.random_erasing):
         raise UserError("--freeze-backbone computes features once, of pictures as they are: give --augment none with it", 2)
-    if args.output_dir and state is None:
+    if args.output_dir and state is None and company.first:
         rundir.refuse_if_taken(args.output_dir)
     models.describe(args.model, 10, args.image_size, options)
 
@@ -302,7 +321,7 @@ def _headline(training, curve):
     return f"{'ema_' if training.ema else ''}{curve}_acc"
 
 
-def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop):
+def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop, company):
     """engine.fit with what follows each epoch: evaluation, a row of metrics.csv, best.pt, last.pt, a line."""
     headline = _headline(training, curve)
     measured = {"": training.model} | ({"ema_": training.ema.model} if training.ema else {})
@@ -312,7 +331,8 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
         wanted = epoch % args.eval_every == 0 or epoch == args.epochs
         figures = {}
         for prefix, model in measured.items():
-            found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop) if wanted else {}
+            company.spread(model.buffers())  # the statistics of batch norms were each rank's own
+            found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop, ranks=company) if wanted else {}
             if wanted and not math.isfinite(found["loss"]):
                 raise engine.NonFiniteLoss(f"the {curve} loss of epoch {epoch} is {found['loss']}; try a smaller --lr")
             figures |= {f"{prefix}{curve}_{name}": found.get(name) for name in ("loss", "acc", "top5")}
@@ -330,28 +350,33 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
         report.epoch(figures, curve)
 
     engine.fit(
-        training.model, batches, optimizer=training.optimizer, lr_at=lr_at, epochs=args.epochs, progress=training.progress,
+        company.parallel(training.model), batches, optimizer=training.optimizer, lr_at=lr_at, epochs=args.epochs,
+        progress=training.progress,
         loss_fn=lambda logits, y: F.cross_entropy(logits, y, label_smoothing=args.label_smoothing), dtype=dtype,
         scaler=training.scaler, accumulate=args.accumulate, clip_grad=args.clip_grad, seed=args.seed,
         after_step=training.ema.update if training.ema else None, measure=measure, after_epoch=after_epoch, stop=stop,
-        show=report.step,
+        show=report.step if company.first else None, ranks=company,
     )  # fmt: skip
 
 
-def _final_figures(training, directory, split, plain, curve, dtype, device, stop):
-    """The headline: the last epoch's, or, with held-out images, the chosen weights' on the test set, read here only."""
-    if split.val:
-        model = copy.deepcopy(training.reported)  # what is trained stays as it is, should this be interrupted
+def _test_chosen(training, directory, batches, dtype, stop, company):
+    """The figures of best.pt on the test set, which is read here only."""
+    model = copy.deepcopy(training.reported)  # what is trained stays as it is, should this be interrupted
+    if company.first:
         model.load_state_dict(checkpoint.load(directory.path / "best.pt")["state_dict"])
-        test_batches = data.Batches(split.test, EVAL_BATCH, plain, device=device, shuffle=False)
-        found = engine.evaluate(model, test_batches, dtype=dtype, stop=stop)
-    else:
-        last, headline = directory.rows()[-1], _headline(training, curve)
-        found = {"acc": float(last[headline]), "top5": float(last[headline.replace("acc", "top5")])}
+    company.spread(model.state_dict().values())
+    return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
+
+
+def _final_figures(training, found, curve):
+    """The headline: the figures of the chosen weights, or, without held-out images, the last row of metrics.csv."""
+    if curve == "test":
+        headline = _headline(training, curve)
+        found = {"acc": float(found[headline]), "top5": float(found[headline.replace("acc", "top5")])}
     return {
         "test_acc": found["acc"],
         "test_top5": found["top5"],
-        "reported": "best epoch on held-out images" if split.val else "last epoch",
+        "reported": "best epoch on held-out images" if curve == "val" else "last epoch",
         "weights": "moving average" if training.ema else "as trained",
     }
 
