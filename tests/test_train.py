@@ -233,7 +233,7 @@ def test_an_interrupt_in_the_final_test_leaves_the_training_as_it_was(train, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "evaluate", stop_in_the_test)
-        cut = train(*options, output="cut", status=128)
+        cut = train(*options, output="cut", status=143)
     train("--resume", cut)
     assert untimed(whole) == untimed(cut) and same_state(whole, cut)
     assert summary(cut)["test_acc"] == summary(whole)["test_acc"]
