@@ -196,7 +196,7 @@ def test_a_folder_that_can_not_be_written_is_read(folder):
 
 
 def test_without_room_for_a_cache_the_pictures_are_read(folder, monkeypatch):
-    def full(path, mode="wb"):
+    def full(path, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "replacing", full)
