@@ -104,21 +104,37 @@ def to_cpu(value):
     return value
 
 
+class _Told:
+    """A file that remembers why it could not be written: torch's writer says only that it couldn't."""
+
+    def __init__(self, file):
+        self.file, self.flush, self.error = file, file.flush, None
+
+    def write(self, data):
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
 def save(state, path, previous=None):
     """Writes a dict of tensors and builtins to `path`, or leaves the old file as it was and raises UserError.
 
     previous: where the old file is kept, see `replacing`. It takes once the memory of the state's tensors: to copy them from
     a GPU, then, when these copies are gone, to read the file back.
     """
-    contents = to_cpu(state)
+    contents, told = to_cpu(state), None
     try:
         with replacing(path, previous=previous) as file:
-            torch.save({"format": FORMAT, "digest": digest(contents), "contents": contents}, file)
+            told = _Told(file)
+            torch.save({"format": FORMAT, "digest": digest(contents), "contents": contents}, told)
             del contents
             file.flush()
             load(file.name)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        raise UserError(f"{path} could not be written ({first_line(error)}); the file before it is untouched") from error
+    except (OSError, RuntimeError) as error:
+        reason = first_line((told and told.error) or error)
+        raise UserError(f"{path} could not be written ({reason}); the file before it is untouched") from error
 
 
 def load(path, kind="checkpoint"):

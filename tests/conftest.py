@@ -46,6 +46,18 @@ TINY = ("--dataset", "shapes", "--limit-train", 96, "--limit-test", 50, "--batch
 
 
 @pytest.fixture(scope="session")
+def forks():
+    """Starts processes of their own, see processes.py; its shapes are few_shapes."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system can't fork")
+    from processes import Forks
+
+    server = Forks()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def few_shapes():
     import sources
 
