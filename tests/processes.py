@@ -316,6 +316,8 @@ def train_as(kind):
 
     if kind == "compiled":  # without a C++ compiler: what is tested is what wrapping does to checkpoints
         patch(torch.nn.Module, "compile", lambda real: lambda self: real(self, backend="aot_eager"))
+    else:  # also where the run was compiled when it began
+        torch.nn.Module.compile = lambda self: None
     if kind == "DDP":
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
