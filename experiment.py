@@ -33,7 +33,8 @@ from models.weights import load_weights
 from terminal import Reporter, StopSignal
 
 # What may differ when a run goes on; --epochs where the schedule allows it (see _check_epochs).
-FREE = {"resume", "epochs", "device", "data_dir", "data_url", "compile", "grad_checkpointing", "amp", "deterministic", "tag"}
+FREE = {"resume", "epochs", "device", "data_dir", "data_url", "resident", "compile", "grad_checkpointing", "amp",
+        "deterministic", "tag"}  # fmt: skip
 EVAL_BATCH = 500
 
 
@@ -177,14 +178,18 @@ def _run(args, origin, state, company):
     if args.freeze_backbone:
         model, train_pipeline, curve_pipeline = probe.Probe(model), probe.AsTheyAre(), probe.AsTheyAre()
         train_examples, curve_examples = (
-            probe.features(model, data.Batches(examples, EVAL_BATCH, plain, device=device, shuffle=False), dtype)
+            probe.features(
+                model, data.Batches(examples, EVAL_BATCH, plain, device=device, shuffle=False, resident=args.resident), dtype
+            )
             for examples in (train_examples, curve_examples)
         )
     place = dict(device=device, rank=company.rank, world=company.world)
+    resident = "device" if args.freeze_backbone else args.resident  # features are there already
     batches = data.Batches(
-        train_examples, args.batch_size, train_pipeline, seed=args.seed, repeats=args.repeated_augment, **place
-    )
-    curve_batches = data.Batches(curve_examples, EVAL_BATCH, curve_pipeline, shuffle=False, **place)
+        train_examples, args.batch_size, train_pipeline, seed=args.seed, repeats=args.repeated_augment, resident=resident,
+        **place,
+    )  # fmt: skip
+    curve_batches = data.Batches(curve_examples, EVAL_BATCH, curve_pipeline, shuffle=False, resident=resident, **place)
 
     _resolve_auto(args, origin, args.epochs, args.epochs * len(batches))
     if state:
@@ -225,8 +230,8 @@ def _run(args, origin, state, company):
                     _show_batch(directory, batches, mean, std)
             _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop, company)
             if split.val:
-                tested = _test_chosen(training, directory, data.Batches(split.test, EVAL_BATCH, plain, shuffle=False, **place),
-                                      dtype, stop, company)  # fmt: skip
+                test_batches = data.Batches(split.test, EVAL_BATCH, plain, shuffle=False, resident=args.resident, **place)
+                tested = _test_chosen(training, directory, test_batches, dtype, stop, company)
             if not company.first:
                 return 0
             figures = _final_figures(training, tested if split.val else directory.rows()[-1], curve)
