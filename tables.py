@@ -97,7 +97,7 @@ class Table:
         if kind == "latex":
             return (f"% the same in all: {shared}\n" if shared else "") + latex_table(self.cells())
         lines = text_table(self.cells()) if kind == "text" else markdown_table(self.cells())
-        said = f"the same in all: {shared}" if kind == "text" else f"The same in all: {_markdown(shared)}."
+        said = f"the same in all: {shared}" if kind == "text" else f"The same in all: {markdown_text(shared)}."
         return lines + (f"\n{said}\n" if shared else "")
 
     def _csv(self):
@@ -220,11 +220,12 @@ def print_table(rows, width=None):
 
 def markdown_table(rows):
     lines = [list(rows[0]), ["--:" if _is_numeric(rows, key) else ":--" for key in rows[0]],
-             *([_markdown(cell) for cell in row.values()] for row in rows)]  # fmt: skip
+             *([markdown_text(cell) for cell in row.values()] for row in rows)]  # fmt: skip
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _markdown(text):
+def markdown_text(text):
+    """Text that Markdown shows as it is."""
     text = re.sub(r"([\\`*|\[\]])", r"\\\1", text)
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word it means nothing
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") if re.search("[<>&]", text) else text
