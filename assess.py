@@ -123,7 +123,7 @@ def _label(text):
 def _confusion(figure, axis, found):
     counts = torch.tensor(found["confusion"], dtype=torch.float)
     shares = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    image = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
     classes = found["classes"]
     axis.set(title="confusion (% of the true class)", xlabel="answer", ylabel="true class")
     if len(classes) <= MOST_NAMES:
@@ -173,7 +173,7 @@ def _robustness(figure, axis, found):
     tough = found["robustness"]
     names = sorted(tough["by_corruption"], key=lambda name: -sum(tough["by_corruption"][name]))
     values = torch.tensor([tough["by_corruption"][name] for name in names])
-    image = axis.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    image = axis.imshow(values.numpy(), cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
             axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="black" if value > 60 else "white")

@@ -8,10 +8,13 @@ draws depend on the corruption, the strength and its place in the batch: accurac
 not with published figures of CIFAR-10-C.
 """
 
+import io
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from data import derive_seed
 
@@ -139,10 +142,12 @@ def pixelate(x, factor, generator):
 
 
 def jpeg(x, quality, generator):
-    from torchvision.transforms.v2 import functional as tvf
-
-    pixels = x.mul(255).round().to(torch.uint8).cpu()
-    return torch.stack([tvf.jpeg(image, quality) for image in pixels]).to(x.device).float() / 255
+    pixels, out = x.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy(), []
+    for picture in pixels:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        out.append(torch.from_numpy(np.array(Image.open(file))))
+    return torch.stack(out).permute(0, 3, 1, 2).to(x.device).float() / 255
 
 
 CORRUPTIONS = {

@@ -97,7 +97,8 @@ def show(args, predictors):
     if answers:
         path = args.output or predictors[0].path.parent / f"{stem}{'-explained' * args.explain}.png"
         tiles.draw(answers, names, images, truth, labels, path)
-    found = [{"picture": name, "truth": None if truth is None else labels[truth[i]], "answers": []} for i, name in enumerate(names)]
+    true = [None] * len(names) if truth is None else [labels[label] for label in truth]
+    found = [{"picture": name, "truth": each, "answers": []} for name, each in zip(names, true)]
     for predictor, each in zip(predictors, answers):
         for picture, classes, probabilities in zip(found, each.classes.tolist(), each.probabilities.tolist()):
             top = [{"class": labels[c], "probability": p} for c, p in zip(classes, probabilities)]
