@@ -14,6 +14,7 @@ import data
 import figures
 
 BINS = 15
+FEW = 5  # pictures of a bin that is not drawn
 MOST_NAMES = 20  # classes whose names and figures are written out
 
 
@@ -155,13 +156,13 @@ def _by_class(axis, found):
 
 
 def _reliability(axis, found):
-    """Accuracy against confidence, with the number of pictures of each bin as the dots' area."""
-    total = found["pictures"]
+    """Accuracy against confidence, with the pictures of each bin as the dots' area; a handful says nothing, and is left out."""
+    total, bins = found["pictures"], [each for each in found["bins"] if each["pictures"] >= FEW]
     axis.plot((0, 100), (0, 100), color="#888888", linewidth=1, linestyle=":", label="calibrated")
-    confidence, accuracy = ([each[name] for each in found["bins"]] for name in ("confidence", "accuracy"))
+    confidence, accuracy = ([each[name] for each in bins] for name in ("confidence", "accuracy"))
     axis.vlines(confidence, confidence, accuracy, color=figures.WRONG, linewidth=1.5, label="gap")
-    axis.scatter(confidence, accuracy, s=[12 + 700 * each["pictures"] / total for each in found["bins"]], color=figures.RIGHT,
-                 alpha=0.65, linewidth=0, label="15 bins (area: pictures)", clip_on=False)  # fmt: skip
+    axis.scatter(confidence, accuracy, s=[12 + 700 * each["pictures"] / total for each in bins], color=figures.RIGHT,
+                 alpha=0.65, linewidth=0, label=f"bins of {FEW} pictures or more (area)", clip_on=False)  # fmt: skip
     axis.set(title=f"reliability: expected calibration error {found['calibration_error']:.2f} %", xlabel="mean confidence (%)",
              ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))  # fmt: skip
     figures.tidy(axis)

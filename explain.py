@@ -119,8 +119,15 @@ def attention_rollout(model, inputs):
 
 
 def attention_weights(attention, qkv):
-    """softmax(q k^T / sqrt(head_dim)), (B, heads, N, N), from the output (B, N, 3 D) of a block's qkv."""
+    """softmax(q k^T / sqrt(head_dim)), (B, heads, N, N), from the output (B, N, 3 D) of a block's qkv.
+
+    An attention with a learnt temperature is local self-attention (arXiv 2112.13492): no token looks at itself.
+    """
     batch, tokens, width = qkv.shape
     q, k, _ = qkv.float().view(batch, tokens, 3, attention.num_heads, width // 3 // attention.num_heads).permute(2, 0, 3, 1, 4)
     q, k = (getattr(attention, f"{name}_norm", torch.nn.Identity())(each) for name, each in (("q", q), ("k", k)))
-    return (q @ k.transpose(-2, -1) * getattr(attention, "scale", q.shape[-1] ** -0.5)).softmax(-1)
+    temperature = getattr(attention, "temperature", None)
+    if temperature is None:
+        return (q @ k.transpose(-2, -1) * getattr(attention, "scale", q.shape[-1] ** -0.5)).softmax(-1)
+    itself = torch.eye(tokens, dtype=torch.bool, device=qkv.device)
+    return (q @ k.transpose(-2, -1) * temperature).masked_fill(itself, -torch.inf).softmax(-1)

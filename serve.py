@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import tables
 from errors import UserError
 
 SIDE = 384  # pixels of the explanation on the page
@@ -20,8 +21,9 @@ def build(predictor, topk):
         return try_picture(predictor, picture, topk) if picture is not None else (None, None)
 
     with gradio.Blocks(title=f"{predictor.card['model']} on {predictor.card['dataset']}", analytics_enabled=False) as page:
-        gradio.Markdown(f"# {predictor.card['model']}, trained on {predictor.card['dataset']}\n"
-                        f"It knows: {', '.join(predictor.classes[:30])}{' …' * (len(predictor.classes) > 30)}.")  # fmt: skip
+        known = ", ".join(predictor.classes[:30]) + " …" * (len(predictor.classes) > 30)
+        words = (f"{predictor.card['model']}, trained on {predictor.card['dataset']}", f"It knows: {known}.")
+        gradio.Markdown("# {}\n{}".format(*map(tables.markdown_text, words)))
         with gradio.Row():
             picture = gradio.Image(type="pil", label="a picture", height=SIDE, sources=["upload", "clipboard"])
             with gradio.Column():

@@ -1,6 +1,7 @@
 """Explanations: what they are by definition, and that they don't change the model."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +69,13 @@ def test_recomputed_attention_is_the_models():
         values = qkv.view(2, 17, 3, 2, 12).permute(2, 0, 3, 1, 4)[2]
         out = attention.proj((weights @ values).transpose(1, 2).reshape(2, 17, 24))
         torch.testing.assert_close(out, attention(x), atol=1e-5, rtol=1e-5)
+
+
+def test_local_attention_never_looks_at_itself():
+    """arXiv 2112.13492: two tokens that see only each other."""
+    attention = SimpleNamespace(num_heads=1, temperature=torch.ones(1, 1, 1))
+    weights = explain.attention_weights(attention, torch.randn(1, 2, 12))
+    torch.testing.assert_close(weights, torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]]))
 
 
 @pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}, {"qk_norm": True}])
