@@ -104,12 +104,7 @@ def compare(args):
     table = tables.compare(groups, args.columns, baseline)
     if args.sort or args.reverse:
         table.sort(args.sort or "test", args.reverse)
-    if args.format == "text":
-        tables.print_table(table.cells())
-        print("".join(table.render("text").partition("\nthe same in all: ")[1:]), end="")
-    else:
-        print(table.render(args.format), end="")
-    sys.stdout.flush()  # the table first: figures take seconds
+    print(table.render(args.format, tables.terminal_width()), end="", flush=True)  # first: figures take seconds
     import figures
 
     for path in map(Path, args.table):

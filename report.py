@@ -13,6 +13,7 @@ import math
 import curves
 import figures
 import replicates
+import tables
 from errors import UserError
 
 POINTS = 100_000  # more of them, and a browser becomes slow
@@ -70,7 +71,7 @@ PAGE = """<!doctype html>
 def page(groups, table, title="Runs compared"):
     """The page as text. groups: replicates.Group; table: tables.Table of them. Raises UserError without plotly."""
     plot, thinned = _plot(groups)
-    common = ", ".join(f"{key} {value}" for key, value in table.common.items())
+    common = ", ".join(f"{key} {tables.show(value)}" for key, value in table.common.items())
     return PAGE.format(
         title=html.escape(title), style=STYLE, sort=SORT, table=_table(table), plot=plot, pictures=_pictures(groups),
         common=f'<p class="quiet">The same in all: {html.escape(common)}.</p>' if common else "",
@@ -143,7 +144,7 @@ def _plot(groups):
                 ), **place)  # fmt: skip
     figure.update_layout(template="plotly_white", height=820, margin={"t": 40, "b": 20, "l": 40, "r": 20}, hovermode="closest",
                          legend={"orientation": "h", "y": -0.06}, hoverlabel={"namelength": -1})  # fmt: skip
-    config = {"displaylogo": False, "responsive": True}
+    config = {"displaylogo": False, "responsive": True, "showSendToCloud": False, "plotlyServerURL": ""}  # nothing is uploaded
     return plotly.io.to_html(figure, include_plotlyjs=True, full_html=False, config=config, div_id="curves"), every
 
 

@@ -16,11 +16,11 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 import cli
-import data
 from errors import UserError
+
+
+DATASETS = ("cifar10", "cifar100", "folder", "shapes")
 
 
 def build_parser():
@@ -34,7 +34,7 @@ def build_parser():
     group.add_argument("--count", type=cli.number(int, low=1, high=100), metavar="N",
                        help="how many (default: 16; of several checkpoints 8)")  # fmt: skip
     group.add_argument("--seed", type=cli.number(int, low=0), default=0, metavar="N", help="of the random choice of pictures")
-    group.add_argument("--dataset", choices=data.DATASETS, help="instead of the run's own")
+    group.add_argument("--dataset", choices=DATASETS, help="instead of the run's own")
     group.add_argument("--data-dir", metavar="DIR", help="instead of the run's own")
     group = parser.add_argument_group("what is shown")
     group.add_argument("--topk", type=cli.number(int, low=1, high=20), default=3, metavar="K", help="classes to show")
@@ -68,6 +68,8 @@ def check(args):
 
 def pictures(args, predictors):
     """(images, names, truth or None, logits of each model, name of the picture file) as the arguments choose them."""
+    import torch
+
     import predict
 
     if args.image:

@@ -89,14 +89,17 @@ class Table:
             formats[key] = title, style, scale
         return [{title: show(row[key], style, scale) for key, (title, style, scale) in formats.items()} for row in self.rows]
 
-    def render(self, kind):
-        """The table as text, markdown, csv or latex, with the common arguments said once (not in CSV, where nothing may)."""
+    def render(self, kind, width=None):
+        """The table as text, markdown, csv or latex, with the common arguments said once (not in CSV, which has no room).
+
+        width: characters in a line of text, if they are limited.
+        """
         if kind == "csv":
             return self._csv()
         shared = ", ".join(f"{key} {show(value)}" for key, value in self.common.items())
         if kind == "latex":
             return (f"% the same in all: {shared}\n" if shared else "") + latex_table(self.cells())
-        lines = text_table(self.cells()) if kind == "text" else markdown_table(self.cells())
+        lines = text_table(self.cells(), width) if kind == "text" else markdown_table(self.cells())
         said = f"the same in all: {shared}" if kind == "text" else f"The same in all: {markdown_text(shared)}."
         return lines + (f"\n{said}\n" if shared else "")
 
@@ -123,7 +126,9 @@ def compare(groups, columns=None, baseline=None):
     baseline: the group that differences are taken from. Raises UserError for an unknown column.
     """
     differing, common = replicates.arguments(groups)
-    wanted = list(columns or DEFAULT) + [key for key in OF_BASELINE if baseline and key not in (columns or ())]
+    wanted = list(columns or DEFAULT)
+    if baseline and not set(OF_BASELINE) & set(wanted):
+        wanted += OF_BASELINE
     keys = dict.fromkeys(key for name in wanted for key in (differing if name == "*" else [name]))
     known = {**COLUMNS, **{name: Column(metrics.printable(name)) for name in [*differing, *common] if name not in COLUMNS}}
     for key in keys:
@@ -212,10 +217,13 @@ def text_table(rows, width=None):
     return "\n".join(tables)
 
 
-def print_table(rows, width=None):
-    """text_table on standard output, as wide as the terminal where there is one."""
-    width = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
-    print(text_table(rows, width), end="")
+def terminal_width():
+    """Characters in a line of the terminal, or None where the output is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_table(rows):
+    print(text_table(rows, terminal_width()), end="")
 
 
 def markdown_table(rows):

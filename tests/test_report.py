@@ -73,5 +73,7 @@ def test_in_a_browser(page):
         assert tab.evaluate(shown) < before
         assert HOSTILE in tab.text_content("#curves .legend")
         assert tab.evaluate("document.images[0].naturalWidth") == 1
+        buttons = tab.evaluate("[...document.querySelectorAll('.modebar-btn')].map(each => each.dataset.title)")
+        assert buttons and not any("hare" in title or "loud" in title for title in buttons)  # Share, Plotly Cloud
         browser.close()
     assert said == [] and all(url.startswith(("file:", "data:")) for url in asked)
