@@ -19,7 +19,6 @@ from pathlib import Path
 import cli
 from errors import UserError
 
-
 DATASETS = ("cifar10", "cifar100", "folder", "shapes")
 
 
