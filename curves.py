@@ -91,7 +91,7 @@ def _headline(group):
 
 def _curves(plt, groups, panels, size, x, smooth, log):
     figure, axes = _subplots(plt, len(panels), size)
-    handles = {}
+    handles, all_ends = {}, []
     for axis, (name, title) in zip(axes.flat, panels):
         ends = []
         logarithmic = log and not name.endswith("_acc")
@@ -125,9 +125,9 @@ def _curves(plt, groups, panels, size, x, smooth, log):
         if not ends:
             axis.text(0.5, 0.5, "not in these files", transform=axis.transAxes, ha="center", color="gray")
             axis.set(xticks=[], yticks=[])
-        axis.ends = ends, "{:.3f}" if name.endswith("loss") else "{:.2f}"
+        all_ends.append((axis, ends, "{:.3f}" if name.endswith("loss") else "{:.2f}"))
     _legend(figure, handles, size, groups)
-    texts = [_write_ends(axis, size) for axis in axes.flat]
+    texts = [_write_ends(*each, size) for each in all_ends]
     figure.draw_without_rendering()  # from here on the axes have their size, and a value's height is known
     for axis, annotations in zip(axes.flat, texts):
         _spread_ends(axis, annotations)
@@ -152,11 +152,10 @@ def _plain_numbers(axis):
     axis.set_minor_formatter(NullFormatter())
 
 
-def _write_ends(axis, size):
+def _write_ends(axis, ends, style, size):
     """The last values in a margin at the right, with a line from each curve's end to its value."""
     from matplotlib.transforms import ScaledTranslation
 
-    ends, style = axis.ends
     margin = axis.transAxes + ScaledTranslation((10 if len(ends) < 8 else 18) / 72, 0, axis.figure.dpi_scale_trans)
     leader = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 1}
     return [

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
+from samples import write_checkpoint
 
 import assess
 import corruptions

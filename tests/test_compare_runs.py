@@ -6,10 +6,10 @@ import sys
 
 import pytest
 from conftest import ROOT
+from samples import write, write_seeds
 
 import compare_runs
 from errors import UserError
-from runs import write, write_seeds
 
 
 def cells(capsys):

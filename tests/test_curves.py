@@ -5,12 +5,12 @@ import xml.etree.ElementTree as ET
 import matplotlib
 import numpy as np
 import pytest
+from samples import write, write_seeds
 
 import curves
 import figures
 import metrics
 import replicates
-from runs import write, write_seeds
 
 matplotlib.use("Agg")
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
 from conftest import ROOT
+from samples import write_checkpoint
 
 import export
 import predict

@@ -3,10 +3,10 @@
 import os
 
 import pytest
+from samples import HEADER, write
 
 import metrics
 from errors import UserError
-from runs import HEADER, write
 
 
 def run_of(directory):

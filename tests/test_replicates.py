@@ -1,11 +1,11 @@
 """Runs over seeds: which belong together, and what they say. (What two differ by is tested with the sweeps.)"""
 
 import pytest
+from samples import write, write_seeds
 
 import metrics
 import replicates
 from errors import UserError
-from runs import write, write_seeds
 
 
 def load(tmp_path):

@@ -4,12 +4,12 @@ import re
 import shutil
 
 import pytest
+from samples import write_seeds
 
 import metrics
 import replicates
 import report
 import tables
-from runs import write_seeds
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 

@@ -9,9 +9,9 @@ import urllib.request
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
 from conftest import ROOT
 from PIL import Image
+from samples import write_checkpoint
 
 import predict
 import serve

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
+from samples import write_checkpoint
 
 import data
 import predict

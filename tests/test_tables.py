@@ -4,12 +4,12 @@ import csv
 import io
 
 import pytest
+from samples import write, write_seeds
 
 import metrics
 import replicates
 import tables
 from errors import UserError
-from runs import write, write_seeds
 
 
 @pytest.fixture
