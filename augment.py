@@ -414,6 +414,24 @@ def cutout(images, generator, size, fill=0.0):
     return torch.where(inside, torch.full((), fill, dtype=images.dtype, device=images.device), images)
 
 
+def random_erasing(images, generator, probability, area=(0.02, 1 / 3), aspect=0.3, fill=0.0):
+    """Fills a box of each image with the given probability (arXiv 1708.04896). Any dtype (B, C, H, W).
+
+    area: the box's least and largest part of the image; aspect: the least height over width, the largest is its inverse. The
+    fill of zero is the mean colour of normalised images.
+    """
+    draws = rand(generator, len(images), 5)
+    size = torch.tensor(images.shape[-2:])
+    part = area[0] + (area[1] - area[0]) * draws[:, 0]
+    root = torch.exp(0.5 * math.log(aspect) * (1 - 2 * draws[:, 1]))  # of height over width
+    sides = torch.stack([root, 1 / root], dim=1) * (part.sqrt()[:, None] * size)
+    sides = torch.minimum(sides.round().clamp(min=1), size)
+    start = (draws[:, 2:4] * (size - sides + 1)).floor()
+    sides = sides * (draws[:, 4:] < probability)
+    inside = _boxes(start + (sides / 2).floor(), sides, images, torch.uint8).view(torch.bool)
+    return torch.where(inside, torch.full((), fill, dtype=images.dtype, device=images.device), images)
+
+
 def _partners(x):
     """Row 2i for row 2i + 1 and the other way round; an odd last row is its own partner.
 
@@ -481,11 +499,11 @@ class Pipeline:
     """(uint8 images (B, 3, h, w), int64 labels (B,), generator) -> (float32 (B, 3, S, S), targets) as a step takes them.
 
     transforms: names from TRANSFORMS, applied in that order to the stored pictures; then resizing to image_size (S),
-    normalisation, cutout and mixing. Targets are the labels, or (B, num_classes) shares where images are mixed.
+    normalisation, cutout, random erasing and mixing. Targets are the labels, or (B, num_classes) shares where images are mixed.
     """
 
     def __init__(self, mean, std, image_size, transforms=(), *, num_classes=None, crop_mode="reflect", cutout_size=0,
-                 mixup_alpha=0.0, cutmix_alpha=0.0, mix_probability=1.0):  # fmt: skip
+                 erasing=0.0, mixup_alpha=0.0, cutmix_alpha=0.0, mix_probability=1.0):  # fmt: skip
         unknown = [name for name in transforms if name not in TRANSFORMS]
         if unknown:
             raise ValueError(f"unknown augmentation {unknown[0]!r}: the names are {', '.join(TRANSFORMS)}")
@@ -493,7 +511,7 @@ class Pipeline:
         self.transforms = tuple(transforms)
         self.crop_mode = crop_mode
         self.options = {"crop": {"mode": crop_mode}, "random_resized_crop": {"size": image_size}}
-        self.cutout_size = cutout_size
+        self.cutout_size, self.erasing = cutout_size, erasing
         self.mixing = (mixup_alpha, cutmix_alpha, mix_probability)
 
     def prepare(self, images):
@@ -517,6 +535,8 @@ class Pipeline:
         images = normalize(resize(images, self.image_size), self.mean, self.std)
         if self.cutout_size:
             images = cutout(images, generator, self.cutout_size)
+        if self.erasing:
+            images = random_erasing(images, generator, self.erasing)
         if any(self.mixing[:2]):
             targets = F.one_hot(labels, self.num_classes).float()
             return mix(images, targets, generator, *self.mixing)

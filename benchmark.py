@@ -38,6 +38,8 @@ def build_parser():
     epoch = commands.add_parser("epoch", help="an epoch: ours against the bare step and the plain loop")
     epoch.add_argument("--images", type=cli.number(int, low=256), default=12_800, metavar="N", help="in an epoch")
     epoch.add_argument("--model", default="resnet20", metavar="NAME")
+    epoch.add_argument("--image-size", type=cli.number(int, low=8), default=32, metavar="PX", help="made of pictures of 32 px")
+    epoch.add_argument("--skip-plain", action="store_true", help="leave the plain loop out")
     epoch.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
     epoch.add_argument("--compile", action="store_true", help="compile the model, for ours and the bare step")
     table = commands.add_parser("models", help="a training step of each model: bf16 against fp32, both channels_last")
@@ -58,10 +60,12 @@ def build_parser():
 class PilDataset(Dataset):
     """Pictures as arrays, opened by PIL and transformed one by one, as torchvision's CIFAR10 does."""
 
-    def __init__(self, examples, jitter=False):
+    def __init__(self, examples, jitter=False, image_size=32):
         from torchvision import transforms
 
-        steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+        bicubic = transforms.InterpolationMode.BICUBIC
+        steps = [transforms.Resize(image_size, bicubic)] if image_size != 32 else []
+        steps += [transforms.RandomCrop(image_size, padding=image_size // 8), transforms.RandomHorizontalFlip()]
         if jitter:
             steps.append(transforms.ColorJitter(JITTER, JITTER, JITTER))
         self.transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
@@ -140,10 +144,12 @@ def measure_epoch(args, device):
     examples = random_examples(args.images)
     dtype = engine.amp_dtype(args.amp, device)
     name = models.canonical(args.model)
+    options = models.parse_options([], name, args.image_size)
 
     def setup(layout, compiled):
         engine.seed_model(0, torch.device("cpu"), 0, "init")
-        model = models.create_model(name, 10).to(device, memory_format=layout).train()
+        model = models.choose_attention(models.create_model(name, 10, **options), device, dtype)
+        model = model.to(device, memory_format=layout).train()
         if compiled:
             model.compile()
         return model, optim.create_optimizer("sgd", optim.param_groups(model, 5e-4), 0.1)
@@ -151,7 +157,7 @@ def measure_epoch(args, device):
     # Ours: augmentation, the moving average and the figures included.
     model, optimizer = setup(torch.channels_last, args.compile)
     ema = optim.Ema(model, 0.999)
-    pipeline = Pipeline(MEAN, STD, 32, ("crop", "flip"), num_classes=10)
+    pipeline = Pipeline(MEAN, STD, args.image_size, ("crop", "flip"), num_classes=10)
     batches = Batches(examples, args.batch_size, pipeline, device=device)
     progress = engine.Progress()
 
@@ -175,7 +181,8 @@ def measure_epoch(args, device):
     # Plain: what people write.
     plain_model, _ = setup(torch.contiguous_format, False)
     plain_optimizer = torch.optim.SGD(plain_model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-    loader = DataLoader(PilDataset(examples), args.batch_size, shuffle=True, drop_last=True, num_workers=args.workers)
+    pictures = PilDataset(examples, image_size=args.image_size)
+    loader = DataLoader(pictures, args.batch_size, shuffle=True, drop_last=True, num_workers=args.workers)
 
     def plain():
         running, correct = 0.0, 0
@@ -190,9 +197,11 @@ def measure_epoch(args, device):
             correct += (logits.argmax(1) == targets).sum().item()
         return running, correct
 
-    print(f"an epoch of {name}, batch {args.batch_size}, {len(batches)} steps, amp {args.amp}"
+    print(f"an epoch of {name}, {args.image_size} px, batch {args.batch_size}, {len(batches)} steps, amp {args.amp}"
           f"{', compiled' if args.compile else ''}:")  # fmt: skip
-    titles = {"engine.fit": ours, "bare forward, backward, step": bare_steps, "plain loop (DataLoader, fp32, .item())": plain}
+    titles = {"engine.fit": ours, "bare forward, backward, step": bare_steps}
+    if not args.skip_plain:
+        titles["plain loop (DataLoader, fp32, .item())"] = plain
     seconds = in_turn(device, args.rounds, **titles)
     report(seconds, len(batches) * args.batch_size, "engine.fit")
     overhead = [mine / theirs for mine, theirs in zip(seconds["engine.fit"], seconds["bare forward, backward, step"])]
@@ -232,13 +241,16 @@ def measure_models(args, device):
         sys.stdout.flush()
 
 
-TWINS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet20", "eca_resnet20", "coatnet_0")
+TWINS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet20", "eca_resnet20", "coatnet_0", "vit_custom")
 
 
 def timm_twin(name, num_classes):
     """The architecture of one of TWINS, made of timm's blocks: the same parameter count, the same work."""
-    from timm.models import maxxvit, resnet
+    from timm.models import maxxvit, resnet, vision_transformer
 
+    if name == "vit_custom":
+        shape = dict(img_size=32, patch_size=4, embed_dim=192, depth=9, num_heads=12, mlp_ratio=2, drop_path_rate=0.1)
+        return vision_transformer.VisionTransformer(num_classes=num_classes, **shape)
     if name == "coatnet_0":
         convolution = maxxvit.MaxxVitConvCfg(expand_output=False, init_values=None)
         config = maxxvit.MaxxVitCfg((96, 192, 384, 640), (2, 3, 5, 2), ("C", "C", "T", "T"), 56, conv_cfg=convolution)

@@ -6,6 +6,7 @@ The matrix is a picture (rows: true classes, blue: the share of the row) and, of
 """
 
 import copy
+import sys
 
 import torch
 
@@ -22,7 +23,17 @@ BLUE = (0.0, 0.27, 0.53)
 
 
 def write_end(directory, args, training, split, plain, device, dtype):
-    """Writes both into the run's events: of the weights that its test accuracy is of."""
+    """Writes both into the run's events: of the weights that its test accuracy is of.
+
+    The run is finished by then: where the disk has no room for them, that is said, and nothing is raised.
+    """
+    try:
+        _write_end(directory, args, training, split, plain, device, dtype)
+    except OSError as error:
+        print(f"{directory.path}: TensorBoard's last figures could not be written ({error.strerror})", file=sys.stderr)
+
+
+def _write_end(directory, args, training, split, plain, device, dtype):
     summary = metrics.read_json(directory.path / "summary.json")
     write_hparams(directory.events, vars(args), {key: summary[key] for key in ("test_acc", "test_top5") if key in summary})
     if getattr(args, "freeze_backbone", False):  # such a run's batches are features, not pictures

@@ -7,6 +7,7 @@ optimizer, else from the default. `resolve` says for each which it was.
 import argparse
 import copy
 import difflib
+import os
 import signal
 import sys
 
@@ -85,13 +86,33 @@ def augmentations(text):
     return text
 
 
+def training_parser(description, *, model, epochs):
+    """The arguments of a training script, with its default model and epochs."""
+    parser = Parser(description)
+    add_model(parser, model)
+    add_transfer(parser)
+    add_data(parser)
+    add_training(parser, epochs=epochs)
+    add_machine(parser)
+    add_run(parser)
+    return parser
+
+
 def add_model(parser, default):
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=default, metavar="NAME", help="a name of --list-models, or timm/<name>")
     group.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="an option of it; repeatable")
-    group.add_argument("--pretrained", action="store_true", help="start from published weights (timm models; needs network)")
-    group.add_argument("--weights", metavar="FILE", help="start from a .pt or .safetensors file")
     group.add_argument("--list-models", action="store_true", help="print all models and stop")
+
+
+def add_transfer(parser):
+    group = parser.add_argument_group("transfer", "Starting from weights brings a recipe of its own: few epochs, a small rate.")
+    group.add_argument("--pretrained", action="store_true", help="start from published weights (timm's models; needs network)")
+    group.add_argument("--weights", metavar="FILE", help="start from a .pt or .safetensors file, or a run's best.pt")
+    group.add_argument("--freeze-backbone", action="store_true",
+                       help="train the classifier only, on features that are computed once (linear probing)")  # fmt: skip
+    group.add_argument("--layer-decay", type=number(above=0, high=1), default=1.0, metavar="X",
+                       help="each layer's rate over that of the next one; the classifier has the full rate")  # fmt: skip
 
 
 def add_data(parser):
@@ -105,6 +126,8 @@ def add_data(parser):
                        help="training images to hold out (stratified, same for each seed), to choose best.pt on")  # fmt: skip
     group.add_argument("--limit-train", type=number(int, low=0), default=0, metavar="N", help="keep N training images (0: all)")
     group.add_argument("--limit-test", type=number(int, low=0), default=0, metavar="N", help="keep N test images (0: all)")
+    group.add_argument("--resident", default="auto", choices=("auto", "device", "host"),
+                       help="where the pictures lie; auto: the device, if they take at most half of its memory")  # fmt: skip
     group.add_argument("--skip-bad-images", action="store_true", help="leave unreadable pictures of a folder out")
 
 
@@ -125,17 +148,23 @@ def add_training(parser, *, epochs):
                        help="part of the target that is spread over all classes")  # fmt: skip
     group.add_argument("--ema-decay", type=auto(low=0, high=0.999999), default=None, metavar="X",
                        help="of the weights' moving average (0: none); default: horizon a twentieth of the run")  # fmt: skip
+    group.add_argument("--drop-path", type=number(low=0, high=0.99), default=None, metavar="X",
+                       help="highest rate of stochastic depth (default: the model's)")  # fmt: skip
     group.add_argument("--clip-grad", type=number(low=0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
     group.add_argument("--accumulate", type=number(int, low=1), default=1, metavar="K", help="cut each batch in K parts")
     group = parser.add_argument_group("augmentation")
     group.add_argument("--augment", type=augmentations, default="crop,flip", metavar="LIST",
                        help="none, or from crop, flip, color_jitter, rand_augment, trivial_augment, random_resized_crop; "
-                       "none turns mixing and cutout off, too, unless they are asked for")  # fmt: skip
+                       "none turns mixing, cutout and erasing off, too, unless they are asked for")  # fmt: skip
     group.add_argument("--crop-padding", default="reflect", choices=("reflect", "zero"), help="the border that crop adds")
     group.add_argument("--mixup", type=number(low=0), default=0.2, metavar="ALPHA", help="MixUp's alpha (0: none)")
     group.add_argument("--cutmix", type=number(low=0), default=1.0, metavar="ALPHA", help="CutMix's alpha (0: none)")
     group.add_argument("--mix-prob", type=number(low=0, high=1), default=0.5, metavar="P", help="part of the images to mix")
     group.add_argument("--cutout", type=number(int, low=0), default=0, metavar="PX", help="side of the square that is cut out")
+    group.add_argument("--random-erasing", type=number(low=0, high=1), default=0.0, metavar="P", help="part of the images that "
+                       "lose a box")  # fmt: skip
+    group.add_argument("--repeated-augment", type=number(int, low=1), default=1, metavar="K", help="a batch has each of its "
+                       "images K times, augmented K ways")  # fmt: skip
 
 
 def add_machine(parser):
@@ -143,6 +172,8 @@ def add_machine(parser):
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"), help="auto: bf16 where it is fast")
     group.add_argument("--compile", action="store_true", help="torch.compile the model")
+    group.add_argument("--grad-checkpointing", action="store_true", help="less memory for a third more work")
+    group.add_argument("--sync-bn", action="store_true", help="batch norm over the batches of all devices (torchrun)")
     group.add_argument("--deterministic", action="store_true", help="the same bits for the same seed, machine and versions")
     group.add_argument("--seed", type=number(int, low=0), default=0, metavar="N", help="of everything that is drawn")
 
@@ -168,7 +199,7 @@ def explicit(parser, argv):
 def resolve(parser, given, config, recipe, optimizers, config_origin=None):
     """(arguments by name, where each came from).
 
-    given: what the command line says; config: --config's arguments, or {}, and where they came from; recipe(model name): a
+    given: what the command line says; config: --config's arguments, or {}, and where they came from; recipe(arguments): a
     dict; optimizers: what goes with each optimizer. A recipe is made for its optimizer: with another one its rates don't
     apply. Another model, optimizer or augmentation on the command line than in the config brings what goes with it.
     """
@@ -181,7 +212,7 @@ def resolve(parser, given, config, recipe, optimizers, config_origin=None):
         origin.update(dict.fromkeys(items, source))
 
     chosen = config | given
-    model_recipe = dict(recipe(chosen.get("model", defaults["model"])))
+    model_recipe = {key: value for key, value in recipe(defaults | chosen).items() if key in values}
     native = model_recipe.get("optimizer", defaults["optimizer"])
     optimizer = chosen.get("optimizer", native)
     put("optimizer", {key: value for key, value in optimizers.get(optimizer, {}).items() if key in values})
@@ -189,12 +220,14 @@ def resolve(parser, given, config, recipe, optimizers, config_origin=None):
     if optimizer != native:
         model_recipe = {key: value for key, value in model_recipe.items() if key not in foreign}
     put("recipe", model_recipe)
-    if given.get("model", config.get("model")) != config.get("model"):
-        config = {key: value for key, value in config.items() if (config_origin or {}).get(key) not in ("recipe", "optimizer")}
+    other_model = given.get("model", config.get("model")) != config.get("model")
+    if config and (other_model or recipe(defaults | config) != recipe(defaults | chosen)):
+        asked = ("command line", "config")  # what came with the other recipe, or with none, gives way
+        config = {key: value for key, value in config.items() if (config_origin or {}).get(key, "config") in asked}
     if given.get("optimizer", config.get("optimizer", optimizer)) != config.get("optimizer", optimizer):
         config = {key: value for key, value in config.items() if key not in foreign | set(optimizers[config["optimizer"]])}
     if chosen.get("augment", values["augment"]) == "none":
-        nothing = {"mixup": 0.0, "cutmix": 0.0, "cutout": 0}
+        nothing = {"mixup": 0.0, "cutmix": 0.0, "cutout": 0, "random_erasing": 0.0}
         put("--augment none", nothing)
         if "augment" in given:
             config = {key: value for key, value in config.items() if key not in nothing}
@@ -244,6 +277,8 @@ def run(main):
         sys.exit(main() or 0)
     except UserError as error:
         status, message = error.status, str(error)
+        if status == 2 and os.environ.get("RANK", "0") != "0":  # every rank finds the same fault in the command line
+            sys.exit(status)
     except KeyboardInterrupt:
         status, message = 128 + signal.SIGINT, "interrupted"
     except BrokenPipeError:

@@ -25,6 +25,7 @@ except ImportError:  # Windows
 
 from data import derive_seed
 from errors import UserError
+from ranks import Ranks
 
 
 class Interrupted(Exception):
@@ -146,14 +147,17 @@ class _Readback:
 
 
 def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, progress=None, dtype=None, scaler=None,
-        accumulate=1, clip_grad=0.0, seed=0, after_step=None, measure=None, after_epoch=None, stop=None,
-        show=None):  # fmt: skip
+        accumulate=1, clip_grad=0.0, seed=0, after_step=None, measure=None, after_epoch=None, stop=None, show=None,
+        ranks=None):  # fmt: skip
     """Trains `model` in place until progress.epoch is `epochs`, and returns the progress.
 
     model: float (B, 3, H, W) -> logits (B, K); batches: data.Batches; lr_at: step -> learning rate, times a group's
     "lr_scale" if it has one; loss_fn: (logits float32, targets) -> mean loss; dtype: autocast's, None for fp32; scaler:
     torch.amp.GradScaler, for fp16; accumulate: parts that a batch is cut into, with one update for all; clip_grad: largest
     norm of the gradient (0: any).
+
+    ranks: the processes that train together, where `model` averages gradients over them and `batches` gives this one its rows
+    of each batch; their figures are those of all images.
 
     after_step() is called after each update; measure(epoch) after each epoch's training, for figures to add; then
     after_epoch(figures), when `progress` stands at the next epoch, to write and save. stop() is asked after each step.
@@ -163,6 +167,7 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
     """
     progress = progress or Progress()
     device = next(model.parameters()).device
+    ranks = ranks or Ranks(device)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     skipped, statistics = 0, [b for b in model.buffers() if b.is_floating_point()]
     while progress.epoch < epochs:
@@ -172,24 +177,28 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
             rate = lr_at(progress.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
-            seed_model(seed, device, progress.epoch, "model", progress.batch)
+            seed_model(seed, device, progress.epoch, "model" + f" {ranks.rank}" * (not ranks.first), progress.batch)
 
             before = (scaler.get_scale(), [b.clone() for b in statistics]) if scaler.is_enabled() else None
+            # In company, a rank that was asked to stop says so with its figures, and all stop after this step.
+            company, asked = ranks.world > 1, ranks.world > 1 and bool(stop and stop())
+            total = batches.batch_size if company else len(targets)
             parts = list(zip(inputs.tensor_split(accumulate), targets.tensor_split(accumulate)))
             reads = []
             for i, (x, y) in enumerate(parts):
                 with autocast(device, dtype):
                     logits = model(x)
                 loss = loss_fn(logits.float(), y)
-                reads.append(_Readback(torch.stack([loss.detach(), _count_correct(logits.detach(), y)])))
+                figures = [loss.detach() * len(y), _count_correct(logits.detach(), y)]
+                figures += [torch.full_like(loss, asked)] * company
+                reads.append(_Readback(ranks.sum(torch.stack(figures))))
                 with _gradients_stay_local(model, i < len(parts) - 1):
-                    scaler.scale(loss * (len(y) / len(targets))).backward()
-            sums = [(len(y), *read.tolist()) for (_, y), read in zip(parts, reads)]
-            loss_sum = sum(count * mean for count, mean, _ in sums)
+                    scaler.scale(loss * (len(y) * ranks.world / total)).backward()
+            loss_sum, correct, *askers = map(sum, zip(*(read.tolist() for read in reads)))
 
             finite = math.isfinite(loss_sum)
             if not finite and not scaler.is_enabled():  # the scaler skips such a step by itself
-                raise NonFiniteLoss(_advice(f"the loss is {loss_sum / len(targets)}", progress, rate))
+                raise NonFiniteLoss(_advice(f"the loss is {loss_sum / total}", progress, rate))
             if clip_grad:
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
@@ -208,12 +217,12 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
             progress.step += 1
             progress.batch += 1
             if finite:
-                progress.seen += len(targets)
+                progress.seen += total
                 progress.loss_sum += loss_sum
-                progress.correct += round(sum(correct for _, _, correct in sums))
+                progress.correct += round(correct)
             if show:
-                show(progress, loss_sum / len(targets))
-            if stop and stop():
+                show(progress, loss_sum / total)
+            if any(askers) or (not company and stop and stop()):
                 _check_weights(model, progress, rate)  # what is saved now must be good
                 progress.seconds = time.perf_counter() - begin
                 raise Interrupted
@@ -241,28 +250,30 @@ MOST_SKIPS = 20  # the scale halves at each: from 65536 to less than 0.1
 
 
 @torch.no_grad()
-def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None):
+def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, ranks=None):
     """{"loss": mean, "acc": top-1 %, "top5": %} over every image once; sums over examples, kept on the device.
 
-    Raises Interrupted between two batches when stop() says so.
+    ranks: the processes that share the batches; each gets the figures of all images. Raises Interrupted between two batches
+    when stop() says so.
     """
     model.eval()
     device = next(model.parameters()).device
-    counts, losses, count = torch.zeros(2, dtype=torch.int64, device=device), [], 0
+    ranks = ranks or Ranks(device)
+    counts, losses = torch.zeros(3, dtype=torch.int64, device=device), []
     for inputs, labels in batches:
-        if not len(labels):  # a rank's part of a small last batch
-            continue
-        with autocast(device, dtype):
-            logits = model(inputs)
-        logits = logits.float()
-        losses.append(loss_fn(logits, labels) * len(labels))
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        counts += torch.stack([top[:, 0].sum(), top.sum()])
-        count += len(labels)
-        if stop and stop():
+        if len(labels):  # else a rank's part of a small last batch
+            with autocast(device, dtype):
+                logits = model(inputs)
+            logits = logits.float()
+            losses.append(loss_fn(logits, labels) * len(labels))
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            counts += torch.stack([top[:, 0].sum(), top.sum(), top.new_full((), len(labels), dtype=torch.int64)])
+        if ranks.any(stop and stop()):
             raise Interrupted
-    top1, top5 = counts.tolist()
-    return {"loss": sum(torch.stack(losses).tolist()) / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}
+    top1, top5, count = ranks.sum(counts).tolist()
+    loss = sum(torch.stack(losses).tolist()) if losses else 0.0
+    loss = loss if ranks.world == 1 else ranks.sum(torch.tensor(loss, device=device)).item()
+    return {"loss": loss / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}
 
 
 def synchronize(device):

@@ -1,14 +1,16 @@
 """From resolved arguments to a finished run: what train.py, train_vit.py and train_sota.py have in common.
 
     args, origin, state = arguments(parser, argv)
-    return run(args, origin, state, build=lambda num_classes: create_model(args.model, num_classes))
+    return run(args, origin, state)
 
 The order matters: everything that can be refused is refused before the run's directory is made.
 """
 
 import argparse
 import copy
+import functools
 import math
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,30 +25,43 @@ import data
 import engine
 import models
 import optim
+import probe
+import ranks
 import rundir
 from augment import Pipeline
 from errors import UserError
+from models.weights import load_weights
 from terminal import Reporter, StopSignal
 
 # What may differ when a run goes on; --epochs where the schedule allows it (see _check_epochs).
-FREE = {"resume", "epochs", "device", "data_dir", "data_url", "compile", "amp", "deterministic", "tag"}
+FREE = {"resume", "epochs", "device", "data_dir", "data_url", "resident", "compile", "grad_checkpointing", "amp",
+        "deterministic", "tag"}  # fmt: skip
 EVAL_BATCH = 500
 
 
-def arguments(parser, argv):
+def arguments(parser, argv, published=None):
     """(arguments, {argument: where its value came from}, contents of last.pt or None) of a command line.
 
-    Raises UserError; a --resume that contradicts the run is refused with the arguments named.
+    published: the default model with --pretrained, where it is another than without. Raises UserError; a --resume that
+    contradicts the run is refused with the arguments named.
     """
     given = cli.explicit(parser, argv)
     if "resume" in given:
         return _resume_arguments(parser, given)
     config, config_origin = rundir.load_config(given["config"]) if "config" in given else ({}, {})
+    if published and given.get("pretrained", config.get("pretrained")):
+        parser.set_defaults(model=published)
     for each in (given, config):
         if isinstance(each.get("model"), str):
             each["model"] = models.canonical(each["model"])
-    args, origin = cli.resolve(parser, given, config, models.recipe, optim.OPTIMIZERS, config_origin)
+    args, origin = cli.resolve(parser, given, config, recipe, optim.OPTIMIZERS, config_origin)
     return args, origin, None
+
+
+def recipe(chosen):
+    """What goes with a model, or with starting from weights of it."""
+    transfer = bool(chosen.get("pretrained") or chosen.get("weights"))
+    return models.recipe(chosen["model"], transfer, bool(chosen.get("freeze_backbone")))
 
 
 def _resume_arguments(parser, given):
@@ -71,6 +86,19 @@ def _resume_arguments(parser, given):
     args = argparse.Namespace(**(defaults | saved | given))
     args.output_dir = str(path)
     return args, origin, state
+
+
+def _refusing_misfits(load):
+    """Decorates what reads a last.pt: contents that don't fit are a UserError."""
+
+    @functools.wraps(load)
+    def wrapped(*args):
+        try:
+            return load(*args)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"can't go on: last.pt doesn't fit this run ({checkpoint.first_line(error)})") from error
+
+    return wrapped
 
 
 @dataclass
@@ -100,19 +128,13 @@ class Training:
         average = self.ema.state_dict() if self.ema else None
         return {"card": self.card, "state_dict": self.model.state_dict(), "ema": average, "training": training}
 
+    @_refusing_misfits
     def load_state_dict(self, state):
         """Raises UserError where the state is of other data or another model."""
-        try:
-            self._load_state_dict(state)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"can't go on: last.pt doesn't fit this run ({checkpoint.first_line(error)})") from error
-
-    def _load_state_dict(self, state):
         training = state["training"]
         for name, value in self.facts.items():
             if training["facts"][name] != value:
                 raise UserError(f"can't go on: the data has other {name.replace('_', ' ')} than at the start of the run", 2)
-        self.model.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(training["optimizer"])
         if training["scaler"]:
             self.scaler.load_state_dict(training["scaler"])
@@ -122,45 +144,63 @@ class Training:
         self.best.update(training["best"])
 
 
-def run(args, origin, state, *, build, groups=optim.param_groups):
-    """Trains and tests as `args` say; returns the exit status.
+def run(args, origin, state):
+    """Trains and tests as `args` say, from `state`, the contents of a last.pt, or from the start; returns the exit status.
 
-    build(num_classes) -> model with fresh or loaded weights, on the CPU; groups(model, weight_decay) -> parameter groups;
-    state: contents of last.pt to go on from, or None.
+    In a process that torchrun started it is one of several at the same run (see ranks).
     """
-    options = models.parse_options(args.model_arg, args.model, args.image_size)
-    device = engine.select_device(args.device)
+    with ranks.join(engine.select_device(args.device), args.batch_size) as company:
+        return _run(args, origin, state, company)
+
+
+def _run(args, origin, state, company):
+    options = models.parse_options(args.model_arg, args.model, args.image_size, args.drop_path)
+    device = company.device
     auto_fp32 = args.amp == "auto" and models.prefers_fp32(args.model, device)
     dtype = None if auto_fp32 else engine.amp_dtype(args.amp, device)
-    _check_before_work(args, state, options)
+    _check_before_work(args, state, options, company)
     engine.make_deterministic(args.deterministic)
 
-    split = data.load(
-        args.dataset, args.data_dir, data_url=args.data_url, image_size=args.image_size, val_size=args.val_size,
-        limit_train=args.limit_train, limit_test=args.limit_test, skip_bad_images=args.skip_bad_images,
-    )  # fmt: skip
-    for note in split.notes:
+    with company.one_first():
+        split = data.load(
+            args.dataset, args.data_dir, data_url=args.data_url, image_size=args.image_size, val_size=args.val_size,
+            limit_train=args.limit_train, limit_test=args.limit_test, skip_bad_images=args.skip_bad_images,
+        )  # fmt: skip
+    for note in split.notes if company.first else ():
         print(f"{split.name}: {note}", file=sys.stderr)
-    engine.seed_model(args.seed, torch.device("cpu"), 0, "init")
-    model = build(split.num_classes)
-    published = args.pretrained or (args.weights and args.model.startswith("timm/"))
-    mean, std = models.normalization(model) if published else (split.mean, split.std)
-    batches = data.Batches(
-        split.train, args.batch_size, _train_pipeline(args, mean, std, split.num_classes), device=device, seed=args.seed
-    )
+    model, mean, std = _build(args, options, split, state)
+    if args.sync_bn and company.world > 1:
+        model = ranks.sync_batch_norm(model, device)
+    model = models.choose_attention(model, device, dtype).to(device, memory_format=torch.channels_last)
     plain = Pipeline(mean, std, args.image_size)
+    train_pipeline, curve_pipeline = _train_pipeline(args, mean, std, split.num_classes), plain
     curve = "val" if split.val else "test"
-    curve_batches = data.Batches(split.val or split.test, EVAL_BATCH, plain, device=device, shuffle=False)
+    train_examples, curve_examples = split.train, split.val or split.test
+    if args.freeze_backbone:
+        model, train_pipeline, curve_pipeline = probe.Probe(model), probe.AsTheyAre(), probe.AsTheyAre()
+        train_examples, curve_examples = (
+            probe.features(
+                model, data.Batches(examples, EVAL_BATCH, plain, device=device, shuffle=False, resident=args.resident), dtype
+            )
+            for examples in (train_examples, curve_examples)
+        )
+    place = dict(device=device, rank=company.rank, world=company.world)
+    resident = "device" if args.freeze_backbone else args.resident  # features are there already
+    batches = data.Batches(
+        train_examples, args.batch_size, train_pipeline, seed=args.seed, repeats=args.repeated_augment, resident=resident,
+        **place,
+    )  # fmt: skip
+    curve_batches = data.Batches(curve_examples, EVAL_BATCH, curve_pipeline, shuffle=False, resident=resident, **place)
 
     _resolve_auto(args, origin, args.epochs, args.epochs * len(batches))
     if state:
         _check_epochs(args, origin, state, len(batches))
     lr_at = optim.learning_rate(args.schedule, args.lr, args.epochs * len(batches), round(args.warmup_epochs * len(batches)))
-    model = model.to(device, memory_format=torch.channels_last)
     training = Training(
         model=model,
         optimizer=optim.create_optimizer(
-            args.optimizer, groups(model, args.weight_decay), args.lr, args.momentum, fused=dtype != torch.float16
+            args.optimizer, optim.param_groups(model, args.weight_decay, args.layer_decay), args.lr, args.momentum,
+            fused=dtype != torch.float16,
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         ema=optim.Ema(model, args.ema_decay) if args.ema_decay else None,
@@ -180,16 +220,22 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
     parameters, macs = models.describe(args.model, split.num_classes, args.image_size, options)
     precision = str(dtype or torch.float32).removeprefix("torch.")
     engine.reset_peak_memory(device)
-    with StopSignal() as stop:
-        directory = _open_directory(args, origin, split, device, precision, state)
+    with StopSignal(in_company=company.world > 1) as stop:
+        directory = _open_directory(args, origin, split, device, precision, state) if company.first else rundir.Nowhere()
         report = Reporter(args, batches)
-        report.start(split, parameters, precision, device, training.progress, directory)
+        report.start(split, parameters, precision, company, training.progress, directory)
         try:
             if not state:
                 directory.save_last(training.state_dict(args, origin))  # from here on there is always one to go on from
-                _show_batch(directory, batches, mean, std)
-            _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop)
-            figures = _final_figures(training, directory, split, plain, curve, dtype, device, stop)
+                if company.first and not args.freeze_backbone:
+                    _show_batch(directory, batches, mean, std)
+            _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop, company)
+            if split.val:
+                test_batches = data.Batches(split.test, EVAL_BATCH, plain, shuffle=False, resident=args.resident, **place)
+                tested = _test_chosen(training, directory, test_batches, dtype, stop, company)
+            if not company.first:
+                return 0
+            figures = _final_figures(training, tested if split.val else directory.rows()[-1], curve)
             directory.write_summary(
                 "finished",
                 **figures,
@@ -206,7 +252,7 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
             report.close()
             epoch = min(training.progress.epoch + 1, args.epochs)
             print(f"interrupted in epoch {epoch}; go on with --resume {directory.path}")
-            return 128 + stop.number
+            return 128 + (stop.number or signal.SIGTERM)  # where another rank was asked
         except BaseException as error:
             directory.write_summary("failed", reason=str(error) or type(error).__name__, **_standing(training, curve))
             raise
@@ -217,7 +263,36 @@ def run(args, origin, state, *, build, groups=optim.param_groups):
         return 0
 
 
-def _check_before_work(args, state, options):
+@_refusing_misfits
+def _build_from(state, model):
+    model.load_state_dict(state["state_dict"])
+    return model, state["card"]["mean"], state["card"]["std"]
+
+
+def _build(args, options, split, state):
+    """(model on the CPU, mean, std): fresh or with the weights that a run starts from, and the statistics for its pictures.
+
+    The statistics are those that the weights were made with, where they are known, else the training pictures' own.
+    """
+    engine.seed_model(args.seed, torch.device("cpu"), 0, "init")
+    model = models.create_model(args.model, split.num_classes, pretrained=args.pretrained and not state, **options)
+    if args.grad_checkpointing:
+        models.checkpoint_gradients(model, args.model)
+    if state:
+        return _build_from(state, model)
+    card = None
+    if args.weights:
+        line, card = load_weights(model, args.weights)
+        print(line)
+    elif args.pretrained:
+        print(f"weights: {args.model} as published, a new classifier for {split.num_classes} classes")
+    if card:
+        return model, card["mean"], card["std"]
+    published = (args.weights or args.pretrained) and models.is_published(args.model)
+    return model, *(models.normalization(model) if published else (split.mean, split.std))
+
+
+def _check_before_work(args, state, options, company):
     """Raises UserError for what can be refused without data or model."""
     if args.accumulate > args.batch_size:
         raise UserError(f"--accumulate {args.accumulate} is more than --batch-size {args.batch_size}", status=2)
@@ -229,7 +304,13 @@ def _check_before_work(args, state, options):
         raise UserError(f"there is no weights file {args.weights}", status=2)
     if args.pretrained:
         models.require_published(args.model)
-    if args.output_dir and state is None:
+    if args.batch_size % args.repeated_augment:
+        raise UserError(f"--batch-size {args.batch_size} is not a multiple of --repeated-augment {args.repeated_augment}", 2)
+    if args.freeze_backbone and not (args.pretrained or args.weights):
+        raise UserError("--freeze-backbone needs weights that are worth keeping: --pretrained or --weights FILE", 2)
+    if args.freeze_backbone and (args.augment != "none" or args.mixup or args.cutmix or args.cutout or args.random_erasing):
+        raise UserError("--freeze-backbone computes features once, of pictures as they are: give --augment none with it", 2)
+    if args.output_dir and state is None and company.first:
         rundir.refuse_if_taken(args.output_dir)
     models.describe(args.model, 10, args.image_size, options)
 
@@ -238,7 +319,7 @@ def _train_pipeline(args, mean, std, num_classes):
     transforms = () if args.augment == "none" else args.augment.split(",")
     return Pipeline(
         mean, std, args.image_size, transforms, num_classes=num_classes, crop_mode=args.crop_padding, cutout_size=args.cutout,
-        mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, mix_probability=args.mix_prob,
+        mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, mix_probability=args.mix_prob, erasing=args.random_erasing,
     )  # fmt: skip
 
 
@@ -247,7 +328,7 @@ def _headline(training, curve):
     return f"{'ema_' if training.ema else ''}{curve}_acc"
 
 
-def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop):
+def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop, company):
     """engine.fit with what follows each epoch: evaluation, a row of metrics.csv, best.pt, last.pt, a line."""
     headline = _headline(training, curve)
     measured = {"": training.model} | ({"ema_": training.ema.model} if training.ema else {})
@@ -257,7 +338,8 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
         wanted = epoch % args.eval_every == 0 or epoch == args.epochs
         figures = {}
         for prefix, model in measured.items():
-            found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop) if wanted else {}
+            company.spread(model.buffers())  # the statistics of batch norms were each rank's own
+            found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop, ranks=company) if wanted else {}
             if wanted and not math.isfinite(found["loss"]):
                 raise engine.NonFiniteLoss(f"the {curve} loss of epoch {epoch} is {found['loss']}; try a smaller --lr")
             figures |= {f"{prefix}{curve}_{name}": found.get(name) for name in ("loss", "acc", "top5")}
@@ -275,28 +357,33 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
         report.epoch(figures, curve)
 
     engine.fit(
-        training.model, batches, optimizer=training.optimizer, lr_at=lr_at, epochs=args.epochs, progress=training.progress,
+        company.parallel(training.model), batches, optimizer=training.optimizer, lr_at=lr_at, epochs=args.epochs,
+        progress=training.progress,
         loss_fn=lambda logits, y: F.cross_entropy(logits, y, label_smoothing=args.label_smoothing), dtype=dtype,
         scaler=training.scaler, accumulate=args.accumulate, clip_grad=args.clip_grad, seed=args.seed,
         after_step=training.ema.update if training.ema else None, measure=measure, after_epoch=after_epoch, stop=stop,
-        show=report.step,
+        show=report.step if company.first else None, ranks=company,
     )  # fmt: skip
 
 
-def _final_figures(training, directory, split, plain, curve, dtype, device, stop):
-    """The headline: the last epoch's, or, with held-out images, the chosen weights' on the test set, read here only."""
-    if split.val:
-        model = copy.deepcopy(training.reported)  # what is trained stays as it is, should this be interrupted
+def _test_chosen(training, directory, batches, dtype, stop, company):
+    """The figures of best.pt on the test set, which is read here only."""
+    model = copy.deepcopy(training.reported)  # what is trained stays as it is, should this be interrupted
+    if company.first:
         model.load_state_dict(checkpoint.load(directory.path / "best.pt")["state_dict"])
-        test_batches = data.Batches(split.test, EVAL_BATCH, plain, device=device, shuffle=False)
-        found = engine.evaluate(model, test_batches, dtype=dtype, stop=stop)
-    else:
-        last, headline = directory.rows()[-1], _headline(training, curve)
-        found = {"acc": float(last[headline]), "top5": float(last[headline.replace("acc", "top5")])}
+    company.spread(model.state_dict().values())
+    return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
+
+
+def _final_figures(training, found, curve):
+    """The headline: the figures of the chosen weights, or, without held-out images, the last row of metrics.csv."""
+    if curve == "test":
+        headline = _headline(training, curve)
+        found = {"acc": float(found[headline]), "top5": float(found[headline.replace("acc", "top5")])}
     return {
         "test_acc": found["acc"],
         "test_top5": found["top5"],
-        "reported": "best epoch on held-out images" if split.val else "last epoch",
+        "reported": "best epoch on held-out images" if curve == "val" else "last epoch",
         "weights": "moving average" if training.ema else "as trained",
     }
 

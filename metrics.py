@@ -43,22 +43,29 @@ def read_table(path, torn=False):
     try:
         header, *rows = csv.reader(lines, delimiter=delimiter)
     except csv.Error as error:
-        raise UserError(f"{path} is no table of figures ({error})") from error
+        raise UserError(f"{path} can't be read as a table ({error})") from error
     return header, [row for row in rows if len(row) == len(header)]
 
 
 def read_metrics(path):
-    """The rows of a run's metrics.csv as dicts of strings, without a torn last line."""
-    header, rows = read_table(path)
+    """The rows of a run's metrics.csv as dicts of strings, without a torn last line. Raises UserError for what is no table."""
+    try:
+        header, rows = read_table(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} can't be read as a table ({error})") from error
     rows = [dict(zip(header, row)) for row in rows]
-    return [row for row in rows if row.get("epoch", "").isdecimal()]
+    return [row for row in rows if is_epoch(row.get("epoch"))]
+
+
+def is_epoch(text):
+    return bool(text) and text.isdecimal() and len(text) < 10
 
 
 def read_json(path):
     """The object in a JSON file; {} where there is none."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # ten thousand brackets
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -20,17 +20,31 @@ OPTIMIZERS = {
 SCHEDULES = ("cosine", "linear", "one_cycle", "multi_step", "constant")
 
 
-def param_groups(model, weight_decay):
+def param_groups(model, weight_decay, layer_decay=1.0):
     """Two groups: weights with decay; norms, biases and what `model.no_weight_decay()` names without.
 
-    Decaying a norm's scale or a bias only shrinks what the next layer can undo (arXiv 1812.01187 §3.1).
+    Decaying a norm's scale or a bias only shrinks what the next layer can undo (arXiv 1812.01187 §3.1). With layer_decay
+    below one, two groups a layer, whose "lr_scale" is layer_decay for each layer that lies between it and the classifier
+    (arXiv 1801.06146 §3.2, 2106.08254). Raises UserError for a model that doesn't say what its layers are.
     """
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    if layer_decay != 1:
+        return _groups_of_layers(model, weight_decay, layer_decay, exempt)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     plain = [p for name, p in named if p.ndim <= 1 or name in exempt]
     decayed = [p for name, p in named if not (p.ndim <= 1 or name in exempt)]
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
     return check_groups([group for group in groups if group["params"]], model)
+
+
+def _groups_of_layers(model, weight_decay, layer_decay, exempt):
+    from timm.optim import param_groups_layer_decay
+
+    if not hasattr(model, "group_matcher"):
+        raise UserError("this model doesn't say what its layers are: leave --layer-decay out", status=2)
+    groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+    keys = ("params", "weight_decay", "lr_scale")
+    return check_groups([{key: group[key] for key in keys} for group in groups], model)
 
 
 def check_groups(groups, model):
@@ -108,9 +122,10 @@ class Ema:
             raise ValueError(f"an EMA decay must lie between 0 and 1, not {decay}")
         self.decay, self.updates = decay, 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)  # the averaged model, to be evaluated
-        own, theirs = (list(m.state_dict().values()) for m in (self.model, model))
-        self.floats = [(a, b) for a, b in zip(own, theirs) if a.is_floating_point()]
-        self.others = [(a, b) for a, b in zip(own, theirs) if not a.is_floating_point()]
+        pairs = [pair for pair in zip(self.model.parameters(), model.parameters()) if pair[1].requires_grad]
+        pairs += zip(self.model.buffers(), model.buffers())  # what is frozen stays as it is
+        self.floats = [(a, b) for a, b in pairs if a.is_floating_point()]
+        self.others = [(a, b) for a, b in pairs if not a.is_floating_point()]
 
     @torch.no_grad()
     def update(self):

@@ -1,7 +1,7 @@
 """The suites of sweep.py: lists of experiments, and the questions that their differences answer.
 
-An experiment is a name and some arguments of train.py. Arguments of the command line (--epochs, --dataset, …) take the place
-of those that a suite's experiments have in common, but not of those that tell them apart.
+An experiment is a name and some arguments of a training script. Arguments of the command line (--epochs, --dataset, …) take
+the place of those that a suite's experiments have in common, but not of those that tell them apart.
 """
 
 from typing import NamedTuple
@@ -10,12 +10,13 @@ from models import MODELS
 
 
 class Suite(NamedTuple):
-    """Experiments, {label: arguments of train.py}, and what is asked of them."""
+    """Experiments, {label: arguments of the script}, and what is asked of them."""
 
     title: str
     experiments: dict
     questions: tuple = ()  # of (question, experiment, baseline)
     common: str = ""  # arguments of all experiments
+    script: str = "train"
 
 
 def each(names, arguments="--model {}"):
@@ -30,7 +31,7 @@ CIFAR100 = "--dataset cifar100"
 ECA = "ecanet20_fixed_k3 ecanet20_fixed_k5 ecanet20_fixed_k7 ecanet20_fixed_k9 ecanet20_adaptive"
 ADAPTED = " ".join(name for name, model in MODELS.items() if "stem" in model.options)
 FOR_CIFAR100 = " ".join(name for name, model in MODELS.items() if model.classes == 100)
-TRANSFER = {"resnet18": "timm/resnet18"} | {name: name for name in ("tinyvit_5m",) if name in MODELS}
+FRESH, PUBLISHED = "--lr 1e-3 --layer-decay 1", "--lr 3e-4 --layer-decay 0.75 --pretrained"
 
 SUITES = {
     "degradation": Suite(
@@ -99,24 +100,53 @@ SUITES = {
         "--model resnet18",
     ),
     "optimizer-schedule": Suite(
-        "SGD and AdamW, each with its own rate, under a cosine and a straight line; ResNet-18",
+        "fine-tuning NFNet-F0 with AdamW and SGD, each with its own rate, under a cosine and a straight line after a warmup",
         {
-            "sgd-cosine": "--optimizer sgd --schedule cosine",
-            "sgd-linear": "--optimizer sgd --schedule linear",
-            "adamw-cosine": "--optimizer adamw --schedule cosine",
-            "adamw-linear": "--optimizer adamw --schedule linear",
+            "adamw-cosine": "--optimizer adamw --lr 3e-4 --weight-decay 0.05 --schedule cosine",
+            "adamw-linear": "--optimizer adamw --lr 3e-4 --weight-decay 0.05 --schedule linear",
+            "sgd-cosine": "--optimizer sgd --lr 0.01 --weight-decay 5e-5 --schedule cosine",
+            "sgd-linear": "--optimizer sgd --lr 0.01 --weight-decay 5e-5 --schedule linear",
         },
-        ask("is SGD better than AdamW?", "sgd-cosine", "adamw-cosine")
-        + ask("is SGD better than AdamW?", "sgd-linear", "adamw-linear")
-        + ask("is the cosine better than the line?", "sgd-cosine", "sgd-linear")
-        + ask("is the cosine better than the line?", "adamw-cosine", "adamw-linear"),
-        "--model resnet18",
+        ask("is AdamW better than SGD?", "adamw-cosine", "sgd-cosine")
+        + ask("is AdamW better than SGD?", "adamw-linear", "sgd-linear")
+        + ask("is the cosine better than the line?", "adamw-cosine", "adamw-linear")
+        + ask("is the cosine better than the line?", "sgd-cosine", "sgd-linear"),
+        f"--model nfnet_f0 --pretrained --image-size 32 --epochs 25 {CIFAR100}",
+        "train_vit",
     ),
     "pretraining": Suite(
-        "published weights against fresh ones, at 224 px",
-        {name: f"--model {model}" for name, model in TRANSFER.items()}
-        | {f"{name}-pretrained": f"--model {model} --pretrained" for name, model in TRANSFER.items()},
-        sum((ask("do published weights help?", f"{name}-pretrained", name) for name in TRANSFER), ()),
-        "--image-size 224",
+        "published weights against fresh ones: the same size, augmentation, optimizer and epochs, the rate of each recipe",
+        {
+            label + suffix: f"--model {model} {start}"
+            for label, model in (("resnet18", "timm/resnet18"), ("tinyvit_5m", "tinyvit_5m"))
+            for suffix, start in (("", FRESH), ("-pretrained", PUBLISHED))
+        },
+        ask("do published weights help?", "resnet18-pretrained", "resnet18")
+        + ask("do published weights help?", "tinyvit_5m-pretrained", "tinyvit_5m")
+        + ask("is the transformer better?", "tinyvit_5m", "resnet18")
+        + ask("is the transformer better?", "tinyvit_5m-pretrained", "resnet18-pretrained"),
+        "--image-size 224 --epochs 30 --optimizer adamw --weight-decay 0.05 --augment crop,flip --mixup 0.2 --cutmix 1 "
+        "--mix-prob 0.5 --random-erasing 0 --label-smoothing 0.1 --clip-grad 1",
+        "train_vit",
+    ),
+    "vit-pretraining": Suite(
+        "ViT-Tiny with published and with fresh weights at 224 px, and small transformers for 32 px, each with its recipe",
+        {
+            "vit_tiny-pretrained": "--model vit_tiny --image-size 224 --pretrained",
+            "vit_tiny": "--model vit_tiny --image-size 224",
+            "vit_custom": "--model vit_custom",
+            "vit_small_data": "--model vit_small_data",
+        },
+        ask("do published weights help?", "vit_tiny-pretrained", "vit_tiny")
+        + ask("do shifted patches and local attention help?", "vit_small_data", "vit_custom")
+        + ask("is the small one better from scratch?", "vit_small_data", "vit_tiny"),
+        script="train_vit",
+    ),
+    "resolution": Suite(
+        "fine-tuning ViT-Tiny at 32 to 224 px, patches resampled",
+        {f"{size}px": f"--image-size {size}" for size in (32, 64, 128, 224)},
+        ask("does the size matter?", "32px 64px 128px", "224px"),
+        "--model vit_tiny --pretrained",
+        "train_vit",
     ),
 }

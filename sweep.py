@@ -1,7 +1,7 @@
 """Runs a list of experiments over seeds, and says what their differences are worth.
 
     python sweep.py eca --seeds 0 1 2                                 # each experiment three times, then the tables
-    python sweep.py ghost --epochs 30 --batch-size 256 --dry-run      # the commands; further arguments are train.py's
+    python sweep.py ghost --epochs 30 --batch-size 256 --dry-run      # the commands; other arguments are the script's
     python sweep.py zoo --jobs 4                                      # four runs at once, each on a GPU of its own
     python sweep.py zoo --launcher submitit --slurm-partition gpu     # a SLURM job array (needs pip install submitit)
 
@@ -14,6 +14,7 @@ seeds, and for each question of the suite the difference that answers it, with i
 import argparse
 import contextlib
 import difflib
+import importlib
 import shlex
 import sys
 import time
@@ -31,13 +32,12 @@ import models
 import replicates
 import rundir
 import tables
-import train
 from errors import UserError
 from suites import SUITES
 
-SCRIPT = [sys.executable, str(Path(train.__file__).resolve())]
-# Arguments of train.py that a suite decides, and those that say where a run is made or lies, not what it is.
-DECIDED = {"model", "model_arg", "pretrained", "weights", "list_models", "seed", "tag", "resume", "config"}
+HERE = Path(__file__).resolve().parent
+# Arguments of a training script that a suite decides, and those that say where a run is made or lies, not what it is.
+DECIDED = {"model", "model_arg", "pretrained", "list_models", "seed", "tag", "resume", "config"}
 PLACE = {"device", "data_dir", "data_url", "output_dir", "resume", "config"}
 NOTE = """\
 Differences are of final test accuracy, in points, experiment minus baseline. Standard errors are over seeds: of the mean of
@@ -56,9 +56,8 @@ def suite(name):
 
 
 def build_parser():
-    """A sweep's own arguments, and train.py's, which hold for all runs, but for those that a suite decides."""
-    parser = train.build_parser()
-    parser.description = __doc__.split("\n")[0]
+    """A sweep's own arguments, and a training script's, which hold for all runs, but for those that a suite decides."""
+    parser = cli.training_parser(__doc__.split("\n")[0], model=None, epochs=None)
     for action in parser._actions:
         if action.dest in DECIDED:
             action.help = argparse.SUPPRESS
@@ -84,21 +83,23 @@ def build_parser():
 
 @dataclass(eq=False)
 class Run:
-    """One training: its experiment and place, its arguments as given and as resolved, and how far it was at the start."""
+    """One training: its experiment and place, its script, arguments given and resolved, and how far it was at the start."""
 
     label: str
     path: Path
+    script: str
     given: dict
     args: argparse.Namespace
     state: str = "new"  # or "cut off", or "finished"
 
     @property
     def start(self):
-        return [*SCRIPT, *words(self.given), "--output-dir", str(self.path)]
+        return [*python(self.script), *words(self.given), "--output-dir", str(self.path)]
 
     @property
     def go_on(self):
-        return [*SCRIPT, "--resume", str(self.path), *words({key: self.given[key] for key in PLACE if key in self.given})]
+        place = {key: self.given[key] for key in PLACE if key in self.given}
+        return [*python(self.script), "--resume", str(self.path), *words(place)]
 
     @property
     def command(self):
@@ -117,6 +118,11 @@ class Run:
         return self.summary.get("status") == "finished"
 
 
+def python(script):
+    """The beginning of a command line that runs a script of this repository."""
+    return [sys.executable, str(HERE / f"{script}.py")]
+
+
 def flag(name):
     return f"--{name.replace('_', '-')}"
 
@@ -132,9 +138,11 @@ def words(values):
 
 def plan(name, given, seeds, root):
     """The suite's runs, seed after seed, so that the first of them compare all experiments already. Raises UserError."""
-    parser, chosen = train.build_parser(), SUITES[name]
+    chosen = SUITES[name]
+    parser = importlib.import_module(chosen.script).build_parser()
     common = cli.explicit(parser, shlex.split(chosen.common))
     own = {label: cli.explicit(parser, shlex.split(text)) for label, text in chosen.experiments.items()}
+    given = _weights_for_published(name, given, common, own)
     needed = {(common | values)["model"] for values in own.values()}
     missing = sorted(model for model in needed - set(models.MODELS) if not model.startswith("timm/"))
     if missing or not own:
@@ -150,9 +158,22 @@ def plan(name, given, seeds, root):
             args, _, _ = experiment.arguments(parser, words(asked))
             models.parse_options(args.model_arg, args.model)
             place = root or Path("runs") / f"sweep-{name}-{args.dataset}"
-            runs.append(Run(label, place / f"{label}-s{seed}", asked, args))
+            runs.append(Run(label, place / f"{label}-s{seed}", chosen.script, asked, args))
             runs[-1].state = standing(runs[-1])
     return runs
+
+
+def _weights_for_published(name, given, common, own):
+    """The arguments without --weights FILE, which takes the place of --pretrained in the experiments. Raises UserError."""
+    if "weights" not in given:
+        return given
+    held = [each for each in (common, *own.values()) if each.get("pretrained")]
+    if len({(common | values)["model"] for values in own.values() if (common | values).get("pretrained")}) != 1:
+        raise UserError(f"--weights: the suite {name} has not one model that starts from published weights", 2)
+    for each in held:
+        del each["pretrained"]
+        each["weights"] = given["weights"]
+    return {key: value for key, value in given.items() if key != "weights"}
 
 
 def standing(run):
@@ -302,7 +323,7 @@ def main(argv=None):
     twice = {seed for seed in args.seeds if args.seeds.count(seed) > 1}
     if twice:
         raise UserError(f"--seeds names {min(twice)} twice", 2)
-    of_runs = {action.dest for action in train.build_parser()._actions} - {"output_dir"}
+    of_runs = {action.dest for action in cli.training_parser("", model=None, epochs=None)._actions} - {"output_dir"}
     given = {key: value for key, value in cli.explicit(parser, argv).items() if key in of_runs}
     runs = plan(args.suite, given, args.seeds, Path(args.output_dir) if args.output_dir else None)
     root, todo = runs[0].path.parent, [run for run in runs if run.state != "finished"]

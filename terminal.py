@@ -6,10 +6,13 @@ from tqdm import tqdm
 
 
 class StopSignal:
-    """Asks for an end at the first SIGINT or SIGTERM; the second one ends the process at once, as it does by default."""
+    """Asks for an end at the first SIGINT or SIGTERM; the second one ends the process at once, as it does by default.
 
-    def __init__(self):
-        self.number = 0
+    in_company: torchrun passes a Ctrl-C on as a SIGTERM, so only a second one of the same kind ends at once.
+    """
+
+    def __init__(self, in_company=False):
+        self.number, self.in_company = 0, in_company
 
     def __call__(self):
         return self.number != 0
@@ -20,7 +23,7 @@ class StopSignal:
 
     def _handle(self, number, frame):
         self.number = number
-        for each in self.before:
+        for each in [number] if self.in_company else self.before:
             signal.signal(each, signal.SIG_DFL)
 
     def __exit__(self, *exception):
@@ -34,10 +37,10 @@ class Reporter:
     def __init__(self, args, batches):
         self.model, self.epochs, self.steps, self.bar = args.model, args.epochs, len(batches), None
 
-    def start(self, split, parameters, precision, device, progress, directory):
+    def start(self, split, parameters, precision, company, progress, directory):
         others = f"{len(split.val):,} held out" if split.val else f"{len(split.test):,} test"
         print(f"{split.name}: {len(split.train):,} training images, {others}; {self.model}, "
-              f"{parameters:,} parameters; {precision} on {device}; {directory.path}"
+              f"{parameters:,} parameters; {precision} on {company}; {directory.path}"
               f"{f'; from epoch {progress.epoch + 1}, step {progress.step + 1}' if progress.step else ''}")  # fmt: skip
 
     def step(self, progress, loss):

@@ -14,36 +14,17 @@ Results, with mean, deviation and n, stand in the README.
 import cli
 import experiment
 import models
-from models.weights import load_weights
 
 
 def build_parser():
-    parser = cli.Parser(__doc__.split("\n")[0])
-    cli.add_model(parser, default="resnet18")
-    cli.add_data(parser)
-    cli.add_training(parser, epochs=200)
-    cli.add_machine(parser)
-    cli.add_run(parser)
-    return parser
+    return cli.training_parser(__doc__.split("\n")[0], model="resnet18", epochs=200)
 
 
 def main(argv=None):
-    parser = build_parser()
-    args, origin, state = experiment.arguments(parser, argv)
+    args, origin, state = experiment.arguments(build_parser(), argv)
     if args.list_models:
         return models.print_table()
-
-    def build(num_classes):
-        options = models.parse_options(args.model_arg, args.model, args.image_size)
-        fresh = state is None
-        model = models.create_model(args.model, num_classes, pretrained=args.pretrained and fresh, **options)
-        if args.weights and fresh:
-            print(load_weights(model, args.weights))
-        elif args.pretrained and fresh:
-            print(f"weights: {args.model} as published, a new classifier for {num_classes} classes")
-        return model
-
-    return experiment.run(args, origin, state, build=build)
+    return experiment.run(args, origin, state)
 
 
 if __name__ == "__main__":

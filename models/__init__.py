@@ -10,7 +10,6 @@ Adding a model is one file and one line. The tests run over MODELS, so a new lin
 import ast
 import difflib
 import inspect
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,16 +21,18 @@ from models.cifar_resnet import CifarResNet, convnext_resnet, eca_resnet, ghost_
 from models.coatnet import coatnet, coatnet_cifar
 from models.hornet import HorNet
 from models.mscan import MSCAN
+from models.published import create_timm, has_fixed_size, network, vision_transformer
 from models.resnet import BasicBlock, Bottleneck, ResNet
+from models.vit import ViT
 
 
 @dataclass(frozen=True)
 class Model:
     """A line of the table: constructor(num_classes, **fixed, **options), its parameter count, source and recipe.
 
-    parameters: at `classes` classes; recipe: training arguments that differ from the scripts' defaults, each with its
-    reason where the recipe is made; original: parameters of the layout made for ImageNet, which stem=imagenet gives
-    (with image_size=224 where the model has that option), or 0 where the model has none.
+    parameters: at `classes` classes and pictures of `image_size` px; recipe: training arguments that differ from the scripts'
+    defaults, each with its reason where the recipe is made; original: parameters of the layout made for ImageNet, which
+    stem=imagenet gives (with image_size=224 where the model has that option), or 0 where the model has none.
     """
 
     constructor: Callable
@@ -49,7 +50,8 @@ class Model:
     def options(self):
         """{name: default} of what --model-arg may set."""
         signature = inspect.signature(self.constructor).parameters.values()
-        return {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY and p.name not in self.fixed}
+        taken = {"pretrained", *self.fixed}
+        return {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY and p.name not in taken}
 
 
 # ---- recipes: made once, shared by models --------------------------------------------------------------------------
@@ -73,6 +75,24 @@ MODERN = dict(
 # Under four million parameters: half of the pictures stay whole.
 MODERN_SMALL = MODERN | dict(mix_prob=0.5)
 
+# What the authors of shifted patches and local attention train small transformers with for 100 epochs, CutMix, MixUp and
+# erasing included (arXiv 2112.13492 §4.1); RandAugment in place of their AutoAugment, and half of their warmup.
+SCRATCH = dict(
+    optimizer="adamw", lr=1e-3, weight_decay=0.05, batch_size=128, schedule="cosine", epochs=100,
+    augment="crop,flip,rand_augment", mixup=0.8, cutmix=1.0, mix_prob=1.0, random_erasing=0.25, label_smoothing=0.1,
+    clip_grad=1.0,
+)  # fmt: skip
+# From published weights: few epochs, a small rate that falls by a quarter from layer to layer towards the input (arXiv
+# 2106.08254 §A), mixing of every second picture; timm's weights at 224 px, which most of them were made for.
+TRANSFER = dict(
+    optimizer="adamw", lr=3e-4, weight_decay=0.05, layer_decay=0.75, batch_size=128, schedule="cosine", epochs=10,
+    augment="crop,flip", mixup=0.2, cutmix=1.0, mix_prob=0.5, label_smoothing=0.1, clip_grad=1.0,
+)  # fmt: skip
+# A linear classifier on features that stay as they are: nothing to regularise.
+PROBE = TRANSFER | dict(
+    lr=3e-3, weight_decay=0.0, layer_decay=1.0, epochs=30, augment="none", mixup=0.0, cutmix=0.0, label_smoothing=0.0
+)
+
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 HE = "arXiv 1512.03385"
@@ -82,6 +102,8 @@ GHOST = "arXiv 1911.11907"
 CONVNEXT = "arXiv 2201.03545"
 MIXER = "arXiv 2105.01601, timm"
 COATNET = "arXiv 2106.04803"
+VIT = "arXiv 2010.11929"
+SMALL_DATA = "arXiv 2112.13492"
 
 BASIC = dict(block=BasicBlock)
 PLAIN = dict(block=BasicBlock, shortcut=False)
@@ -94,6 +116,10 @@ COATNET_0 = dict(widths=(56, 96, 192, 384, 640), depths=(2, 3, 5, 2), large_kern
 COATNET_0_LK = COATNET_0 | dict(large_kernel=True)
 COATNET_C = dict(widths=(64, 96, 192, 384, 512), depths=(2, 2, 6, 10, 2), large_stem=False)
 COATNET_C_LS = COATNET_C | dict(large_stem=True)
+VIT_TINY = dict(name="vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+VIT_BASE = dict(name="vit_base_patch8_224.augreg_in21k_ft_in1k", patch_size=8)
+TINYVIT = dict(name="tiny_vit_5m_224.dist_in22k_ft_in1k")
+NFNET = dict(name="dm_nfnet_f0.dm_in1k")
 HORNET_TINY = dict(width=64, depths=(2, 3, 18, 2), orders=(2, 3, 4, 5))
 
 MODELS = {
@@ -143,6 +169,12 @@ MODELS = {
         coatnet_cifar, COATNET_C_LS, 27_029_318, COATNET, classes=100, recipe=MODERN, original=27_010_534
     ),
     "hornet_tiny": Model(HorNet, HORNET_TINY, 21_946_468, "arXiv 2207.14284", classes=100, recipe=MODERN, original=21_947_812),
+    "vit_custom": Model(ViT, {}, 2_697_610, VIT, recipe=SCRATCH),
+    "vit_small_data": Model(ViT, dict(spt=True, lsa=True), 2_735_062, SMALL_DATA, recipe=SCRATCH, also="SL-ViT"),
+    "vit_tiny": Model(vision_transformer, VIT_TINY, 5_526_346, f"{VIT}, timm", image_size=224, recipe=SCRATCH),
+    "tinyvit_5m": Model(network, TINYVIT, 5_074_974, "arXiv 2207.10666, timm", image_size=224, recipe=SCRATCH),
+    "nfnet_f0": Model(network, NFNET, 68_723_584, "arXiv 2102.06171, timm", classes=100, recipe=MODERN),
+    "vit_base_patch8": Model(vision_transformer, VIT_BASE, 85_294_948, f"{VIT}, timm", classes=100, recipe=SCRATCH),
 }
 
 
@@ -167,17 +199,27 @@ def prefers_fp32(name, device):
     return device.type == "cpu" and name in MODELS and not MODELS[name].bf16_on_cpu
 
 
-def recipe(name):
-    """The training arguments that go with a model (see Model.recipe); a copy."""
+def recipe(name, transfer=False, frozen=False):
+    """The training arguments that go with a model (see Model.recipe), or with starting from weights; a copy."""
+    if transfer:
+        chosen = dict(PROBE if frozen else TRANSFER)
+        if is_published(name):
+            return chosen | {"image_size": 224}
+        if not hasattr(MODELS[name].constructor, "group_matcher"):
+            chosen["layer_decay"] = 1.0
+        return chosen
     return dict(MODELS[name].recipe) if name in MODELS else {}
 
 
-def parse_options(pairs, name, image_size=None):
+def parse_options(pairs, name, image_size=None, drop_path=None):
     """["key=value", …] as options of the model: checked against its constructor, values read as Python literals.
 
-    A model that has to know the size of its pictures (an option image_size) is told image_size, unless a pair says another.
+    A model that has to know the size of its pictures (an option image_size) is told image_size, unless a pair says another;
+    in the same way drop_path, where it is not None.
     """
     options = {}
+    if drop_path is not None:
+        pairs = [f"{'drop_path' if name in MODELS else 'drop_path_rate'}={drop_path}", *pairs]
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
@@ -197,6 +239,8 @@ def parse_options(pairs, name, image_size=None):
                 raise UserError(f"{name}: {key} takes {wanted.__name__}, not {value!r}", status=2)
         if image_size and "image_size" in valid:
             options.setdefault("image_size", image_size)
+    elif image_size and has_fixed_size(name.removeprefix("timm/")):
+        options.setdefault("img_size", image_size)
     return options
 
 
@@ -206,10 +250,11 @@ def create_model(name, num_classes=10, *, pretrained=False, **options):
     Raises UserError for an unknown name or option, and where weights were asked for and are not to be had.
     """
     name = canonical(name)
-    if name.startswith("timm/"):
-        return _create_timm(name, num_classes, pretrained, options)
     if pretrained:
         require_published(name)
+        options = options | {"pretrained": True}
+    if name.startswith("timm/"):
+        return create_timm(name.removeprefix("timm/"), num_classes, **options)
     model = MODELS[name]
     try:
         return model.constructor(num_classes, **model.fixed, **options)
@@ -217,31 +262,34 @@ def create_model(name, num_classes=10, *, pretrained=False, **options):
         raise UserError(f"{name}: {error}", status=2) from error
 
 
+def is_published(name):
+    """Whether somebody publishes weights of a model of the table: timm does, of some."""
+    return name.startswith("timm/") or bool(MODELS[name].fixed.get("name"))
+
+
 def require_published(name):
-    """Raises UserError for a model whose weights nobody publishes: all but timm's."""
-    if not name.startswith("timm/"):
-        raise UserError(f"{name} has no published weights: take timm/<name>, or a file with --weights", status=2)
+    """Raises UserError for a model that has no published weights."""
+    if not is_published(name):
+        names = [key for key in MODELS if is_published(key)]
+        raise UserError(
+            f"{name} has no published weights: take {', '.join(names)} or timm/<name>, or a file with --weights", status=2
+        )
 
 
-def _create_timm(name, num_classes, pretrained, options):
-    import timm
+def checkpoint_gradients(model, name):
+    """Makes the model compute its blocks again in the backward pass. Raises UserError where it can't."""
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise UserError(f"{name} has no gradient checkpointing: leave --grad-checkpointing out", status=2)
+    model.set_grad_checkpointing(True)
 
-    short = name.removeprefix("timm/")
-    if not timm.is_model(short):
-        near = difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(f'timm/{key}' for key in near)}?" if near else ""
-        raise UserError(f"timm has no model {short!r}{hint}", status=2)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would print each of its retries
-    try:
-        return timm.create_model(short, pretrained=pretrained, num_classes=num_classes, **options)
-    except Exception as error:  # the hub's, the network's and the constructor's errors have no common class
-        reason = str(error).strip().split("\n")[0][:200]
-        if pretrained:
-            raise UserError(
-                f"{name}: the pretrained weights could not be had ({reason}); without network, fetch model.safetensors of "
-                f"timm/{short} from the Hugging Face hub on another machine and give it with --weights FILE"
-            ) from error
-        raise UserError(f"{name}: {reason}", status=2) from error
+
+def choose_attention(model, device, dtype):
+    """The model; timm's attention not fused in bf16 on a CPU, where the fused kernel is the slow one (see layers.attend)."""
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        for module in model.modules():
+            if getattr(module, "fused_attn", False):
+                module.fused_attn = False
+    return model
 
 
 def describe(name, num_classes, image_size, options=None):
@@ -272,7 +320,8 @@ def print_table():
     """Prints the table: name, parameters and GMACs at the source's classes and size, classes, size, recipe, source."""
     print(f"{'name':<30}{'parameters':>12}{'GMACs':>8}{'classes':>9}{'px':>5}  {'recipe':<21}source")
     for name, model in MODELS.items():
-        parameters, macs = describe(name, model.classes, model.image_size)
+        options = parse_options([], name, model.image_size)
+        parameters, macs = describe(name, model.classes, model.image_size, options)
         print(f"{name:<30}{parameters:>12,}{macs / 1e9:>8.3f}{model.classes:>9}{model.image_size:>5}  "
               f"{_recipe_in_words(model):<21}{model.source}")  # fmt: skip
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import ECA, DropPath, LayerNorm2d, Mlp, drop_path_rates, init_he, one_of
+from models.layers import ECA, DropPath, LayerNorm2d, Mlp, attend, drop_path_rates, init_he, one_of
 from models.resnet import conv_bn
 
 
@@ -131,7 +131,7 @@ class Attention(nn.Module):
         tokens = x.flatten(2).transpose(1, 2)  # (B, N, C)
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
         bias = self.position_bias[self.index].permute(2, 0, 1).to(q.dtype) if self.size else None  # (heads, N, N)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x = attend(q, k, v, q.shape[-1] ** -0.5, bias)
         x = self.proj(x.transpose(1, 2).flatten(2))  # (B, N, width)
         return x.transpose(1, 2).unflatten(2, (H, W))
 

@@ -71,6 +71,18 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
 
 
+def attend(q, k, v, scale, bias=None):
+    """softmax(scale q k' + bias) v; q, k, v (B, h, N, d), bias broadcast to (B, h, N, N) or None.
+
+    The fused kernel, but for bf16 on a CPU: its backward pass there took 133 ms where this one took 19 (B 128, h 12, N 65,
+    d 16, two threads); in fp32 it was the other way round, 34 against 59.
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    scores = (q * scale) @ k.transpose(-2, -1)
+    return (scores if bias is None else scores + bias).softmax(-1) @ v
+
+
 def eca_kernel(channels, gamma=2, b=1):
     """ECA's kernel size for a width (arXiv 1910.03151 §3.2): |(log2(C) + b) / gamma|, as the next odd integer."""
     k = int(abs(math.log2(channels) + b) / gamma)

@@ -1,5 +1,6 @@
 """Weights from a file (.pt, .pth or .safetensors) into a model whose classifier may have another number of classes."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -24,20 +25,31 @@ def plain_keys(state):
 
 
 def read_weights(path):
-    """The state dict in a file: plain, under "state_dict" or "model", a run's best.pt or last.pt (its average, if any)."""
+    """(state dict, card or None) of a file: plain, under "state_dict" or "model", or a run's best.pt or last.pt.
+
+    Of a run's file, the weights are its moving average, if it has one; its card says what they were made with.
+    """
+    card = None
     if Path(path).suffix == ".safetensors":
         state = _read_safetensors(path)
     else:
         state = checkpoint.load_untrusted(path, "weights file")
         if isinstance(state, dict) and {"digest", "contents"} <= set(state):
             state = checkpoint.load(path)  # one of ours: its digest is checked
+            card = _card(state)
     for key in ("ema", "average", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     tensors = isinstance(state, dict) and {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no weights")
-    return plain_keys(tensors)
+    return plain_keys(tensors), card
+
+
+def _card(contents):
+    """The card of a run's checkpoint, if it tells the statistics of the pictures."""
+    card = contents.get("card") if isinstance(contents, dict) else None
+    return card if isinstance(card, dict) and all(len(card.get(key, ())) == 3 for key in ("mean", "std")) else None
 
 
 def _read_safetensors(path):
@@ -53,11 +65,13 @@ def _read_safetensors(path):
 
 
 def load_weights(model, path):
-    """Loads a file into `model`; a classifier of another shape stays fresh. Returns one line that says what was loaded.
+    """Loads a file into `model`. Returns (one line that says what was loaded, the card of a run's file or None).
 
-    Raises UserError when the file fits another architecture: anything but the classifier missing or of another shape.
+    A classifier of another shape stays fresh; positions and patch embeddings of another size are resampled. Raises UserError
+    when the file fits another architecture: anything but the classifier missing or of another shape.
     """
-    state, own = read_weights(path), model.state_dict()
+    (state, card), own = read_weights(path), model.state_dict()
+    state = _adapt(state, model, path)
     classifier = classifier_keys(model)
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     misfits = [key for key in own if key not in fitting and key not in classifier]
@@ -73,7 +87,17 @@ def load_weights(model, path):
         line += f"; new: {', '.join(fresh)}"
     if unused:
         line += f"; not used: {', '.join(unused[:3])}{' …' if len(unused) > 3 else ''} ({len(unused)})"
-    return line
+    return line, card
+
+
+def _adapt(state, model, path):
+    """The state with positions and patches of the model's size: as timm does it for its networks, or as the model does."""
+    adapt = getattr(model, "adapt_weights", None)
+    filtering = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        return adapt(state) if adapt else filtering(state, model) if filtering else state
+    except Exception as error:  # whatever another network's tensors do there
+        raise UserError(f"{path} holds weights of another model ({checkpoint.first_line(error)})") from error
 
 
 def classifier_keys(model):

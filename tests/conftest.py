@@ -56,9 +56,9 @@ def few_shapes():
 def train(tmp_path, monkeypatch, few_shapes):
     """Trains a tiny run in this process: train("--epochs", 2, output="a") -> its directory."""
     import sources
-    import train as script
+    import train
 
-    def run(*arguments, output="run", status=0):
+    def run(*arguments, output="run", status=0, script=train):
         place = [] if "--resume" in arguments else [*TINY, "--output-dir", tmp_path / output]
         assert script.main([str(a) for a in (*place, "--device", "cpu", *arguments)]) == status
         return tmp_path / output

@@ -457,6 +457,27 @@ def test_cutout_is_as_often_at_every_place(size):
     assert kept.max() - kept.min() < 0.02
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40)])
+def test_random_erasing(height, width):
+    ones = torch.ones(4000, 2, height, width)
+    erased = augment.random_erasing(ones, seeded(), 0.25, area=(0.05, 0.3), aspect=0.5)
+    assert torch.equal(erased[:, 0], erased[:, 1]) and set(erased.unique().tolist()) == {0.0, 1.0}
+    gone = erased[:, 0] == 0
+    chosen = gone.flatten(1).any(1)
+    assert chosen.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    gone = gone[chosen]
+    rows, columns = gone.any(2), gone.any(1)
+    h, w = rows.sum(1), columns.sum(1)
+    assert torch.equal(h * w, gone.sum((1, 2)))  # one whole box, inside the picture
+    part, aspect = h * w / (height * width), (h / height) / (w / width)
+    size, half = height * width, 0.5  # a side is rounded by half a pixel
+    assert ((h + half) * (w + half) >= 0.05 * size).all() and ((h - half) * (w - half) <= 0.3 * size).all()
+    assert part.min() < 0.07 and part.max() > 0.27 and part.mean().item() == pytest.approx(0.175, abs=0.01)
+    assert 0.4 < aspect.min() < 0.6 and 1.7 < aspect.max() < 2.5
+    assert rows.float().mean(0)[0] > 0.02 and rows.float().mean(0)[-1] > 0.02  # the border is reached
+    assert torch.equal(augment.random_erasing(ones, seeded(), 0.0), ones)
+
+
 def onehot(count, classes=7):
     return F.one_hot(torch.arange(count) % classes, classes).float()
 

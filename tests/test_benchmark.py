@@ -29,7 +29,7 @@ def test_data_and_epoch_print_ratios(capsys):
     small = ["--images", "256", "--rounds", "1", "--workers", "0", "--device", "cpu"]
     assert benchmark.main(["data", *small]) == 0
     assert len(re.findall(r"DataLoader .* takes [\d.]+ \(", capsys.readouterr().out)) == 2
-    assert benchmark.main(["epoch", *small, "--model", "resnet20"]) == 0
+    assert benchmark.main(["epoch", *small, "--model", "resnet20", "--image-size", "40"]) == 0
     text = capsys.readouterr().out
     assert "bare forward" in text and "plain loop" in text and "times as long as the bare steps" in text
 

@@ -48,3 +48,13 @@ def test_a_picture_is_blue_where_a_row_is():
     assert image[:, 0, 0].tolist() == pytest.approx(board.BLUE) and image[:, 0, 47].tolist() == [1, 1, 1]
     assert image[:, 47, 0].tolist() == image[:, 47, 47].tolist() and image[:, 47, 0].tolist() != [1, 1, 1]
     assert board.picture(torch.zeros(1000, 1000, dtype=torch.int64)).shape == (3, 2000, 2000)
+
+
+def test_a_full_disk_at_the_end_fails_no_run(train, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board, "write_hparams", full)
+    run = train("--epochs", 1)
+    assert metrics.read_json(run / "summary.json")["status"] == "finished"
+    assert "TensorBoard's last figures could not be written (No space left" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 import cli
+import experiment
 import models
 import optim
 import train
@@ -16,7 +17,7 @@ from errors import UserError
 def resolve(*argv, config=None):
     parser = train.build_parser()
     given = cli.explicit(parser, [str(a) for a in argv])
-    return cli.resolve(parser, given, config or {}, models.recipe, optim.OPTIMIZERS)
+    return cli.resolve(parser, given, config or {}, experiment.recipe, optim.OPTIMIZERS)
 
 
 def test_the_default_recipe_is_the_published_one():
@@ -57,13 +58,26 @@ def test_a_config_gives_way_to_what_another_choice_brings():
 
     def args(*argv):
         given = cli.explicit(parser, list(argv))
-        return cli.resolve(parser, given, config, models.recipe, optim.OPTIMIZERS, origin)[0]
+        return cli.resolve(parser, given, config, experiment.recipe, optim.OPTIMIZERS, origin)[0]
 
     assert (args().lr, args().mixup, args().epochs) == (0.1, 0.2, 7)
     adam = args("--optimizer", "adam")
     assert (adam.lr, adam.schedule, adam.mixup, adam.epochs) == (1e-3, "constant", 0.2, 7)
     assert (args("--augment", "none").mixup, args("--augment", "none", "--cutmix", "1").cutmix) == (0.0, 1.0)
     assert (args("--model", "resnet18").mixup, args("--model", "resnet18").epochs) == (0.2, 7)
+
+
+def test_starting_from_weights_brings_a_recipe_of_its_own():
+    args, origin = resolve("--weights", "x.pt", "--model", "vit_custom")
+    assert (args.optimizer, args.lr, args.layer_decay, args.epochs, args.image_size) == ("adamw", 3e-4, 0.75, 10, 32)
+    assert resolve("--pretrained", "--model", "vit_tiny")[0].image_size == 224
+    probe, _ = resolve("--weights", "x.pt", "--freeze-backbone")
+    assert (probe.augment, probe.mixup, probe.cutmix, probe.layer_decay) == ("none", 0.0, 0.0, 1.0)
+    # A config of a run from scratch: its recipe gives way, what was asked for there stays.
+    scratch, given = resolve("--model", "vit_custom", "--epochs", 50)
+    parser = train.build_parser()
+    again, _ = cli.resolve(parser, {"weights": "x.pt"}, vars(scratch), experiment.recipe, optim.OPTIMIZERS, given)
+    assert (again.model, again.epochs, again.lr, again.layer_decay) == ("vit_custom", 50, 3e-4, 0.75)
 
 
 def test_a_config_may_hold_texts_where_the_command_line_would():

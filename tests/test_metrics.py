@@ -122,3 +122,14 @@ def test_runs_of_one_name_are_told_apart_and_names_hold_no_control_characters(tm
     for name in ("x/run", "y/run", "x/\x1b[31mred\n"):
         write(tmp_path / name)
     assert sorted(run.name for run in metrics.load_runs([str(tmp_path / "*/*")])) == ["?[31mred?", "x/run", "y/run"]
+
+
+def test_what_is_no_table_is_named_and_numbers_beyond_reason_are_no_epochs(tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(b"epoch\n\xff\n")
+    with pytest.raises(UserError, match="can't be read as a table"):
+        metrics.read_metrics(tmp_path / "metrics.csv")
+    (tmp_path / "metrics.csv").write_text(f"epoch,train_loss\n1,2\n{'9' * 5000},2\n")
+    assert metrics.read_metrics(tmp_path / "metrics.csv") == [{"epoch": "1", "train_loss": "2"}]
+    assert metrics.Run(tmp_path / "metrics.csv").epochs == [1]
+    (tmp_path / "summary.json").write_text("[" * 100_000)
+    assert metrics.read_json(tmp_path / "summary.json") == {}

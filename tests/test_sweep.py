@@ -20,7 +20,6 @@ from conftest import ROOT
 from PIL import Image
 
 import launch
-import models
 import replicates
 import sources
 import suites
@@ -93,7 +92,7 @@ def run(tmp_path, monkeypatch, few_shapes):
     """run("--seeds", 0, suite=TINY) -> exit status; runs are made by STAND_IN and lie in sweep/."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep, "SCRIPT", [sys.executable, str(tmp_path / "stand_in.py")])
+    monkeypatch.setattr(sweep, "python", lambda script: [sys.executable, str(tmp_path / "stand_in.py")])
     monkeypatch.setattr(sources, "load_shapes", lambda: few_shapes)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
 
@@ -165,25 +164,29 @@ def test_between_the_quantiles_the_wider_interval_is_taken():
 
 # ---- the suites ------------------------------------------------------------------------------------------------------
 
-KNOWN = {*suites.ECA.split(), "resnet20_no_eca", "ghost_resnet20", "ghost_resnet32"}  # where MODELS lacks them
-
-
 @pytest.mark.parametrize("name", suites.SUITES)
 def test_a_suite_names_models_that_exist_and_asks_about_its_own_experiments(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     suite = suites.SUITES[name]
     for _, ours, theirs in suite.questions:
         assert ours != theirs and {ours, theirs} <= set(suite.experiments)
-    try:
-        runs = sweep.plan(name, {}, [0, 1], None)
-    except UserError as error:
-        wanted = re.findall(r"--model (\S+)", " ".join(suite.experiments.values()))
-        assert error.status == 2 and {model for model in wanted if model not in models.MODELS} <= KNOWN
-        return
+    runs = sweep.plan(name, {}, [0, 1], None)
     assert len({run.path for run in runs}) == 2 * len(suite.experiments)
     assert all(re.fullmatch(rf"runs/sweep-{name}-cifar100?/[\w-]+-s[01]", str(run.path)) for run in runs)
     resolved = {str(vars(run.args)) for run in runs[: len(suite.experiments)]}
     assert len(resolved) == len(suite.experiments)  # no two of them are one
+
+
+def test_a_file_takes_the_place_of_published_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = sweep.plan("vit-pretraining", {"weights": "vit.safetensors", "epochs": 2}, [0], None)
+    assert [run.label for run in runs if "--weights vit.safetensors" in " ".join(run.start)] == ["vit_tiny-pretrained"]
+    assert not any("--pretrained" in run.start for run in runs)
+    assert all(run.start[1].endswith("train_vit.py") for run in runs)
+    assert all(run.args.weights for run in sweep.plan("resolution", {"weights": "vit.safetensors"}, [0], None))
+    for name in ("pretraining", "degradation"):  # two models, and none
+        with pytest.raises(UserError, match="--weights: the suite"):
+            sweep.plan(name, {"weights": "x"}, [0], None)
 
 
 # ---- which runs are made ---------------------------------------------------------------------------------------------

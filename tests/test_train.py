@@ -109,6 +109,13 @@ def test_the_default_directory_says_what_it_is(tmp_path, monkeypatch):
     assert re.fullmatch(r"shapes-resnet20-try-s4-\d{8}-\d{6}", name)
 
 
+def test_pictures_on_the_host_make_the_same_run(train):
+    device, host = (train("--epochs", 1, "--cutmix", 1, "--resident", where, output=where) for where in ("device", "host"))
+    assert untimed(device) == untimed(host)
+    a, b = (checkpoint.load(directory / "last.pt")["state_dict"] for directory in (device, host))
+    assert same(a, b)
+
+
 def test_a_held_out_split_chooses_and_the_test_set_is_read_once_at_the_end(train, monkeypatch):
     calls = []
     real = engine.evaluate
@@ -405,7 +412,7 @@ BAD = [
     (("--model-arg", "depth=3"), "no option 'depth'.*shortcut=project"),
     (("--model-arg", "shortcut=conv"), "shortcut must be project or pad"),
     (("--model-arg", "shortcut"), "key=value"),
-    (("--model", "timm/vit_tiny_patch16_224", "--image-size", 30), "can't take pictures of 30 px"),
+    (("--model", "timm/vit_tiny_patch16_224", "--image-size", 30), "image size 30 is not a multiple of the patch, 16 px"),
     (("--batch-size", 97), "--batch-size 97 is larger than the training set .96"),
     (("--limit-train", 10**6), "--limit-train 1000000"),
     (("--val-size", 96), "--val-size 96"),
@@ -480,7 +487,8 @@ def test_weights_from_a_file(train, tmp_path, capsys, kind):
         torch.save(source.state_dict() if kind == "plain.pt" else {"state_dict": wrapped, "epoch": 3}, path)
     model = models.create_model("resnet20", 10)
     fresh = model.fc.weight.clone()
-    line = load_weights(model, path)
+    line, card = load_weights(model, path)
+    assert (card is not None) == (kind == "best.pt")
     assert "\n" not in line
     if kind == "best.pt":
         assert "new" not in line

@@ -1,0 +1,65 @@
+"""timm's networks with published weights, for transfer: at any size of picture, with any number of classes.
+
+Positions are interpolated and patch embeddings resampled by timm, from the published size to the one that is asked for.
+Nothing else departs from timm's definitions.
+"""
+
+import difflib
+import logging
+
+from errors import UserError
+from models.layers import drop_path_rates
+
+
+def create_timm(name, num_classes, pretrained=False, **options):
+    """timm's network of a name, which may carry a tag of its weights (resnet18.a1_in1k); pretrained: weights from the hub.
+
+    Raises UserError for an unknown name or option, and where weights were asked for and are not to be had.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(f'timm/{key}' for key in near)}?" if near else ""
+        raise UserError(f"timm has no model {name!r}{hint}", status=2)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would print each of its retries
+    try:
+        network = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
+    except Exception as error:  # the hub's, the network's and the constructor's errors have no common class
+        reason = str(error).strip().split("\n")[0][:200]
+        if pretrained:
+            raise UserError(
+                f"timm/{name}: the pretrained weights could not be had ({reason}); without network, fetch model.safetensors "
+                f"of timm/{name} from the Hugging Face hub on another machine and give it with --weights FILE"
+            ) from error
+        raise UserError(f"timm/{name}: {reason}", status=2) from error
+    _check_patch(name, network, options.get("img_size"))
+    return network
+
+
+def _check_patch(name, network, image_size):
+    """timm would leave the border out."""
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if image_size and patch and any(image_size % side for side in patch):
+        raise UserError(f"timm/{name}: image size {image_size} is not a multiple of the patch, {patch[0]} px", status=2)
+
+
+def has_fixed_size(name):
+    """Whether timm's network of a name has to know the size of its pictures (an option img_size)."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
+    return bool(config and config.fixed_input_size)
+
+
+def vision_transformer(num_classes=10, *, name, pretrained=False, image_size=224, patch_size=0, drop_path=0.0):
+    """A ViT at another size. patch_size 0: an eighth of the picture, between 4 and 16, so that 32 px still make 64 tokens."""
+    drop_path_rates(drop_path, 1)  # checks it
+    patch_size = patch_size or min(16, max(4, image_size // 8))
+    return create_timm(name, num_classes, pretrained, img_size=image_size, patch_size=patch_size, drop_path_rate=drop_path)
+
+
+def network(num_classes=10, *, name, pretrained=False, drop_path=0.0):
+    """A network that takes pictures of any size."""
+    drop_path_rates(drop_path, 1)  # checks it
+    return create_timm(name, num_classes, pretrained, drop_path_rate=drop_path)

@@ -1,0 +1,193 @@
+"""Vision transformer (Dosovitskiy et al., arXiv 2010.11929), to be read, with two changes that let it learn from few pictures.
+
+Shifted patch tokenisation (`spt`) and locality self-attention (`lsa`) are those of Lee et al., arXiv 2112.13492: a patch sees
+its surroundings, and attention learns its own temperature and leaves a token's look at itself out.
+
+Without options it is timm's VisionTransformer, parameter for parameter and name for name, so that weights go both ways.
+Departures from arXiv 2010.11929, as in timm: no hidden layer in the head, no dropout; initialisation truncated normal 0.02.
+
+Shapes: B images, N tokens (one class token, then the patches row by row), D width, P patch, h heads.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from models.layers import DropPath, attend, drop_path_rates, one_of
+
+
+class PatchEmbed(nn.Module):
+    """Patches, each to a token by one linear map (a convolution of stride P). (B, 3, H, W) -> (B, N, D)"""
+
+    def __init__(self, patch_size, width):
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch_size, patch_size)
+
+    def forward(self, x):
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class ShiftedPatchEmbed(nn.Module):
+    """Patches of the picture and of its four diagonal shifts by half a patch, normalised, then projected (2112.13492 §3.1).
+
+    (B, 3, H, W) -> (B, N, D)
+    """
+
+    def __init__(self, patch_size, width):
+        super().__init__()
+        if patch_size % 2:
+            raise ValueError(f"shifted patches need an even patch_size, not {patch_size}")
+        self.patch_size = patch_size
+        values = 5 * 3 * patch_size**2
+        self.norm = nn.LayerNorm(values)
+        self.proj = nn.Linear(values, width)
+
+    def forward(self, x):
+        s = self.patch_size // 2
+        padded = F.pad(x, (s, s, s, s))
+        H, W = x.shape[2:]
+        shifted = [padded[:, :, y : y + H, z : z + W] for y in (0, 2 * s) for z in (0, 2 * s)]
+        x = torch.cat([x, *shifted], dim=1)  # (B, 15, H, W)
+        return self.proj(self.norm(F.pixel_unshuffle(x, self.patch_size).flatten(2).transpose(1, 2)))
+
+
+class Attention(nn.Module):
+    """softmax(q k' / sqrt(D / h)) v for each head, projected. (B, N, D) -> (B, N, D)
+
+    local: the divisor is learnt, one for each head, and a token doesn't attend to itself (2112.13492 §3.2).
+    """
+
+    def __init__(self, width, heads, local=False):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.num_heads = heads
+        self.scale = (width // heads) ** -0.5
+        self.temperature = nn.Parameter(torch.full((heads, 1, 1), self.scale)) if local else None
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x):
+        B, N, D = x.shape
+        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, h, N, D / h)
+        own = None
+        if self.temperature is not None:
+            q = q * (self.temperature / self.scale).to(q.dtype)
+            own = torch.zeros(N, N, dtype=q.dtype, device=x.device).fill_diagonal_(-torch.inf)
+        return self.proj(attend(q, k, v, self.scale, own).transpose(1, 2).reshape(B, N, D))
+
+
+class Mlp(nn.Module):
+    """Two linear layers. (B, N, D) -> (B, N, D)"""
+
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each after a layer norm and beside a shortcut. (B, N, D) -> (B, N, D)"""
+
+    def __init__(self, width, heads, hidden, drop_path, local):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, local)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, hidden)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x):
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ViT(nn.Module):
+    """Tokens, positions, blocks, a norm, and a classifier on the class token or on the patches' mean. (B, 3, H, W) -> (B, K)"""
+
+    def __init__(self, num_classes=10, *, image_size=32, patch_size=4, width=192, depth=9, heads=12, mlp_ratio=2.0, spt=False,
+                 lsa=False, positions="learned", pool="token", drop_path=0.1):  # fmt: skip
+        super().__init__()
+        if patch_size < 1 or image_size % patch_size:
+            raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+        for option, value in (("width", width), ("depth", depth), ("heads", heads), ("mlp_ratio", mlp_ratio)):
+            if value <= 0:
+                raise ValueError(f"{option} must be above zero, not {value}")
+        self.pool = one_of("pool", pool, ("token", "mean"))
+        self.grad_checkpointing = False
+        self.patch_embed = (ShiftedPatchEmbed if spt else PatchEmbed)(patch_size, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        side = image_size // patch_size
+        if one_of("positions", positions, ("learned", "sincos")) == "learned":
+            self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + side**2, width))
+        else:
+            self.register_buffer("pos_embed", sincos_positions(side, width), persistent=False)
+        rates = drop_path_rates(drop_path, depth)
+        self.blocks = nn.Sequential(*[Block(width, heads, int(mlp_ratio * width), rate, lsa) for rate in rates])
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, num_classes)
+        self.apply(init_weights)
+
+    def forward_features(self, x):
+        """(B, 3, H, W) -> (B, N, D)"""
+        x = self.patch_embed(x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing and self.training else block(x)
+        return self.norm(x)
+
+    def forward_head(self, x, pre_logits=False):
+        """(B, N, D) -> (B, K), or what the classifier sees: (B, D)"""
+        x = x[:, 0] if self.pool == "token" else x[:, 1:].mean(1)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self):
+        return self.head
+
+    def set_grad_checkpointing(self, enable=True):
+        """Whether blocks are computed again in the backward pass instead of being kept: less memory, a third more work."""
+        self.grad_checkpointing = enable
+
+    def adapt_weights(self, state):
+        """A state dict of another size with this one's: patches resampled (arXiv 2212.08013), positions interpolated."""
+        from timm.layers import resample_abs_pos_embed, resample_patch_embed
+
+        state, weight, positions = dict(state), "patch_embed.proj.weight", "pos_embed"
+        own = self.state_dict()
+        if weight in state and state[weight].ndim == own[weight].ndim == 4:
+            state[weight] = resample_patch_embed(state[weight].float(), list(own[weight].shape[2:]))
+        if positions in state and positions in own and state[positions].shape[1] != own[positions].shape[1]:
+            side = round((own[positions].shape[1] - 1) ** 0.5)
+            state[positions] = resample_abs_pos_embed(state[positions].float(), [side, side])
+        return state
+
+    def no_weight_decay(self):
+        return {"pos_embed", "cls_token"} | {name for name, _ in self.named_parameters() if name.endswith("temperature")}
+
+    def group_matcher(self, coarse=False):
+        """Depth of each parameter, for layer-wise learning rates (timm.optim.param_groups_layer_decay)."""
+        return dict(stem=r"^cls_token|^pos_embed|^patch_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
+
+
+def sincos_positions(side, width):
+    """Sines and cosines of row and column at width / 4 frequencies (arXiv 2104.02057); zero for the class token. (1, N, D)"""
+    if width % 4:
+        raise ValueError(f"sincos positions need a width that is a multiple of 4, not {width}")
+    frequencies = 10000 ** -(torch.arange(width // 4) / (width // 4))
+    row, column = (torch.arange(side)[:, None] * frequencies for _ in range(2))  # (side, D / 4)
+    row, column = row.repeat_interleave(side, 0), column.repeat(side, 1)  # (side * side, D / 4)
+    patches = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=1)
+    return torch.cat([torch.zeros(1, width), patches])[None]
+
+
+def init_weights(module):
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,70 @@
+"""Linear probing: a classifier learns on the features of a frozen network, which are computed once.
+
+    probe = Probe(model)                                    # freezes all but the classifier
+    examples = features(probe, batches, dtype)              # Examples of (N, D) instead of pictures
+    fit(probe, Batches(examples, 128, AsTheyAre()), …)
+
+Since a frozen network in evaluation mode gives the same features each time, an epoch costs a matrix product. What is saved
+is the whole network.
+"""
+
+import torch
+import torch.nn as nn
+
+import engine
+from errors import UserError
+from sources import Examples
+
+
+class Probe(nn.Module):
+    """A frozen network with a classifier that learns. Pictures (B, 3, H, W), or their features (B, D) -> (B, K)
+
+    Its state dict is the network's own.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        if not all(hasattr(model, name) for name in ("forward_features", "forward_head", "get_classifier")):
+            raise UserError("this model can't be frozen: it doesn't tell its features from its classifier (timm's do)", 2)
+        self.model = model.requires_grad_(False)
+        model.get_classifier().requires_grad_(True)
+
+    def features(self, x):
+        """What the classifier sees. (B, 3, H, W) -> (B, D)"""
+        return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+
+    def forward(self, x):
+        return self.model.get_classifier()(x if x.ndim == 2 else self.features(x))
+
+    def train(self, mode=True):
+        """The frozen part stays in evaluation mode: its batch norms and dropout are frozen, too."""
+        super().train(False)
+        self.model.get_classifier().train(mode)
+        return self
+
+    def state_dict(self, *args, **options):
+        return self.model.state_dict(*args, **options)
+
+    def load_state_dict(self, *args, **options):
+        return self.model.load_state_dict(*args, **options)
+
+
+class AsTheyAre:
+    """A pipeline (see augment.Pipeline) that takes features as they are."""
+
+    def prepare(self, features):
+        return features
+
+    def batch(self, features, labels, index, generator):
+        return features.index_select(0, index), labels[index]
+
+
+@torch.no_grad()
+def features(probe, batches, dtype=None):
+    """Examples of the features (N, D) float32 of all pictures of `batches`, which don't shuffle; dtype: autocast's."""
+    probe.eval()
+    device, found = batches.labels.device, []
+    for inputs, _ in batches:
+        with engine.autocast(device, dtype):
+            found.append(probe.features(inputs).float())
+    return Examples(torch.cat(found), batches.labels)

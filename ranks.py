@@ -1,0 +1,170 @@
+"""Several processes that train one model: what torchrun says of them, and what they tell each other.
+
+    torchrun --nproc-per-node=4 train.py …                  # each process is a rank, with a GPU, or a share of the CPU
+
+    with join(torch.device("cpu"), batch_size=128) as ranks:
+        ranks.sum(torch.tensor([loss_sum, count]))          # over all ranks, on each of them
+
+Each rank holds the data and works on its rows of each batch (data.rank_rows); DistributedDataParallel averages gradients.
+The first rank writes the run's directory and prints; the others are silent.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world` of them; local: its number on this machine."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    def __str__(self):
+        return str(self.device) if self.world == 1 else f"{self.world} x {self.device.type}"
+
+    @property
+    def first(self):
+        return self.rank == 0
+
+    def sum(self, values):
+        """The tensor, in place, with the sum over all ranks."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag):
+        """Whether the flag is set on some rank."""
+        return bool(flag) if self.world == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def spread(self, tensors):
+        """Gives every rank the first one's values, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    @contextlib.contextmanager
+    def one_first(self):
+        """A block that one rank of each machine ends before the others begin: it downloads, they find the file."""
+        if self.world > 1 and self.local > 0:
+            dist.barrier()
+        yield
+        if self.world > 1 and self.local == 0:
+            dist.barrier()
+
+    def parallel(self, model):
+        """What to call for a training step, so that gradients are the mean over ranks; the model itself where it is alone."""
+        if self.world == 1:
+            return model
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+
+
+def in_company():
+    """Whether torchrun (or SLURM by way of it) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+@contextlib.contextmanager
+def join(device, batch_size):
+    """The Ranks of this process: alone on `device`, unless torchrun started several. Raises UserError.
+
+    In company, a GPU each (nccl), or the CPU (gloo); whoever is not first prints nothing.
+    """
+    if not in_company():
+        yield Ranks(device)
+        return
+    rank, world, local, here = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    if batch_size % world:
+        raise UserError(f"--batch-size {batch_size} can't be divided among {world} processes: make it a multiple", status=2)
+    if device.type == "mps" or device.index is not None:
+        raise UserError(f"--device {device} is one device, for {here} processes: take auto, cuda or cpu", status=2)
+    if device.type == "cuda":
+        if here > torch.cuda.device_count():
+            raise UserError(f"--nproc-per-node {here} is more than the {torch.cuda.device_count()} GPUs of this machine", 2)
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        with contextlib.ExitStack() as stack:
+            if rank:
+                silence = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(silence))
+            yield Ranks(device, rank, world, local)
+    except (RuntimeError, dist.DistError) as error:
+        if not _was_left_alone(error):
+            raise
+        raise UserError("another process of this run ended") from error
+    finally:
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def _was_left_alone(error):
+    """Whether an error is that of a collective whose other side is gone."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in said for word in ("connection", "gloo", "nccl", "socket", "peer"))
+
+
+# ---- batch norm over all ranks -----------------------------------------------------------------------------------------
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over ranks, on each; so is the gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _SumOverRanks.apply(gradient.contiguous())
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm with the statistics of the global batch, on any device; torch's own knows GPUs only. (B, C, H, W) -> same"""
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
+        dist.all_reduce(count)
+        x32 = x.float()
+        mean = _SumOverRanks.apply(x32.sum((0, 2, 3))) / count
+        centred = x32 - mean[:, None, None]
+        var = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(var * count / (count - 1), momentum)
+        out = centred * (var + self.eps).rsqrt()[:, None, None]
+        return (out * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def sync_batch_norm(model, device):
+    """The model with batch norms over all ranks: torch's on a GPU, ours elsewhere. Raises UserError."""
+    if device.type == "cuda":
+        from timm.layers import convert_sync_batchnorm  # knows timm's norms with an activation, too
+
+        return convert_sync_batchnorm(model)
+    for module in list(model.modules()):
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UserError(f"--sync-bn: {type(module).__name__} can be synchronised on GPUs only", status=2)
+    return model

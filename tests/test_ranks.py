@@ -1,0 +1,150 @@
+"""Several processes train as one: real ones, started by torchrun, on the CPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from test_train import rows, stop_after, summary
+
+import checkpoint
+import sources
+from models.weights import load_checkpoint
+from ranks import Ranks, SyncBatchNorm
+
+NO_BATCH_NORM = ("--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=2", "--model-arg", "heads=2",
+                 "--drop-path", 0, "--lr", 1e-3)  # fmt: skip
+COMMON = (*TINY[:-2], "--batch-size", 36, "--limit-train", 144, "--epochs", 2, "--amp", "off", "--device", "cpu",
+          "--ema-decay", 0.8)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def all_shapes(train, monkeypatch, real=sources.load_shapes):
+    """The pictures that processes of their own have, not the few of other tests."""
+    monkeypatch.setattr(sources, "load_shapes", real)
+
+
+def torchrun(world, *arguments, script="train_vit.py", **options):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone", ROOT / script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([str(word) for word in (*command, *arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env=environment, **options)  # fmt: skip
+
+
+def finish(process, status=0):
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert (process.returncode == 0) == (status == 0), err
+    return out, err
+
+
+def curve(directory):
+    names = ("train_loss", "test_loss", "ema_test_loss", "train_acc", "test_acc")
+    return torch.tensor([[float(row[name]) for name in names] for row in rows(directory)])
+
+
+@pytest.mark.parametrize(
+    ("world", "model"),
+    # Batch norm and ReLU magnify rounding: in float64 the gradients agree to 1e-13, in fp32 to half a percent. Hence the rate.
+    [(2, NO_BATCH_NORM), (3, (*NO_BATCH_NORM, "--accumulate", 2)), (2, ("--model", "resnet20", "--sync-bn", "--lr", 1e-5))],
+    ids=["2", "3", "sync-bn"],
+)
+def test_the_curve_does_not_depend_on_the_number_of_ranks(train, tmp_path, world, model):
+    """Accuracies are compared too: of all images, each counted once."""
+    alone = train(*COMMON, *model, output="alone")
+    out, _ = finish(torchrun(world, *COMMON, *model, "--output-dir", tmp_path / "company"))
+    assert f"on {world} x cpu" in out and len(out.splitlines()) == 4  # the first rank's lines, and nobody else's
+    torch.testing.assert_close(curve(tmp_path / "company"), curve(alone), rtol=1e-5, atol=1e-5)
+    ours, theirs = (load_checkpoint(path / "last.pt")[0].state_dict() for path in (alone, tmp_path / "company"))
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+OURS = 'train_vit.py", line'  # of a traceback; torchrun prints one of its own when a rank fails
+
+
+def ranks_of(process):
+    """Process ids of the ranks: torchrun's children."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_signal_to_one_rank_ends_all_and_one_process_goes_on(train, tmp_path):
+    many = ("--epochs", 200)
+    cut = tmp_path / "cut"
+    process = torchrun(2, *COMMON, *NO_BATCH_NORM, *many, "--schedule", "constant", "--warmup-epochs", 0, "--output-dir", cut)
+    wait_for(cut / "metrics.csv", process)
+    os.kill(ranks_of(process)[1], signal.SIGTERM)  # not the one that writes
+    out, err = finish(process, status=1)
+    found = summary(cut)
+    assert found["status"] == "interrupted" and "go on with --resume" in out and OURS not in err
+    done = checkpoint.load(cut / "last.pt")["training"]["progress"]
+    assert 4 <= done["step"] < 800 and done["step"] == 4 * done["epoch"] + done["batch"] == found["steps"]
+    train("--resume", cut, "--epochs", done["epoch"] + 1)
+    alone = train(*COMMON, *NO_BATCH_NORM, "--epochs", done["epoch"] + 1, "--schedule", "constant", "--warmup-epochs", 0,
+                  "--ema-decay", 0.8, output="alone")  # fmt: skip
+    torch.testing.assert_close(curve(cut)[:, :3], curve(alone)[:, :3], rtol=1e-3, atol=1e-3)
+    assert len(curve(cut)) == done["epoch"] + 1
+
+
+def test_a_run_of_one_process_goes_on_in_two_with_held_out_images(train, tmp_path, monkeypatch):
+    options = (*COMMON, *NO_BATCH_NORM, "--val-size", 20, "--batch-size", 30)
+    alone = train(*options, output="alone")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        cut = train(*options, output="cut", status=143)
+    finish(torchrun(2, "--resume", cut))
+    assert summary(cut)["status"] == "finished"
+    assert summary(cut)["test_acc"] == pytest.approx(summary(alone)["test_acc"], abs=2.01)  # one picture of fifty
+    assert [row["step"] for row in rows(cut)] == [row["step"] for row in rows(alone)]
+    for ours, theirs in zip(rows(cut), rows(alone)):
+        for name in ("train_loss", "val_loss", "ema_val_loss"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-5)
+
+
+def test_bad_input_is_said_once(tmp_path):
+    _, err = finish(torchrun(2, *COMMON, *NO_BATCH_NORM, "--batch-size", 35, "--output-dir", tmp_path / "run"), status=2)
+    said = [line for line in err.splitlines() if "--batch-size 35 can't be divided among 2 processes" in line]
+    assert len(said) == 1 and OURS not in err and not (tmp_path / "run").exists()
+
+
+def test_synchronised_batch_norm_is_batch_norm_of_a_process_alone(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        ours, theirs = SyncBatchNorm(5), torch.nn.BatchNorm2d(5)
+        for norm in (ours, theirs):
+            torch.manual_seed(0)
+            torch.nn.init.normal_(norm.weight)
+            torch.nn.init.normal_(norm.bias)
+        x = torch.randn(4, 5, 3, 3) * 3 + 7
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        for norm, each in zip((ours, theirs), inputs):
+            norm(each).sin().sum().backward()
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-5)
+        for name, value in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], value)
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_process_alone_talks_to_nobody():
+    alone = Ranks(torch.device("cpu"))
+    values, model = torch.ones(2), torch.nn.Linear(1, 1)
+    assert alone.sum(values) is values and alone.parallel(model) is model and alone.any(True) and not alone.any(None)
