@@ -5,11 +5,14 @@
     for inputs, targets in batches.epoch(0): ...
 
 A dataset is one uint8 tensor of pictures and one int64 tensor of labels on the device. A batch is gathered and augmented
-there (augment.py): no worker processes, no copies from the host. All that an epoch draws is a function of (seed, epoch,
-batch), so a run can go on from any batch, and nothing else that draws can change what it sees.
+there (augment.py): no worker processes, no copies from the host. Pictures that don't fit stay on the host, and batches are
+sent ahead of the step that takes them; what is made of them is the same to the bit. All that an epoch draws is a function of
+(seed, epoch, batch), so a run can go on from any batch, and nothing else that draws can change what it sees.
 """
 
 import hashlib
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,16 +110,23 @@ class Batches:
     examples: on any device, moved to `device` here; batch_size: images of all ranks together; pipeline: see
     augment.Pipeline. With shuffle, every epoch has its own permutation, common to all ranks, and the incomplete last
     batch is left out; without, every image comes once, in order. repeats: how often a batch has each of its images, with
-    other draws of the augmentation (arXiv 1901.09335); an epoch has as many batches as without.
+    other draws of the augmentation (arXiv 1901.09335); an epoch has as many batches as without. resident: where the pictures
+    lie, "device" or "host"; "auto" is the device while they take at most half of its free memory.
     """
 
-    def __init__(self, examples, batch_size, pipeline, *, device="cpu", seed=0, shuffle=True, repeats=1, rank=0,
-                 world=1):  # fmt: skip
+    def __init__(self, examples, batch_size, pipeline, *, device="cpu", seed=0, shuffle=True, repeats=1, rank=0, world=1,
+                 resident="auto"):  # fmt: skip
         if shuffle and batch_size > len(examples):
             raise UserError(f"--batch-size {batch_size} is larger than the training set ({len(examples)} images)", status=2)
         if shuffle and world > 1 and batch_size < 2 * world:
             raise UserError(f"--batch-size {batch_size} is too small for {world} processes: each needs two images", status=2)
-        self.prepared = pipeline.prepare(examples.images.to(device))
+        device = torch.device(device)
+        self.streamed = resident == "host" or (resident == "auto" and not _fits(examples.images, device))
+        if self.streamed:
+            images = examples.images.permute(0, 2, 3, 1).contiguous()
+            self.host_images = images.pin_memory() if device.type == "cuda" else images
+        else:
+            self.prepared = pipeline.prepare(examples.images.to(device))
         self.labels = examples.labels.to(device)
         self.batch_size, self.pipeline, self.seed, self.shuffle = batch_size, pipeline, seed, shuffle
         self.repeats, self.rank, self.world = repeats, rank, world
@@ -126,22 +136,59 @@ class Batches:
 
     def epoch(self, epoch, start=0):
         """Yields (inputs, targets) of this rank for the batches from number `start` on."""
-        count = len(self.labels)
+        count, home = len(self.labels), "cpu" if self.streamed else self.labels.device
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "permutation"))
-            order = torch.randperm(count, generator=generator).to(self.labels.device)
+            order = torch.randperm(count, generator=generator).to(home)
         else:
-            order = torch.arange(count, device=self.labels.device)
-        generator, distinct = torch.Generator(), self.batch_size // self.repeats
-        for number in range(start, len(self)):
+            order = torch.arange(count, device=home)
+        distinct = self.batch_size // self.repeats
+
+        def rows(number):
+            """The indices of a batch's images, and of this rank's part of them."""
             index = order[number * distinct : (number + 1) * distinct].repeat(self.repeats)  # neighbours differ: they are mixed
+            return index, index[rank_rows(len(index), self.rank, self.world)] if self.world > 1 else index
+
+        numbers, generator = range(start, len(self)), torch.Generator()
+        arriving = self._send_ahead(rows(number)[1] for number in numbers) if self.streamed else None
+        for number in numbers:
+            whole, index = rows(number)
             generator.manual_seed(derive_seed(self.seed, epoch, "augment", number))
             draws = generator
             if self.world > 1:
-                rows = rank_rows(len(index), self.rank, self.world)
-                draws = augment.RankGenerator(generator, rows, len(index))
-                index = index[rows]
-            yield self.pipeline.batch(self.prepared, self.labels, index, draws)
+                draws = augment.RankGenerator(generator, rank_rows(len(whole), self.rank, self.world), len(whole))
+            if self.streamed:
+                yield self.pipeline(next(arriving), self.labels[index.to(self.labels.device)], draws)
+            else:
+                yield self.pipeline.batch(self.prepared, self.labels, index, draws)
+
+    def _send_ahead(self, indices):
+        """Yields the images of each index on the device; a thread gathers and sends the next while the last are worked on."""
+        device = self.labels.device
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+        def send(index):
+            shape = (len(index), *self.host_images.shape[1:])
+            gathered = torch.empty(shape, dtype=torch.uint8, pin_memory=stream is not None)
+            torch.index_select(self.host_images, 0, index, out=gathered)
+            if stream is None:
+                return gathered.to(device), None
+            with torch.cuda.stream(stream):
+                return gathered.to(device, non_blocking=True), stream.record_event()
+
+        with ThreadPoolExecutor(1) as thread:
+            pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
+            while pending:
+                images, sent = pending.pop().result()
+                pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
+                if sent:
+                    torch.cuda.current_stream(device).wait_event(sent)
+                    images.record_stream(torch.cuda.current_stream(device))
+                yield images.permute(0, 3, 1, 2)
 
     def __iter__(self):
         return self.epoch(0)
+
+
+def _fits(images, device):
+    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2

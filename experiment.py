@@ -19,10 +19,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+import board
 import checkpoint
 import cli
 import data
 import engine
+import metrics
 import models
 import optim
 import probe
@@ -34,8 +36,8 @@ from models.weights import load_weights
 from terminal import Reporter, StopSignal
 
 # What may differ when a run goes on; --epochs where the schedule allows it (see _check_epochs).
-FREE = {"resume", "resume_previous", "epochs", "device", "data_dir", "data_url", "compile", "grad_checkpointing", "amp",
-        "deterministic", "tag"}  # fmt: skip
+FREE = {"resume", "resume_previous", "epochs", "device", "data_dir", "data_url", "resident", "compile", "grad_checkpointing",
+        "amp", "deterministic", "tag"}  # fmt: skip
 EVAL_BATCH = 500
 
 
@@ -188,14 +190,18 @@ def _run(args, origin, state, company):
     if args.freeze_backbone:
         model, train_pipeline, curve_pipeline = probe.Probe(model), probe.AsTheyAre(), probe.AsTheyAre()
         train_examples, curve_examples = (
-            probe.features(model, data.Batches(examples, EVAL_BATCH, plain, device=device, shuffle=False), dtype)
+            probe.features(
+                model, data.Batches(examples, EVAL_BATCH, plain, device=device, shuffle=False, resident=args.resident), dtype
+            )
             for examples in (train_examples, curve_examples)
         )
     place = dict(device=device, rank=company.rank, world=company.world)
+    resident = "device" if args.freeze_backbone else args.resident  # features are there already
     batches = data.Batches(
-        train_examples, args.batch_size, train_pipeline, seed=args.seed, repeats=args.repeated_augment, **place
-    )
-    curve_batches = data.Batches(curve_examples, EVAL_BATCH, curve_pipeline, shuffle=False, **place)
+        train_examples, args.batch_size, train_pipeline, seed=args.seed, repeats=args.repeated_augment, resident=resident,
+        **place,
+    )  # fmt: skip
+    curve_batches = data.Batches(curve_examples, EVAL_BATCH, curve_pipeline, shuffle=False, resident=resident, **place)
 
     _resolve_auto(args, origin, args.epochs, args.epochs * len(batches))
     if state:
@@ -236,8 +242,8 @@ def _run(args, origin, state, company):
                     _show_batch(directory, batches, mean, std)
             _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop, company)
             if split.val:
-                tested = _test_chosen(training, directory, data.Batches(split.test, EVAL_BATCH, plain, shuffle=False, **place),
-                                      dtype, stop, company)  # fmt: skip
+                test_batches = data.Batches(split.test, EVAL_BATCH, plain, shuffle=False, resident=args.resident, **place)
+                tested = _test_chosen(training, directory, test_batches, dtype, stop, company)
             if not company.first:
                 return 0
             figures = _final_figures(training, tested if split.val else directory.rows()[-1], curve)
@@ -250,6 +256,7 @@ def _run(args, origin, state, company):
                 **_seconds_to(directory.rows(), _headline(training, curve)),
                 peak_memory_mb=engine.peak_memory_mb(device),
             )
+            board.write_end(directory, args, training, split, plain, device, dtype)
         except engine.Interrupted:
             directory.save_last(training.state_dict(args, origin))
             directory.write_summary("interrupted", signal=stop.number, **_standing(training, curve))
@@ -413,7 +420,7 @@ def _resolve_auto(args, origin, epochs, steps):
 
 def _finished(args, state):
     """The summary of a run that has nothing left to do; None for others, also for one that was killed before its test."""
-    summary = rundir.read_summary(args.output_dir)
+    summary = metrics.read_json(Path(args.output_dir) / "summary.json")
     done = state["training"]["progress"]["epoch"] == args.epochs == summary.get("epochs")
     whole = isinstance(summary.get("test_acc"), float) and "reported" in summary
     return summary if done and whole and summary.get("status") == "finished" else None

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 import checkpoint
 from errors import UserError
+from metrics import read_json, read_metrics
 
 FILES = ("config.json", "metrics.csv", "best.pt", "last.pt", "previous.pt", "summary.json")
 
@@ -97,11 +98,7 @@ class RunDir:
     def note_resumed(self, config, epoch):
         """Writes config.json anew, with the versions, device and arguments that the run had before in a list."""
         path = self.path / "config.json"
-        try:
-            before = json.loads(path.read_text())
-        except (OSError, ValueError, RecursionError):
-            before = {}
-        before = before if isinstance(before, dict) else {}
+        before = read_json(path)
         history = before.pop("resumed", [])
         before.pop("from", None)
         history = history if isinstance(history, list) else []
@@ -190,27 +187,6 @@ class RunDir:
         self._lock.release()
 
 
-def read_metrics(path):
-    """The rows of a metrics.csv as dicts of strings, without a torn last line. Columns are told by their names.
-
-    Raises UserError for what is no text or no table.
-    """
-    try:
-        with open(path, newline="") as file:
-            lines = file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        rows = list(csv.DictReader(lines))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read as a table ({error})") from error
-    # A row has a cell for each column, and no more (csv gives None as a cell, or as a name).
-    return [row for row in rows if is_epoch(row.get("epoch")) and None not in row and None not in row.values()]
-
-
-def is_epoch(text):
-    return bool(text) and text.isdecimal() and len(text) < 10
-
-
 def no_run(path):
     """The UserError for a directory without a checkpoint."""
     config = Path(path) / "config.json"
@@ -234,15 +210,6 @@ def load_last(path, or_previous=False):
         if not or_previous:
             raise UserError(f"{error}; --resume-previous goes on from the save before it", error.status) from error
     return checkpoint.load(previous), True
-
-
-def read_summary(path):
-    """The object in a run's summary.json; {} where there is none."""
-    try:
-        found = json.loads((Path(path) / "summary.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def resolve_run(path):

@@ -1,6 +1,7 @@
 """Batches depend on seed, epoch and number alone; splits have their shares."""
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -106,6 +107,35 @@ def test_parts_of_the_ranks_make_the_batch_of_one(world, batch_size):
     for (inputs, targets), *of_ranks in itertools.zip_longest(whole, *parts):
         assert torch.equal(torch.cat([x for x, _ in of_ranks]), inputs)
         assert torch.equal(torch.cat([y for _, y in of_ranks]), targets)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(repeats=2), dict(shuffle=False), dict(rank=1, world=2)], ids=str)
+def test_pictures_on_the_host_give_the_same_bits(options):
+    pipeline = Pipeline(MEAN, STD, 40, ("crop", "flip"), **AUGMENTED)
+    device, host = (Batches(examples(52), 8, pipeline, seed=3, resident=where, **options) for where in ("device", "host"))
+    assert host.streamed and not device.streamed and not hasattr(host, "prepared")
+    for start in (0, 4):
+        batches = list(device.epoch(2, start=start))
+        assert len(batches) == len(device) - start and same_batches(batches, list(host.epoch(2, start=start)))
+
+
+def test_an_epoch_from_the_host_may_be_left_in_the_middle():
+    batches = Batches(examples(50), 8, Pipeline(MEAN, STD, 32), resident="host")
+    before = threading.active_count()
+    epoch = batches.epoch(0)
+    next(epoch), next(epoch)
+    assert threading.active_count() == before + 1
+    epoch.close()
+    del epoch
+    assert threading.active_count() == before
+
+
+@pytest.mark.gpu
+def test_pictures_on_the_host_give_the_same_bits_on_a_gpu():
+    pipeline = Pipeline(MEAN, STD, 40, ("crop", "flip"), **AUGMENTED)
+    device, host = (Batches(examples(520), 64, pipeline, seed=3, device="cuda", resident=where) for where in ("device", "host"))
+    for _ in range(5):
+        assert same_batches(list(device.epoch(2)), list(host.epoch(2)))
 
 
 def test_repeated_augmentation_shows_each_image_of_a_batch_several_times():

@@ -1,4 +1,4 @@
-"""Files that come from elsewhere: of other wrappers and versions, hostile ones, and those that several processes want at once."""
+"""Files from elsewhere: of other kinds of training and other versions, hostile ones, those that several processes want."""
 
 import shutil
 
@@ -16,8 +16,8 @@ import checkpoint
 # ---- checkpoints of one kind of training in another -------------------------------------------------------------------
 
 KINDS = ("plain", "compiled", "DDP")
-SMALL = (*TINY, "--device", "cpu", "--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=1", "--model-arg",
-         "heads=2", "--amp", "off", "--schedule", "constant", "--warmup-epochs", 0, "--lr", 1e-3, "--ema-decay", 0.8)  # fmt: skip
+SMALL = (*TINY, "--device", "cpu", "--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=1",
+         "--model-arg", "heads=2", "--amp", "off", "--schedule", "constant", "--warmup-epochs", 0, "--lr", 1e-3, "--ema-decay", 0.8)  # fmt: skip
 
 
 @pytest.mark.slow

@@ -109,6 +109,13 @@ def test_the_default_directory_says_what_it_is(tmp_path, monkeypatch):
     assert re.fullmatch(r"shapes-resnet20-try-s4-\d{8}-\d{6}", name)
 
 
+def test_pictures_on_the_host_make_the_same_run(train):
+    device, host = (train("--epochs", 1, "--cutmix", 1, "--resident", where, output=where) for where in ("device", "host"))
+    assert untimed(device) == untimed(host)
+    a, b = (checkpoint.load(directory / "last.pt")["state_dict"] for directory in (device, host))
+    assert same(a, b)
+
+
 def test_a_held_out_split_chooses_and_the_test_set_is_read_once_at_the_end(train, monkeypatch):
     calls = []
     real = engine.evaluate
