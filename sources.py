@@ -203,7 +203,7 @@ def _fetch(url, part, size):
         bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None, leave=False)
         part.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "ab" if resumed else "wb") as file, bar:
-            while block := response.read(1 << 18):
+            while block := response.read1(1 << 18):  # what has come, so that it is kept when no more comes
                 file.write(block)
                 bar.update(len(block))
                 if file.tell() > size:

@@ -16,8 +16,10 @@ import checkpoint
 # ---- checkpoints of one kind of training in another -------------------------------------------------------------------
 
 KINDS = ("plain", "compiled", "DDP")
-SMALL = (*TINY, "--device", "cpu", "--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=1",
-         "--model-arg", "heads=2", "--amp", "off", "--schedule", "constant", "--warmup-epochs", 0, "--lr", 1e-3, "--ema-decay", 0.8)  # fmt: skip
+SMALL = (
+    *TINY, "--device", "cpu", "--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=1", "--model-arg",
+    "heads=2", "--amp", "off", "--schedule", "constant", "--warmup-epochs", 0, "--lr", 1e-3, "--ema-decay", 0.8,
+)  # fmt: skip
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import refused
 from PIL import Image, ImageOps
+from processes import load_data
 from test_checkpoint import Hostile
 
 import checkpoint
@@ -182,6 +183,18 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path, decoded, damage):
     assert len(again.notes) == (damage != "foreign") and not (tmp_path / "sentinel").exists()
     assert all("the cache was made again" in note and "\n" not in note for note in again.notes)
     assert load(folder).notes == () and len(decoded) == 20
+
+
+def test_four_processes_that_lack_the_cache_make_it_once(folder, tmp_path, forks):
+    (folder / "..cache-32px.pt.1.tmp").write_bytes(b"half")  # of a process that was killed
+    until, notes = tmp_path / "until", tmp_path / "notes"
+    processes = [forks.start(faults=[load_data("folder", folder, None, None, until, notes)]) for _ in range(4)]
+    until.touch()
+    ended = [process.wait() for process in processes]
+    assert [(done.returncode, done.err) for done in ended] == [(0, "")] * 4
+    assert len({done.out for done in ended}) == 1 and notes.read_text() == "decoded\n"
+    assert sorted(os.listdir(folder)) == [".cache-32px.pt", "test", "train"]
+    checkpoint.load(folder / ".cache-32px.pt")
 
 
 def test_a_folder_that_can_not_be_written_is_read(folder):
