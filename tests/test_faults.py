@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import OPTIONS, ROOT, TINY
 from processes import (
     NOT_ALLOWED,
     PHASES,
@@ -33,29 +33,12 @@ from test_train import same, same_state, summary, untimed
 
 import checkpoint
 
-# Three steps an epoch, a moving average, held-out images: the final test is a phase of its own.
-OPTIONS = (*TINY, "--device", "cpu", "--epochs", 3, "--ema-decay", 0.8, "--val-size", 10, "--batch-size", 28)
-
 
 def equal(one, other):
     """Whether two finished runs came to the same: all state of training, best.pt, each epoch's row, the test's figures."""
     best = [checkpoint.load(directory / "best.pt") for directory in (one, other)]
     tests = [(summary(directory)["status"], summary(directory)["test_acc"]) for directory in (one, other)]
     return same_state(one, other) and same(*best) and untimed(one) == untimed(other) and tests[0] == tests[1]
-
-
-@pytest.fixture(scope="session")
-def whole(forks, tmp_path_factory):
-    """A run that nothing happened to; not to be changed."""
-    directory = tmp_path_factory.mktemp("runs") / "whole"
-    done = forks.run(*OPTIONS, "--output-dir", directory)
-    assert (done.returncode, done.err) == (0, "")
-    return directory
-
-
-@pytest.fixture
-def copy(whole, tmp_path):
-    return Path(shutil.copytree(whole, tmp_path / "copy"))
 
 
 def position(directory):
