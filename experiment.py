@@ -303,8 +303,8 @@ def _check_before_work(args, state, options, company):
     """Raises UserError for what can be refused without data or model."""
     smallest = 2 * (args.batch_size // 2 // company.world) if company.world > 1 else args.batch_size  # see data.rank_rows
     if args.accumulate > smallest:
-        raise UserError(f"--accumulate {args.accumulate} is more than the {smallest} images of a batch"
-                        f"{' that a process has' * (company.world > 1)} (--batch-size {args.batch_size})", status=2)  # fmt: skip
+        of = f"of --batch-size {args.batch_size}{' that a process has' * (company.world > 1)}"
+        raise UserError(f"--accumulate {args.accumulate} is more than the {smallest} images {of}", status=2)
     if args.cutout >= args.image_size:
         raise UserError(f"--cutout {args.cutout} leaves nothing of pictures of {args.image_size} px", status=2)
     if args.warmup_epochs is not None and args.warmup_epochs >= args.epochs and args.schedule != "constant":
