@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+import board
 import checkpoint
 import cli
 import data
@@ -244,6 +245,7 @@ def _run(args, origin, state, company):
                 **_seconds_to(directory.rows(), _headline(training, curve)),
                 peak_memory_mb=engine.peak_memory_mb(device),
             )
+            board.write_end(directory, args, training, split, plain, device, dtype)
         except engine.Interrupted:
             directory.save_last(training.state_dict(args, origin))
             directory.write_summary("interrupted", signal=stop.number, **_standing(training, curve))

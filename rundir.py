@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 import checkpoint
 from errors import UserError
+from metrics import read_metrics
 
 FILES = ("config.json", "metrics.csv", "best.pt", "last.pt", "summary.json")
 
@@ -161,16 +162,6 @@ class RunDir:
         if self._writer is not None:
             self._writer.close()
         self._lock.release()
-
-
-def read_metrics(path):
-    """The rows of a metrics.csv as dicts of strings, without a torn last line. Columns are told by their names."""
-    with open(path, newline="") as file:
-        lines = file.read().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    rows = list(csv.DictReader(lines))
-    return [row for row in rows if (row.get("epoch") or "").isdecimal() and None not in row.values()]
 
 
 def resolve_run(path):

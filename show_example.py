@@ -2,137 +2,148 @@
 
     python show_example.py --checkpoint runs/<run>/best.pt                     # 16 test pictures
     python show_example.py --checkpoint runs/<run>/best.pt --index 0 17 99     # these
-    python show_example.py --checkpoint runs/<run>/best.pt --image cat.jpg     # any picture file
+    python show_example.py --checkpoint runs/<run>/best.pt --image cat.jpg --explain
+    python show_example.py --checkpoint runs/<run>/best.pt --errors            # its most confident mistakes
+    python show_example.py --checkpoint runs/a runs/b                          # where two disagree
+    python show_example.py --checkpoint runs/<run>/best.pt --report            # confusion, calibration, robustness
+    python show_example.py --checkpoint runs/<run>/best.pt --export onnx
+    python show_example.py --checkpoint runs/<run>/best.pt --serve             # a page to drop pictures on
+
+Pictures go beside the (first) checkpoint, where git ignores them, unless --output says.
 """
 
-import textwrap
+import json
+import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-
 import cli
-import data
-import engine
-import figures
-import rundir
-import sources
-from augment import Pipeline
 from errors import UserError
-from models.weights import load_checkpoint
+
+DATASETS = ("cifar10", "cifar100", "folder", "shapes")
 
 
 def build_parser():
     parser = cli.Parser(__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a run's best.pt or last.pt, or its directory")
-    parser.add_argument("--index", type=int, nargs="+", metavar="I", help="test pictures by number; -1: a random one")
-    parser.add_argument("--image", nargs="+", metavar="FILE", help="picture files, of any size")
-    parser.add_argument("--topk", type=cli.number(int, low=1), default=3, metavar="K", help="classes to show")
-    parser.add_argument("--seed", type=cli.number(int, low=0), default=0, metavar="N", help="of the random choice of pictures")
-    parser.add_argument("--dataset", choices=data.DATASETS, help="instead of the run's own")
-    parser.add_argument("--data-dir", metavar="DIR", help="instead of the run's own")
+    parser.add_argument("--checkpoint", required=True, nargs="+", metavar="FILE",
+                        help="a run's best.pt or last.pt, or its directory; several: where they disagree")  # fmt: skip
+    group = parser.add_argument_group("which pictures")
+    group.add_argument("--index", type=int, nargs="+", metavar="I", help="test pictures by number; -1: a random one")
+    group.add_argument("--image", nargs="+", metavar="FILE", help="picture files, of any size")
+    group.add_argument("--errors", action="store_true", help="the most confident mistakes on the test pictures")
+    group.add_argument("--count", type=cli.number(int, low=1, high=100), metavar="N",
+                       help="how many (default: 16; of several checkpoints 8)")  # fmt: skip
+    group.add_argument("--seed", type=cli.number(int, low=0), default=0, metavar="N", help="of the random choice of pictures")
+    group.add_argument("--dataset", choices=DATASETS, help="instead of the run's own")
+    group.add_argument("--data-dir", metavar="DIR", help="instead of the run's own")
+    group = parser.add_argument_group("what is shown")
+    group.add_argument("--topk", type=cli.number(int, low=1, high=20), default=3, metavar="K", help="classes to show")
+    group.add_argument("--explain", action="store_true", help="where it looks: Grad-CAM, of transformers attention rollout")
+    group.add_argument("--json", action="store_true", help="JSON on standard output instead of text")
+    group.add_argument("--report", action="store_true", help="the whole test split: report.png and report.json")
+    group.add_argument("--corrupted", type=cli.number(int, low=0), default=500, metavar="N",
+                       help="test pictures that --report corrupts, a share of each class (0: all)")  # fmt: skip
+    group.add_argument("--export", choices=("onnx", "torchscript", "safetensors"), help="the model with its preprocessing")
+    group.add_argument("--serve", action="store_true", help="a local page to try pictures on (needs pip install gradio)")
+    group.add_argument("--host", default="127.0.0.1", help="where --serve listens; 0.0.0.0: for other machines, too")
+    group.add_argument("--port", type=cli.number(int, low=0, high=65535), default=7860, metavar="N", help="of --serve")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--output", metavar="FILE", help="the picture (default: examples.png beside the checkpoint)")
+    parser.add_argument("--output", metavar="FILE", help="the picture, or --export's directory (beside the checkpoint)")
     return parser
 
 
-def load_pictures(files, size):
-    """(uint8 (N, 3, size, size), their names) of picture files, cut to squares. Raises UserError for an unreadable one."""
-    pictures = []
-    for file in files:
-        if not Path(file).is_file():
-            raise UserError(f"there is no picture {file}", status=2)
-        picture = sources.decode(file, size)
-        if isinstance(picture, str):
-            raise UserError(f"{file} can't be read as a picture ({picture})")
-        pictures.append(torch.from_numpy(np.array(picture)))
-    return torch.stack(pictures).permute(0, 3, 1, 2), [Path(file).name for file in files]
+def check(args):
+    """Raises UserError for arguments that contradict each other or name a place that can't be written."""
+    modes = [f"--{name}" for name in ("report", "export", "serve") if getattr(args, name)]
+    choices = [f"--{name}" for name in ("image", "index", "errors") if getattr(args, name)]
+    if len(modes) + bool(choices) > 1 or len(choices) > 1:
+        raise UserError(f"{' and '.join(modes + choices)} can't be done together: run it twice", status=2)
+    if len(args.checkpoint) > 1 and (modes or args.errors):
+        raise UserError(f"{(modes or choices)[0]} takes one checkpoint", status=2)
+    if args.output and not args.export:
+        import figures
+
+        figures.check_places([args.output])
 
 
-def load_test_pictures(args, card):
-    """(Examples, names): the chosen pictures of the test split that the run was made on."""
-    directory = Path(args.checkpoint).parent
-    saved = rundir.load_config(directory)[0] if (directory / "config.json").is_file() else {}
-    dataset = args.dataset or saved.get("dataset", card["source"])
-    split = data.load(
-        dataset, args.data_dir or saved.get("data_dir", "data"), image_size=card["image_size"],
-        limit_test=saved.get("limit_test", 0), skip_bad_images=saved.get("skip_bad_images", False),
-    )  # fmt: skip
-    if list(split.classes) != card["classes"]:
-        raise UserError(f"the checkpoint knows {len(card['classes'])} classes ({', '.join(card['classes'][:3])}, …), "
-                        f"{split.name} has {len(split.classes)} ({', '.join(split.classes[:3])}, …)")  # fmt: skip
-    count = len(split.test)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(args.seed)).tolist()
-    index = order[:16]
-    if args.index:
-        outside = [i for i in args.index if not -1 <= i < count]
-        if outside:
-            raise UserError(f"--index {outside[0]}: the test split has pictures 0 to {count - 1} (-1: a random one)", status=2)
-        index = [order[-1 - k % count] if i == -1 else i for k, i in enumerate(args.index)]
-    return split.test.take(torch.tensor(index)), [f"test {i}" for i in index]
+def pictures(args, predictors):
+    """(images, names, truth or None, logits of each model, name of the picture file) as the arguments choose them."""
+    import torch
+
+    import predict
+
+    if args.image:
+        images, names = predict.load_pictures(args.image, max(each.card["image_size"] for each in predictors))
+        return images, names, None, [each.logits(images) for each in predictors], "examples"
+    test = predict.test_split(predictors, args.dataset, args.data_dir).test
+    stem = "errors" if args.errors else "compare" if len(predictors) > 1 else "examples"
+    number = args.count or (16 if len(predictors) == 1 else 8)
+    if args.errors or (len(predictors) > 1 and not args.index):
+        logits = [each.logits(test.images) for each in predictors]
+        chosen = predict.mistakes(logits[0], test.labels, number) if args.errors else predict.disagreements(logits, number)
+        if not chosen:
+            print(f"{'no mistakes' if args.errors else 'they agree'} on all {len(test)} test pictures", file=sys.stderr)
+    else:
+        chosen = predict.choose(len(test), args.index, args.seed, number)
+    picked = test.take(torch.tensor(chosen, dtype=torch.long))
+    logits = [each.logits(picked.images) for each in predictors] if chosen else []
+    return picked.images, [f"test {i}" for i in chosen], picked.labels.tolist(), logits, stem
 
 
-@torch.no_grad()
-def predict(model, card, images, device, topk):
-    """(probabilities, classes) of the topk classes of uint8 images (N, 3, h, w), each (N, topk), on the CPU."""
-    pipeline = Pipeline(card["mean"], card["std"], card["image_size"])
-    inputs, _ = pipeline(images.to(device), None)
-    probabilities = torch.cat([model(part).float().softmax(1) for part in inputs.split(500)])
-    top = probabilities.cpu().topk(min(topk, len(card["classes"])), dim=1)
-    return top.values, top.indices
+def show(args, predictors):
+    import tiles
 
-
-def draw(images, names, truth, probabilities, classes, labels, path):
-    """A tile a picture: the picture, enlarged without blur, and a bar for each of its top classes."""
-    plt = figures.pyplot()
-    columns = min(4, len(images))
-    rows = -(-len(images) // columns)
-    topk = probabilities.shape[1]
-    bars = 0.25 * topk + 0.25
-    figure, axes = plt.subplots(2 * rows, columns, figsize=(2.6 * columns, (2.5 + bars) * rows), squeeze=False,
-                                height_ratios=[2.5, bars] * rows, layout="constrained")  # fmt: skip
-    for axis in axes.flat:
-        axis.axis("off")
-    for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        picture, chart = axes[2 * (i // columns), i % columns], axes[2 * (i // columns) + 1, i % columns]
-        picture.imshow(image, interpolation="nearest")
-        title = textwrap.shorten(names[i], 28) + (f": {labels[truth[i]]}" if truth is not None else "")
-        picture.set_title(title, fontsize=9)
-        colours = ["#0072B2" if truth is None else "#009E73" if c == truth[i] else "#D55E00" for c in classes[i].tolist()]
-        chart.axis("on")
-        chart.barh(range(topk), probabilities[i].tolist(), color=colours)
-        chart.set(xlim=(0, 1), xticks=[], yticks=range(topk), yticklabels=[labels[c] for c in classes[i]])
-        chart.tick_params(length=0, labelsize=8)
-        chart.invert_yaxis()
-        chart.spines[:].set_visible(False)
-        for y, p in enumerate(probabilities[i].tolist()):
-            chart.text(min(p + 0.02, 0.82), y, f"{100 * p:.0f} %", va="center", fontsize=8)
-    figures.save(figure, path, dpi=120)
+    images, names, truth, logits, stem = pictures(args, predictors)
+    labels, path = predictors[0].classes, None
+    answers = [tiles.answer(*each, images, args.topk, args.explain) for each in zip(predictors, logits)]
+    if answers:
+        path = args.output or predictors[0].path.parent / f"{stem}{'-explained' * args.explain}.png"
+        tiles.draw(answers, names, images, truth, labels, path)
+    true = [None] * len(names) if truth is None else [labels[label] for label in truth]
+    found = [{"picture": name, "truth": each, "answers": []} for name, each in zip(names, true)]
+    for predictor, each in zip(predictors, answers):
+        for picture, classes, probabilities in zip(found, each.classes.tolist(), each.probabilities.tolist()):
+            top = [{"class": labels[c], "probability": p} for c, p in zip(classes, probabilities)]
+            picture["answers"].append({"checkpoint": str(predictor.path), "top": top})
+    if args.json:
+        print(json.dumps({"pictures": found, "picture_file": path and str(path)}, indent=2))
+        return
+    for each in found:
+        for predictor, one in zip(predictors, each["answers"]):
+            who = f"{each['picture']}" + (f" ({each['truth']})" if truth is not None else "")
+            who += f" {predictor.name}" if len(predictors) > 1 else ""
+            said = ", ".join(f"{guess['class']} {100 * guess['probability']:.1f} %" for guess in one["top"])
+            print(f"{who}: {said}")
+    if path:
+        print(f"picture: {path}")
 
 
 def main(argv=None):
     args = build_parser().parse_args(argv)
-    if args.image and args.index:
-        raise UserError("--image and --index can't be shown together: run it twice", status=2)
-    device = engine.select_device(args.device)
-    if Path(args.checkpoint).is_dir():
-        args.checkpoint = Path(args.checkpoint) / "best.pt"
-    model, card = load_checkpoint(args.checkpoint)
-    model = model.to(device, memory_format=torch.channels_last)
-    if args.image:
-        images, names = load_pictures(args.image, card["image_size"])
-        truth = None
+    check(args)
+    import engine
+    import predict
+
+    predictors = predict.load_all(args.checkpoint, engine.select_device(args.device))
+    first = predictors[0]
+    if args.export:
+        import export
+
+        directory = Path(args.output or first.path.parent / f"export-{args.export}")
+        print(export.export(first, args.export, directory))
+    elif args.report:
+        import assess
+
+        test = predict.test_split(predictors, args.dataset, args.data_dir)
+        path = Path(args.output or first.path.parent / "report.png")
+        found = assess.report(first, test, path, args.corrupted)
+        print(json.dumps(found, indent=2) if args.json else assess.in_words(found))
+        print(f"report: {path} {path.with_suffix('.json')}", file=sys.stderr)
+    elif args.serve:
+        import serve
+
+        serve.serve(first, args.topk, args.host, args.port)
     else:
-        examples, names = load_test_pictures(args, card)
-        images, truth = examples.images, examples.labels.tolist()
-    probabilities, classes = predict(model, card, images, device, args.topk)
-    for i, name in enumerate(names):
-        guesses = zip(classes[i].tolist(), probabilities[i].tolist())
-        said = ", ".join(f"{card['classes'][c]} {100 * p:.1f} %" for c, p in guesses)
-        print(f"{name}: {said}" if truth is None else f"{name} ({card['classes'][truth[i]]}): {said}")
-    path = args.output or Path(args.checkpoint).parent / "examples.png"
-    draw(images, names, truth, probabilities, classes, card["classes"], path)
-    print(f"picture: {path}")
+        show(args, predictors)
     return 0
 
 

@@ -23,12 +23,15 @@ from pathlib import Path
 
 import checkpoint
 import cli
-import compare_runs
+import curves
 import data
 import experiment
 import launch
+import metrics
 import models
+import replicates
 import rundir
+import tables
 from errors import UserError
 from suites import SUITES
 
@@ -108,7 +111,7 @@ class Run:
 
     @property
     def summary(self):
-        return compare_runs.read_json(self.path / "summary.json")
+        return metrics.read_json(self.path / "summary.json")
 
     @property
     def finished(self):
@@ -179,7 +182,7 @@ def standing(run):
     if not held:
         rundir.refuse_if_taken(run.path)
         return "new"
-    config = compare_runs.read_json(run.path / "config.json")
+    config = metrics.read_json(run.path / "config.json")
     if not isinstance(config.get("arguments"), dict):
         raise UserError(f"{run.path} holds {', '.join(held)}, but no config.json that can be read: remove it", 2)
     wrong = []
@@ -217,18 +220,18 @@ def report(name, runs, root, command):
     if not finished:
         return
     groups = {label: [run for run in finished if run.label == label] for label in chosen.experiments}
-    groups = {label: [compare_runs.Run(run.path / "metrics.csv") for run in group] for label, group in groups.items() if group}
-    experiments, answers = compare_runs.over_seeds(groups), list(differences(chosen.questions, finished))
-    means = [compare_runs.Mean(f"{label} (n = {len(group)})", group) for label, group in groups.items()]
-    compare_runs.draw(means, root / "curves.png")
+    groups = {label: [metrics.Run(run.path / "metrics.csv") for run in group] for label, group in groups.items() if group}
+    means, answers = [replicates.Group(*each) for each in groups.items()], list(differences(chosen.questions, finished))
+    experiments = tables.compare(means, ("experiment", "n", "test", "train", "parameters", "gmacs")).cells()
+    curves.draw(means, root / "curves.png")
 
     text = f"# {name}: {chosen.title}\n\n    {command}\n\n{origin(finished)}\n\n"
-    text += f"{compare_runs.markdown_table(experiments)}\n![means over seeds](curves.png)\n"
-    compare_runs.print_table(experiments)
+    text += f"{tables.markdown_table(experiments)}\n![means over seeds](curves.png)\n"
+    tables.print_table(experiments)
     if answers:
-        text += f"\n{compare_runs.markdown_table(answers)}\n{NOTE}"
+        text += f"\n{tables.markdown_table(answers)}\n{NOTE}"
         print()
-        compare_runs.print_table(answers)
+        tables.print_table(answers)
     absent = [run.path.name for run in runs if run not in finished]
     text += f"\nNot finished: {', '.join(absent)}.\n" if absent else ""
     with checkpoint.replacing(root / "results.md", "w") as file:
@@ -245,7 +248,7 @@ def differences(questions, finished):
         if ours not in summaries or theirs not in summaries:
             continue
         a, b = ({seed: found["test_acc"] for seed, found in summaries[label].items()} for label in (ours, theirs))
-        found = compare_runs.difference(a, b)
+        found = replicates.difference(a, b)
         size, base = (next(iter(summaries[label].values()))["parameters"] for label in (ours, theirs))
         yield {
             "experiment": ours,
@@ -262,7 +265,7 @@ def differences(questions, finished):
 
 def origin(finished):
     """What the runs were made from and on, as their config.json says."""
-    configs = [compare_runs.read_json(run.path / "config.json") for run in finished]
+    configs = [metrics.read_json(run.path / "config.json") for run in finished]
     commits = [config.get("git") or {"commit": "unknown", "dirty": False} for config in configs]
     facts = {
         "dataset": [run.args.dataset for run in finished],

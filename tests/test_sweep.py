@@ -19,8 +19,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-import compare_runs
 import launch
+import replicates
 import sources
 import suites
 import sweep
@@ -113,37 +113,37 @@ def starts(name):
 
 def test_paired_differences_by_hand():
     """Differences 1, 2, 3: mean 2, deviation 1, error 1 / sqrt(3), t of two degrees of freedom 4.303."""
-    found = compare_runs.difference({0: 61, 1: 73, 2: 55}, {2: 52, 0: 60, 1: 71})
+    found = replicates.difference({0: 61, 1: 73, 2: 55}, {2: 52, 0: 60, 1: 71})
     assert found.n == "3 paired" and found.value == pytest.approx(2) and found.error == pytest.approx(1 / math.sqrt(3))
     assert (found.low, found.high) == pytest.approx((2 - 2.4843, 2 + 2.4843), abs=1e-3)
     assert found.verdict == "not resolved"
-    more = compare_runs.difference({s: 60 + s + 0.1 * (s % 2) for s in range(8)}, {s: 58 + s for s in range(8)})
+    more = replicates.difference({s: 60 + s + 0.1 * (s % 2) for s in range(8)}, {s: 58 + s for s in range(8)})
     assert more.verdict == "higher" and more.value == pytest.approx(2.05)
-    assert compare_runs.difference({0: 1, 1: 2.1}, {0: 51, 1: 52}).verdict == "lower"
+    assert replicates.difference({0: 1, 1: 2.1}, {0: 51, 1: 52}).verdict == "lower"
 
 
 def test_unpaired_differences_by_hand():
     """Welch: variances 1 (n = 3) and 8 (n = 2): error sqrt(1/3 + 4), degrees of freedom 18.78 / (1/18 + 16) = 1.17, so 1."""
-    found = compare_runs.difference({0: 1, 1: 2, 2: 3}, {3: 4, 4: 8})
+    found = replicates.difference({0: 1, 1: 2, 2: 3}, {3: 4, 4: 8})
     assert found.n == "3, 2" and found.value == pytest.approx(-4) and found.error == pytest.approx(math.sqrt(13 / 3))
     assert found.high == pytest.approx(-4 + 12.706 * math.sqrt(13 / 3)) and found.verdict == "not resolved"
 
 
 def test_one_seed_claims_no_error():
     for theirs in ({0: 60}, {1: 60}, {1: 60, 2: 60}):
-        found = compare_runs.difference({0: 61.5}, theirs)
+        found = replicates.difference({0: 61.5}, theirs)
         assert (found.value, found.error, found.low) == (1.5, None, None) and found.verdict == "one seed: no error known"
 
 
 def test_identical_results_and_a_difference_without_spread_are_not_resolved():
-    same = compare_runs.difference({0: 61.2, 1: 60.1}, {0: 61.2, 1: 60.1})
+    same = replicates.difference({0: 61.2, 1: 60.1}, {0: 61.2, 1: 60.1})
     assert (same.value, same.error, same.low, same.high) == (0, 0, 0, 0) and same.verdict == "not resolved"
-    shifted = compare_runs.difference({0: 61.3, 1: 60.4}, {0: 60.2, 1: 59.3})
+    shifted = replicates.difference({0: 61.3, 1: 60.4}, {0: 60.2, 1: 59.3})
     assert shifted.error == 0 and shifted.verdict.startswith("not resolved (no spread")
 
 
 def test_two_shared_seeds_pair_and_the_rest_is_left_out():
-    found = compare_runs.difference({0: 1.0, 1: 3.0, 2: 99.0}, {0: 0.0, 1: 1.0})
+    found = replicates.difference({0: 1.0, 1: 3.0, 2: 99.0}, {0: 0.0, 1: 1.0})
     assert (found.n, found.value, found.error) == ("2 paired", 1.5, 0.5)
 
 
@@ -151,14 +151,14 @@ def test_two_shared_seeds_pair_and_the_rest_is_left_out():
 def test_the_quantiles_leave_two_and_a_half_percent_above(freedom):
     """The density of Student's t, integrated from 0 to the quantile (Simpson), gives 47.5 %, to half of the last digit."""
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    steps, t = 2000, compare_runs.t975(freedom)
+    steps, t = 2000, replicates.t975(freedom)
     heights = [scale * (1 + (i * t / steps) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(steps + 1)]
     area = t / steps / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
     assert area == pytest.approx(0.475, abs=0.00051 * heights[-1])
 
 
 def test_between_the_quantiles_the_wider_interval_is_taken():
-    t = compare_runs.t975
+    t = replicates.t975
     assert t(2.9) == t(2) and t(0.99999999999) == t(1) and t(35) == t(30) and t(50) == t(40) and t(10**6) == t(120)
 
 

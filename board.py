@@ -1,0 +1,91 @@
+"""What TensorBoard shows of a finished run beside its curves: the hyper-parameters' table and the confusion matrix.
+
+    write_end(directory, args, training, split, plain, device, dtype)          # at the end of experiment.run
+
+The matrix is a picture (rows: true classes, blue: the share of the row) and, of up to 20 classes, a table with their names.
+"""
+
+import copy
+import sys
+
+import torch
+
+import checkpoint
+import data
+import engine
+import metrics
+import replicates
+import tables
+
+MOST_NAMES = 20
+CELL = 24  # pixels
+BLUE = (0.0, 0.27, 0.53)
+
+
+def write_end(directory, args, training, split, plain, device, dtype):
+    """Writes both into the run's events: of the weights that its test accuracy is of.
+
+    The run is finished by then: where the disk has no room for them, that is said, and nothing is raised.
+    """
+    try:
+        _write_end(directory, args, training, split, plain, device, dtype)
+    except OSError as error:
+        print(f"{directory.path}: TensorBoard's last figures could not be written ({error.strerror})", file=sys.stderr)
+
+
+def _write_end(directory, args, training, split, plain, device, dtype):
+    summary = metrics.read_json(directory.path / "summary.json")
+    write_hparams(directory.events, vars(args), {key: summary[key] for key in ("test_acc", "test_top5") if key in summary})
+    if getattr(args, "freeze_backbone", False):  # such a run's batches are features, not pictures
+        return
+    model = training.reported
+    if split.val:
+        model = copy.deepcopy(model)
+        model.load_state_dict(checkpoint.load(directory.path / "best.pt")["state_dict"])
+    batches = data.Batches(split.test, 500, plain, device=device, shuffle=False)
+    counts = confusion(model, batches, split.num_classes, dtype)
+    directory.events.add_image("confusion", picture(counts), training.progress.step)
+    if split.num_classes <= MOST_NAMES:
+        directory.events.add_text("confusion", as_table(counts, split.classes), training.progress.step)
+    directory.events.flush()
+
+
+def write_hparams(events, arguments, figures):
+    """The arguments that say what the run is, and its final figures, for the plugin hparams, in the run's own events."""
+    from torch.utils.tensorboard.summary import hparams
+
+    kept = {key: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for key, value in arguments.items() if key not in replicates.PLACE - {"seed"}}  # fmt: skip
+    final = {f"final/{key}": value for key, value in figures.items()}
+    for part in hparams(kept, final):
+        events.file_writer.add_summary(part)
+    for key, value in final.items():
+        events.add_scalar(key, value)
+
+
+@torch.no_grad()
+def confusion(model, batches, classes, dtype=None):
+    """int64 (K, K) on the CPU: how often a picture of class i was taken for class j."""
+    model.eval()
+    device = next(model.parameters()).device
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+    for inputs, labels in batches:
+        with engine.autocast(device, dtype):
+            answers = model(inputs).argmax(1)
+        counts += torch.bincount(labels * classes + answers, minlength=classes * classes)
+    return counts.view(classes, classes).cpu()
+
+
+def picture(counts):
+    """float (3, S, S) in [0, 1]: white where a row has nothing, blue where it has all."""
+    shares = counts.float() / counts.sum(1, keepdim=True).clamp(min=1)
+    cell = max(2, min(CELL, 1000 // len(counts)))
+    shares = shares.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
+    return 1 - shares * (1 - torch.tensor(BLUE).view(3, 1, 1))
+
+
+def as_table(counts, classes):
+    """The counts as Markdown."""
+    names = [metrics.printable(name) for name in classes]
+    rows = zip(names, counts.tolist())
+    return tables.markdown_table([{"true \\ answer": name} | dict(zip(names, map(str, row))) for name, row in rows])

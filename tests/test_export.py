@@ -1,0 +1,62 @@
+"""Exported models: the same logits, and a README whose code runs and says the same."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from samples import write_checkpoint
+
+import export
+import predict
+from errors import UserError
+
+HOSTILE = ["a|b", "```\nimport os\n", "<b>", *"defghij"]
+
+
+@pytest.mark.parametrize("kind", export.FILES)
+def test_the_file_gives_the_checkpoints_logits_and_its_readme_runs(tmp_path, kind):
+    if kind == "onnx":
+        pytest.importorskip("onnxscript", reason="no onnxscript")
+        pytest.importorskip("onnxruntime", reason="no onnxruntime")
+    from PIL import Image
+
+    predictor = predict.Predictor(write_checkpoint(tmp_path / "run", classes=HOSTILE), torch.device("cpu"))
+    line = export.export(predictor, kind, tmp_path / "out")
+    assert "its logits are the checkpoint's" in line
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", export.FILES[kind]]
+
+    card = (tmp_path / "out/README.md").read_text()
+    assert "50.00 % (last epoch; 50 pictures)" in card and "a\\|b" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(tmp_path / "out/picture.png")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    top = predictor.logits(pixels.permute(2, 0, 1)[None]).softmax(1)[0].topk(3)
+    wanted = "".join(f"{HOSTILE[c]} {100 * p:.1f} %\n" for c, p in zip(top.indices.tolist(), top.values.tolist()))
+    assert done.stdout == wanted, done.stderr
+
+
+@pytest.mark.parametrize("options", [{"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}])
+def test_a_transformer_is_exported_too(tmp_path, options):
+    path = write_checkpoint(tmp_path / "run", model="timm/vit_tiny_patch16_224", **options)
+    predictor = predict.Predictor(path, torch.device("cpu"))
+    assert "its logits are the checkpoint's" in export.export(predictor, "torchscript", tmp_path / "out")
+
+
+def test_what_gives_other_logits_is_not_written(tmp_path, monkeypatch):
+    predictor = predict.Predictor(write_checkpoint(tmp_path / "run"), torch.device("cpu"))
+    write = export._write_safetensors
+
+    def spoil(model, images, card, path):
+        write(model, images, card, path)
+        model.model.fc.bias.data += 1
+
+    monkeypatch.setattr(export, "_write_safetensors", spoil)
+    with pytest.raises(UserError, match="logits differ by"):
+        export.export(predictor, "safetensors", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
