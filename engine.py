@@ -261,6 +261,8 @@ def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, 
     ranks = ranks or Ranks(device)
     counts, losses = torch.zeros(3, dtype=torch.int64, device=device), []
     for inputs, labels in batches:
+        if not len(labels) and ranks.sharded:
+            model(inputs.new_zeros(1, *inputs.shape[1:]))  # the others need this rank's part of the model
         if len(labels):  # else a rank's part of a small last batch
             with autocast(device, dtype):
                 logits = model(inputs)
@@ -312,7 +314,8 @@ def _gradients_stay_local(model, local):
 
 def _check_weights(model, progress, rate):
     floats = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-    finite = torch.stack([value.isfinite().all() for value in floats.values()]).tolist()
+    own = [value.to_local() if hasattr(value, "to_local") else value for value in floats.values()]  # of a sharded model, a part
+    finite = torch.stack([value.isfinite().all() for value in own]).tolist()
     if not all(finite):
         name = next(name for name, good in zip(floats, finite) if not good)
         raise NonFiniteLoss(_advice(f"{name} is not finite", progress, rate, done="stopped"))

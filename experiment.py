@@ -12,7 +12,7 @@ import functools
 import math
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ from models.weights import load_weights
 from terminal import Reporter, StopSignal
 
 # What may differ when a run goes on; --epochs where the schedule allows it (see _check_epochs).
-FREE = {"resume", "epochs", "device", "data_dir", "data_url", "resident", "compile", "grad_checkpointing", "amp",
+FREE = {"resume", "epochs", "device", "data_dir", "data_url", "resident", "compile", "grad_checkpointing", "fsdp", "amp",
         "deterministic", "tag"}  # fmt: skip
 EVAL_BATCH = 500
 
@@ -120,13 +120,13 @@ class Training:
         return self.ema.model if self.ema else self.model
 
     def state_dict(self, args, origin):
-        """Contents of last.pt."""
+        """Contents of last.pt; of a sharded model, all ranks have to ask for it together."""
         training = {
             "arguments": vars(args), "origin": origin, "facts": self.facts, "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "progress": self.progress.state_dict(), "best": self.best,
         }  # fmt: skip
         average = self.ema.state_dict() if self.ema else None
-        return {"card": self.card, "state_dict": self.model.state_dict(), "ema": average, "training": training}
+        return ranks.whole({"card": self.card, "state_dict": self.model.state_dict(), "ema": average, "training": training})
 
     @_refusing_misfits
     def load_state_dict(self, state):
@@ -135,11 +135,12 @@ class Training:
         for name, value in self.facts.items():
             if training["facts"][name] != value:
                 raise UserError(f"can't go on: the data has other {name.replace('_', ' ')} than at the start of the run", 2)
-        self.optimizer.load_state_dict(training["optimizer"])
+        self.optimizer.load_state_dict(ranks.optimizer_parts(training["optimizer"], self.optimizer))
         if training["scaler"]:
             self.scaler.load_state_dict(training["scaler"])
         if self.ema:
-            self.ema.load_state_dict(state["ema"])
+            average = ranks.parts(state["ema"]["average"], self.ema.model.state_dict())
+            self.ema.load_state_dict(state["ema"] | {"average": average})
         self.progress.load_state_dict(training["progress"])
         self.best.update(training["best"])
 
@@ -171,7 +172,12 @@ def _run(args, origin, state, company):
     model, mean, std = _build(args, options, split, state)
     if args.sync_bn and company.world > 1:
         model = ranks.sync_batch_norm(model, device)
-    model = models.choose_attention(model, device, dtype).to(device, memory_format=torch.channels_last)
+    model, average = models.choose_attention(model, device, dtype), None
+    if args.fsdp and company.world > 1:
+        average = ranks.shard(copy.deepcopy(model), company) if args.ema_decay != 0 else None
+        model, company = ranks.shard(model, company), replace(company, sharded=True)
+    else:
+        model = model.to(device, memory_format=torch.channels_last)
     plain = Pipeline(mean, std, args.image_size)
     train_pipeline, curve_pipeline = _train_pipeline(args, mean, std, split.num_classes), plain
     curve = "val" if split.val else "test"
@@ -200,10 +206,10 @@ def _run(args, origin, state, company):
         model=model,
         optimizer=optim.create_optimizer(
             args.optimizer, optim.param_groups(model, args.weight_decay, args.layer_decay), args.lr, args.momentum,
-            fused=dtype != torch.float16,
+            fused=dtype != torch.float16 and not (company.sharded and device.type == "cpu"),
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        ema=optim.Ema(model, args.ema_decay) if args.ema_decay else None,
+        ema=optim.Ema(model, args.ema_decay, average) if args.ema_decay else None,
         card={
             "model": args.model, "options": options, "num_classes": split.num_classes, "classes": list(split.classes),
             "image_size": args.image_size, "mean": list(mean), "std": list(std), "dataset": split.name,
@@ -245,7 +251,8 @@ def _run(args, origin, state, company):
                 **_seconds_to(directory.rows(), _headline(training, curve)),
                 peak_memory_mb=engine.peak_memory_mb(device),
             )
-            board.write_end(directory, args, training, split, plain, device, dtype)
+            if not company.sharded:  # the others have gone
+                board.write_end(directory, args, training, split, plain, device, dtype)
         except engine.Interrupted:
             directory.save_last(training.state_dict(args, origin))
             directory.write_summary("interrupted", signal=stop.number, **_standing(training, curve))
@@ -294,8 +301,10 @@ def _build(args, options, split, state):
 
 def _check_before_work(args, state, options, company):
     """Raises UserError for what can be refused without data or model."""
-    if args.accumulate > args.batch_size:
-        raise UserError(f"--accumulate {args.accumulate} is more than --batch-size {args.batch_size}", status=2)
+    smallest = 2 * (args.batch_size // 2 // company.world) if company.world > 1 else args.batch_size  # see data.rank_rows
+    if args.accumulate > smallest:
+        raise UserError(f"--accumulate {args.accumulate} is more than the {smallest} images of a batch"
+                        f"{' that a process has' * (company.world > 1)} (--batch-size {args.batch_size})", status=2)  # fmt: skip
     if args.cutout >= args.image_size:
         raise UserError(f"--cutout {args.cutout} leaves nothing of pictures of {args.image_size} px", status=2)
     if args.warmup_epochs is not None and args.warmup_epochs >= args.epochs and args.schedule != "constant":
@@ -306,6 +315,8 @@ def _check_before_work(args, state, options, company):
         models.require_published(args.model)
     if args.batch_size % args.repeated_augment:
         raise UserError(f"--batch-size {args.batch_size} is not a multiple of --repeated-augment {args.repeated_augment}", 2)
+    if args.fsdp and (args.freeze_backbone or args.optimizer == "muon" or args.amp == "fp16"):
+        raise UserError("--fsdp goes without --freeze-backbone, --optimizer muon and --amp fp16", 2)
     if args.freeze_backbone and not (args.pretrained or args.weights):
         raise UserError("--freeze-backbone needs weights that are worth keeping: --pretrained or --weights FILE", 2)
     if args.freeze_backbone and (args.augment != "none" or args.mixup or args.cutmix or args.cutout or args.random_erasing):
@@ -352,7 +363,8 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
         if figures[headline] is not None and figures[headline] > best["value"]:
             best.update(epoch=figures["epoch"], value=figures[headline])
             metric = {"name": headline, "selected_on": curve, **best}
-            directory.save_best({"card": training.card, "metric": metric, "state_dict": training.reported.state_dict()})
+            weights = ranks.whole(training.reported.state_dict())
+            directory.save_best({"card": training.card, "metric": metric, "state_dict": weights})
         directory.save_last(training.state_dict(args, origin))
         report.epoch(figures, curve)
 
@@ -368,11 +380,16 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
 
 def _test_chosen(training, directory, batches, dtype, stop, company):
     """The figures of best.pt on the test set, which is read here only."""
-    model = copy.deepcopy(training.reported)  # what is trained stays as it is, should this be interrupted
-    if company.first:
-        model.load_state_dict(checkpoint.load(directory.path / "best.pt")["state_dict"])
-    company.spread(model.state_dict().values())
-    return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
+    model = training.reported
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    chosen = [checkpoint.load(directory.path / "best.pt")["state_dict"] if company.first else None]
+    if company.world > 1:
+        torch.distributed.broadcast_object_list(chosen)
+    try:
+        model.load_state_dict(ranks.parts(chosen[0], trained))
+        return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
+    finally:  # what is trained stays as it is, should this be interrupted
+        model.load_state_dict(trained)
 
 
 def _final_figures(training, found, curve):

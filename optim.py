@@ -115,13 +115,16 @@ def default_ema_decay(steps):
 
 
 class Ema:
-    """An exponential moving average of a model's weights and of its float buffers (batch norm's statistics)."""
+    """An exponential moving average of a model's weights and of its float buffers (batch norm's statistics).
 
-    def __init__(self, model, decay):
+    copied: a copy of the model, for one that can't be copied here because it is sharded.
+    """
+
+    def __init__(self, model, decay, copied=None):
         if not 0 < decay < 1:
             raise ValueError(f"an EMA decay must lie between 0 and 1, not {decay}")
         self.decay, self.updates = decay, 0
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)  # the averaged model, to be evaluated
+        self.model = (copied or copy.deepcopy(model)).eval().requires_grad_(False)  # the averaged model, to be evaluated
         pairs = [pair for pair in zip(self.model.parameters(), model.parameters()) if pair[1].requires_grad]
         pairs += zip(self.model.buffers(), model.buffers())  # what is frozen stays as it is
         self.floats = [(a, b) for a, b in pairs if a.is_floating_point()]
