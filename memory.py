@@ -8,10 +8,9 @@ keeps for the backward pass, each storage once; since they grow with the batch i
 """
 
 import contextlib
-import platform
-import subprocess
+import os
 import unittest.mock
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +18,10 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 
 import engine
+import models
+from errors import UserError
+from models import lora
+from models.weights import classifier_keys
 
 STATES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1}  # tensors of a weight's size that an optimizer keeps for it
 SPARE = 0.9  # part of the free memory to plan with: the rest is for what is not counted, see `activations`
@@ -35,7 +38,7 @@ class Need:
     average: int
     copies: int  # of weights, in the precision of autocast, kept from forward to backward
     image: int  # activations of one image
-    host: int  # on the host, where that is not the device: the moving average, if it is kept there, and what a save takes
+    host: int  # on the host: what a save copies or reads back, and a moving average that is kept there
 
     @property
     def fixed(self):
@@ -50,25 +53,26 @@ class Need:
         return max(0, int((SPARE * free - self.fixed) // max(1, self.image)))
 
 
-def training_need(model, image_size, *, device, dtype, optimizer, ema=True, ema_on_host=False):
+def training_need(model, image_size, *, device, dtype, optimizer, trained=None, ema=True, ema_on_host=False):
     """The Need of a model, which lies on the meta device and becomes a fake one on `device` ("cpu" or "cuda"; none is used).
 
-    dtype: autocast's, None for fp32; optimizer: a name of optim.OPTIMIZERS. What doesn't require gradients is frozen.
+    dtype: autocast's, None for fp32; optimizer: a name of optim.OPTIMIZERS; trained: names of the parameters that learn (by
+    default those that require gradients).
     """
     tensors = [*model.parameters(), *model.buffers()]
     parameters, state = _bytes(tensors), STATES[optimizer]
-    trainable = _bytes(p for p in model.parameters() if p.requires_grad)
+    trainable = _bytes(p for name, p in model.named_parameters() if (p.requires_grad if trained is None else name in trained))
     average = parameters if ema else 0
     copies, image = activations(model, image_size, device=device, dtype=dtype)
-    saving = parameters + average + state * trainable  # on a CPU no copy is made, but the file is read back
+    away = ema_on_host and device != "cpu"
     return Need(
         parameters=parameters,
         gradients=trainable,
         optimizer=state * trainable,
-        average=0 if ema_on_host and device != "cpu" else average,
+        average=0 if away else average,
         copies=copies,
         image=image,
-        host=saving + (average if ema_on_host and device != "cpu" else 0),
+        host=parameters + average + state * trainable + (average if away else 0),
     )
 
 
@@ -77,27 +81,30 @@ def activations(model, image_size, *, device, dtype):
 
     A forward pass on tensors without memory, in training mode, under autocast. With gradient checkpointing: the inputs of
     the parts that are computed again, and the largest of these parts. What doesn't depend on the batch are weights cast to
-    autocast's type. Left out: what the backward pass needs for a moment (the gradients of one layer's outputs), workspaces
-    of matrix products and convolutions, and the allocator's fragments; torch.compile keeps less than this.
+    autocast's type, which it keeps until the forward pass ends. Left out: what the backward pass needs for a moment (the
+    gradients of one layer's outputs), workspaces of matrix products and convolutions, and the allocator's fragments;
+    torch.compile keeps less than this.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu")).train()
         # Two images at least: batch norm takes no single value for each channel.
-        few, more = (saved_bytes(model, torch.empty(n, 3, image_size, image_size), dtype, as_on=device) for n in (2, 4))
+        sizes = [saved_bytes(model, torch.empty(n, 3, image_size, image_size), dtype, as_on=device) for n in (2, 4)]
+    (few, few_whole), (more, more_whole) = sizes
     image = (more - few) // 2
-    return few - 2 * image, image
+    return 2 * few_whole - more_whole, image
 
 
 def saved_bytes(model, inputs, dtype, as_on="cpu"):
-    """Bytes that autograd keeps of a forward pass and its loss for the backward pass: inputs, but not weights, counted.
+    """(bytes that autograd keeps of a forward pass and its loss for the backward pass, the same without checkpointing).
 
-    Works on real tensors as on fake ones. Parts under gradient checkpointing count with their inputs, and the largest of
-    them once as a whole. as_on: whose choice of fp32 for norms and softmax under autocast, "cpu" or "cuda".
+    Inputs are counted, weights are not. Works on real tensors as on fake ones. Of parts under gradient checkpointing, all
+    inputs are kept, and the largest part as a whole. as_on: whose choice of fp32 for norms and softmax under autocast, "cpu"
+    or "cuda".
     """
     own = {_storage(t) for t in [*model.parameters(), *model.buffers()]}
-    kept, largest = {}, 0
+    kept, largest, whole = {}, 0, {}
 
     def keeping(into):
         def pack(tensor):
@@ -110,10 +117,11 @@ def saved_bytes(model, inputs, dtype, as_on="cpu"):
     def checkpointed(function, *args, use_reentrant=None, **options):
         nonlocal largest
         part = {}
-        kept.update({_storage(t): t.untyped_storage() for t in args if isinstance(t, torch.Tensor) and t.requires_grad})
+        kept.update({_storage(t): t.untyped_storage() for t in args if isinstance(t, torch.Tensor) and _storage(t) not in own})
         with keeping(part):
             out = function(*args, **options)
-        largest = max(largest, sum(storage.nbytes() for key, storage in part.items() if key not in kept))
+        whole.update(part)
+        largest = max(largest, _size(part, but=kept))
         return out
 
     casts = _CastsOfCuda() if as_on == "cuda" and dtype else contextlib.nullcontext()
@@ -123,7 +131,7 @@ def saved_bytes(model, inputs, dtype, as_on="cpu"):
         # A parameter of the graph holds what was kept until here.
         loss = F.cross_entropy(logits.float(), torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device))
     del loss
-    return sum(storage.nbytes() for storage in kept.values()) + largest
+    return _size(kept) + largest, _size(kept | whole)
 
 
 class _CastsOfCuda(torch.overrides.TorchFunctionMode):
@@ -135,6 +143,180 @@ class _CastsOfCuda(torch.overrides.TorchFunctionMode):
         if function in self.IN_FP32 and args[0].is_floating_point():
             args = (args[0].float(), *args[1:])
         return function(*args, **(kwargs or {}))
+
+
+# ---- of a run ------------------------------------------------------------------------------------------------------------
+
+
+def of_run(args, options, num_classes, *, device, dtype, world=1):
+    """The Need of the run that a training script's arguments say, on each of `world` devices of a type ("cpu", "cuda").
+
+    A frozen backbone learns nothing, but passes the pictures on once: its images count as if it were trained, which is more
+    than they take.
+    """
+    with torch.device("meta"):
+        model = models.create_model(args.model, num_classes, **options)
+        if args.lora_rank:
+            layers = lora.linear_layers(args.model, num_classes, args.image_size, options)
+            lora.add_counted(model, args.lora_rank, layers)
+    if args.grad_checkpointing:
+        models.checkpoint_gradients(model, args.model)
+    models.choose_attention(model, torch.device(device), dtype)
+    trained = classifier_keys(model) if args.freeze_backbone else None
+    need = training_need(model, args.image_size, device=device, dtype=dtype, optimizer=args.optimizer, trained=trained,
+                         ema=args.ema_decay != 0, ema_on_host=args.ema_device == "cpu")  # fmt: skip
+    if not args.fsdp:
+        return need
+    shared = ("parameters", "gradients", "optimizer", "average")
+    return replace(need, **{name: getattr(need, name) // world for name in shared})
+
+
+def cut_batches(args, origin, model, options, num_classes, dtype, ranks):
+    """Has --accumulate follow --micro-batch, "auto" (None) resolved; returns the images of a forward pass, or 0 for any number.
+
+    On CUDA by trying, elsewhere by the estimate against the free memory; all ranks find the same. Raises UserError where not
+    even one image fits.
+    """
+    if origin.get("accumulate") in ("command line", "config") and origin["micro_batch"] != "command line":
+        args.micro_batch = args.micro_batch or 0
+    if args.micro_batch == 0:
+        return 0
+    share = -(-args.batch_size // ranks.world)
+    if args.micro_batch is None:
+        need = of_run(args, options, num_classes, device=ranks.device.type, dtype=dtype, world=ranks.world)
+        args.micro_batch = _largest(args, need, model, num_classes, dtype, ranks, share)
+        origin["micro_batch"] = "auto"
+    if not args.freeze_backbone:  # its features are no pictures
+        args.accumulate = -(-share // args.micro_batch)
+        origin["accumulate"] = "--micro-batch"
+    return args.micro_batch
+
+
+def _largest(args, need, model, num_classes, dtype, ranks, share):
+    free = available(ranks.device) + _bytes([*model.parameters(), *model.buffers()])  # the model is there already
+
+    def fits(images):
+        if ranks.device.type == "cuda" and not ranks.sharded and not args.freeze_backbone:
+            good = step_fits(model, images, args.image_size, dtype, reserve=need.optimizer + need.average)
+        else:
+            good = images <= need.largest(free)
+        return not ranks.any(not good)
+
+    parts = fewest_parts(share, fits)
+    if parts is None:
+        raise UserError(f"a step of {args.model} with one image needs {need.total(1) / GB:.2f} GB, and {ranks.device} has "
+                        f"{free / GB:.2f} GB free: python train_sota.py --dry-run says what would make it fit")  # fmt: skip
+    return -(-share // parts)
+
+
+def fewest_parts(images, fits):
+    """The least number of parts of a batch such that the largest of them fits, or None where one image doesn't.
+
+    fits(count) is asked of a few counts: of the whole, of halves until one fits, then of what lies between.
+    """
+    parts, failed = 1, 0
+    while not fits(-(-images // parts)):
+        if parts >= images:
+            return None
+        parts, failed = min(2 * parts, images), parts
+    while parts - failed > 1:
+        middle = (parts + failed) // 2
+        if -(-images // middle) == -(-images // parts) or fits(-(-images // middle)):
+            parts = middle
+        else:
+            failed = middle
+    return parts
+
+
+def step_fits(model, images, image_size, dtype, reserve=0):
+    """Whether a forward and a backward pass of so many images find room on the model's device beside `reserve` bytes, tried.
+
+    The model stays as it was, its statistics and gradients included.
+    """
+    device = next(model.parameters()).device
+    statistics = [buffer.clone() for buffer in model.buffers()]
+
+    def step():
+        held = torch.empty(reserve, dtype=torch.uint8, device=device)  # the optimizer's state is not there yet
+        for _ in range(2):  # the first one's gradients lie there during the second
+            inputs = torch.zeros(images, 3, image_size, image_size, device=device)
+            with engine.autocast(device, dtype):
+                logits = model(inputs.contiguous(memory_format=torch.channels_last))
+            F.cross_entropy(logits.float(), logits.argmax(1)).backward()
+        return held
+
+    model.train()
+    try:
+        step()
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        for buffer, value in zip(model.buffers(), statistics):
+            buffer.copy_(value)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def explained(args, world=1):
+    """Turns running out of memory in the block into a UserError that says what to try."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        images = -(-args.batch_size // (world * args.accumulate))
+        smaller = f"--micro-batch {images // 2}" if images > 1 else "--grad-checkpointing, --ema-device cpu or --lora-rank 16"
+        raise UserError(f"out of memory with {images} images of {args.image_size} px at once: try {smaller}; what was saved is "
+                        f"whole ({str(error).strip().splitlines()[0][:120]})") from error  # fmt: skip
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that there is no more memory: CUDA's, the CPU allocator's or Python's."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+# ---- of a machine --------------------------------------------------------------------------------------------------------
+
+
+def available(device):
+    """Bytes that this process may still take on a device; of a CPU, of the machine's or, if less, the container's memory."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return min([_free_memory(), *_left_in_container()])
+
+
+def _free_memory():
+    """Linux says what can be had without swapping; elsewhere half of what is built in stands for it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 2**32
+
+
+def _left_in_container(root=Path("/sys/fs/cgroup")):
+    """[what a control group leaves], versions 2 and 1, or []. Cached files count as taken there, but give way."""
+    versions = (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for limit, used, cached in versions:
+        try:
+            stat = dict(line.split() for line in (root / limit).with_name("memory.stat").read_text().splitlines())
+            return [int((root / limit).read_text()) - int((root / used).read_text()) + int(stat.get(cached, 0))]
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return []
+
+
+def _size(storages, but=()):
+    return sum(storage.nbytes() for key, storage in storages.items() if key not in but)
 
 
 def _storage(tensor):
