@@ -57,8 +57,8 @@ def say_need(args, options, num_classes, dtype, device, free):
     share, most = -(-args.batch_size // ranks.world_size()), need.largest(free)
     wanted = args.micro_batch or min(share, max(1, most)) if args.micro_batch != 0 else -(-share // args.accumulate)
     verdict = "fits" if wanted <= most else f"does not fit, {most} at once would" if most else "does not fit"
-    print(f"needs {in_gb(need.total(wanted))} GB for {wanted} image{'s' * (wanted > 1)} at once, {-(-share // wanted)} times for "
-          f"a batch of {share}; {in_gb(free)} GB are free, of which a tenth is spared: {verdict}")  # fmt: skip
+    print(f"needs {in_gb(need.total(wanted))} GB for {wanted} image{'s' * (wanted > 1)} at once, {-(-share // wanted)} times "
+          f"for a batch of {share}; {in_gb(free)} GB are free, of which a tenth is spared: {verdict}")  # fmt: skip
     return need
 
 
