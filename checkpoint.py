@@ -21,15 +21,20 @@ FORMAT = 1
 
 
 @contextmanager
-def replacing(path, mode="wb"):
-    """A file to write that takes the place of `path` when the block ends well, and leaves no trace when it doesn't."""
+def replacing(path, mode="wb", previous=None):
+    """A file to write that takes the place of `path` when the block ends well, and leaves no trace when it doesn't.
+
+    previous: a path in the same directory that what stood at `path` is kept at, where the file system has hard links.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes never write one file
     try:
         with open(temporary, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None:
+            _keep(path, Path(previous))
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -40,6 +45,18 @@ def replacing(path, mode="wb"):
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _keep(path, previous):
+    """Gives the file at `path` a second name, so that it outlives what is renamed over it: no byte is copied."""
+    link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        os.replace(link, previous)
+        link.unlink(missing_ok=True)  # a rename onto a name of the same file does nothing
+    except OSError:  # there is no file yet, or the file system has no hard links: the new file is what matters
+        link.unlink(missing_ok=True)
 
 
 def write_json(path, value):
@@ -73,9 +90,13 @@ def digest(value):
 
 
 def to_cpu(value):
-    """A copy of a tree with its tensors on the CPU, each with its own storage (a view would save its whole base)."""
+    """A tree with its tensors on the CPU, each with a storage of its own size (a view would save its whole base).
+
+    Tensors that are so already are not copied: a save takes no memory for them.
+    """
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        value = value.detach()
+        return value.to("cpu", copy=value.untyped_storage().nbytes() != value.nbytes)
     if isinstance(value, dict):
         return {key: to_cpu(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -83,16 +104,37 @@ def to_cpu(value):
     return value
 
 
-def save(state, path):
-    """Writes a dict of tensors and builtins to `path`, or leaves the old file as it was and raises UserError."""
-    contents = to_cpu(state)
+class _Told:
+    """A file that remembers why it could not be written: torch's writer says only that it couldn't."""
+
+    def __init__(self, file):
+        self.file, self.flush, self.error = file, file.flush, None
+
+    def write(self, data):
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def save(state, path, previous=None):
+    """Writes a dict of tensors and builtins to `path`, or leaves the old file as it was and raises UserError.
+
+    previous: where the old file is kept, see `replacing`. It takes once the memory of the state's tensors: to copy them from
+    a GPU, then, when these copies are gone, to read the file back.
+    """
+    contents, told = to_cpu(state), None
     try:
-        with replacing(path) as file:
-            torch.save({"format": FORMAT, "digest": digest(contents), "contents": contents}, file)
+        with replacing(path, previous=previous) as file:
+            told = _Told(file)
+            torch.save({"format": FORMAT, "digest": digest(contents), "contents": contents}, told)
+            del contents
             file.flush()
             load(file.name)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        raise UserError(f"{path} could not be written ({first_line(error)}); the file before it is untouched") from error
+    except (OSError, RuntimeError) as error:
+        reason = first_line((told and told.error) or error)
+        raise UserError(f"{path} could not be written ({reason}); the file before it is untouched") from error
 
 
 def load(path, kind="checkpoint"):
@@ -100,11 +142,11 @@ def load(path, kind="checkpoint"):
     state = load_untrusted(path, kind)
     if not isinstance(state, dict) or set(state) != {"format", "digest", "contents"}:
         raise UserError(f"{path} is not a {kind} of this program")
-    if state["format"] != FORMAT:
-        raise UserError(f"{path} has format {state['format']}; this program reads format {FORMAT}")
+    if not isinstance(state["format"], int) or state["format"] != FORMAT:
+        raise UserError(f"{path} has format {first_line(state['format'])}; this program reads format {FORMAT}")
     try:
         intact = digest(state["contents"]) == state["digest"]
-    except RecursionError:  # a tree that is no run's
+    except Exception:  # a tree that is no run's: too deep, or with tensors that have no bytes of their own
         intact = False
     if not intact:
         raise UserError(f"{path} is damaged: its contents don't match their digest")

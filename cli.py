@@ -13,7 +13,7 @@ import sys
 
 from errors import UserError
 
-OF_THE_CALL = ("config", "resume", "output_dir", "list_models", "tag")  # not taken over by --config
+OF_THE_CALL = ("config", "resume", "resume_previous", "output_dir", "list_models", "tag")  # not taken over by --config
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -196,6 +196,8 @@ def add_run(parser):
     group.add_argument("--output-dir", metavar="DIR", help="instead of runs/<dataset>-<model>-s<seed>-<time>")
     group.add_argument("--tag", metavar="WORD", help="a word for the run's name")
     group.add_argument("--resume", metavar="RUN", help="go on with a run that was cut off")
+    group.add_argument("--resume-previous", action="store_true",
+                       help="with --resume: where last.pt is damaged, go on from the save before it (previous.pt)")  # fmt: skip
     group.add_argument("--config", metavar="FILE", help="take arguments from a run's config.json")
 
 

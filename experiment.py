@@ -25,6 +25,7 @@ import cli
 import data
 import engine
 import memory
+import metrics
 import models
 import optim
 import probe
@@ -37,8 +38,8 @@ from models.weights import load_weights
 from terminal import Reporter, StopSignal
 
 # What may differ when a run goes on; --epochs where the schedule allows it (see _check_epochs).
-FREE = {"resume", "epochs", "device", "data_dir", "data_url", "resident", "compile", "grad_checkpointing", "fsdp", "amp",
-        "deterministic", "tag", "micro_batch", "ema_device"}  # fmt: skip
+FREE = {"resume", "resume_previous", "epochs", "device", "data_dir", "data_url", "resident", "compile", "grad_checkpointing",
+        "fsdp", "amp", "deterministic", "tag", "micro_batch", "ema_device"}  # fmt: skip
 EVAL_BATCH = 500
 
 
@@ -49,6 +50,8 @@ def arguments(parser, argv, published=None):
     contradicts the run is refused with the arguments named.
     """
     given = cli.explicit(parser, argv)
+    if "resume_previous" in given and "resume" not in given:
+        raise UserError("--resume-previous goes with --resume RUN", 2)
     if "resume" in given:
         return _resume_arguments(parser, given)
     config, config_origin = rundir.load_config(given["config"]) if "config" in given else ({}, {})
@@ -71,14 +74,13 @@ def _resume_arguments(parser, given):
     if "config" in given or "output_dir" in given:
         raise UserError("--resume takes its arguments and its directory from the run: leave --config and --output-dir out", 2)
     path = rundir.resolve_run(given["resume"])
-    if not (path / "last.pt").is_file():
-        raise UserError(f"{path} holds no run to go on with (no last.pt)", status=2)
-    state = checkpoint.load(path / "last.pt")
+    state, given["resume_previous"] = rundir.load_last(path, given.get("resume_previous", False))
+    source = path / _source(given)
     try:
         saved, origin, _ = state["training"]["arguments"], state["training"]["origin"], state["training"]["progress"]["epoch"]
         saved.items(), origin.items()
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}/last.pt is not a run's last.pt") from error
+        raise UserError(f"{source} is not a run's last.pt") from error
     if "model" in given:
         given["model"] = models.canonical(given["model"])
     wrong = [key for key, value in given.items() if key not in FREE and value != saved.get(key, value)]
@@ -89,6 +91,11 @@ def _resume_arguments(parser, given):
     args = argparse.Namespace(**(defaults | saved | given))
     args.output_dir = str(path)
     return args, origin, state
+
+
+def _source(given):
+    """The file that a run goes on from: previous.pt only where last.pt was damaged and the user said so."""
+    return "previous.pt" if given["resume_previous"] else "last.pt"
 
 
 def _refusing_misfits(load):
@@ -137,11 +144,8 @@ class Training:
 
     @_refusing_misfits
     def load_state_dict(self, state):
-        """Raises UserError where the state is of other data or another model."""
+        """Raises UserError where the state is of another form."""
         training = state["training"]
-        for name, value in self.facts.items():
-            if training["facts"][name] != value:
-                raise UserError(f"can't go on: the data has other {name.replace('_', ' ')} than at the start of the run", 2)
         self.optimizer.load_state_dict(ranks.optimizer_parts(training["optimizer"], self.optimizer))
         if training["scaler"]:
             self.scaler.load_state_dict(training["scaler"])
@@ -163,6 +167,9 @@ def run(args, origin, state, before=None):
 
 
 def _run(args, origin, state, company, before):
+    if state and (figures := _finished(args, state)):
+        print(f"{args.output_dir} is finished already: test accuracy {figures['test_acc']:.2f} % ({figures['reported']})")
+        return 0
     options = models.parse_options(args.model_arg, args.model, args.image_size, args.drop_path)
     device = company.device
     auto_fp32 = args.amp == "auto" and models.prefers_fp32(args.model, device)
@@ -177,6 +184,9 @@ def _run(args, origin, state, company, before):
         )  # fmt: skip
     for note in split.notes if company.first else ():
         print(f"{split.name}: {note}", file=sys.stderr)
+    facts = {"train_images": len(split.train), "classes": list(split.classes)}
+    if state:
+        _check_data(facts, state)
     if before:
         before(args, options, split.num_classes, dtype, company)
     model, mean, std = _build(args, options, split, state)
@@ -226,7 +236,7 @@ def _run(args, origin, state, company, before):
             "image_size": args.image_size, "mean": list(mean), "std": list(std), "dataset": split.name,
             "source": args.dataset, "seed": args.seed,
         },
-        facts={"train_images": len(split.train), "classes": list(split.classes)},
+        facts=facts,
     )  # fmt: skip
     if state:
         training.load_state_dict(state)
@@ -272,7 +282,8 @@ def _run(args, origin, state, company, before):
             print(f"interrupted in epoch {epoch}; go on with --resume {directory.path}")
             return 128 + (stop.number or signal.SIGTERM)  # where another rank was asked
         except BaseException as error:
-            directory.write_summary("failed", reason=str(error) or type(error).__name__, **_standing(training, curve))
+            with contextlib.suppress(OSError):  # where the disk is full, that is the error to tell
+                directory.write_summary("failed", reason=str(error) or type(error).__name__, **_standing(training, curve))
             raise
         finally:
             report.close()
@@ -318,8 +329,8 @@ def _check_before_work(args, state, options, company):
     """Raises UserError for what can be refused without data or model."""
     smallest = 2 * (args.batch_size // 2 // company.world) if company.world > 1 else args.batch_size  # see data.rank_rows
     if args.accumulate > smallest:
-        raise UserError(f"--accumulate {args.accumulate} is more than the {smallest} images of a batch"
-                        f"{' that a process has' * (company.world > 1)} (--batch-size {args.batch_size})", 2)  # fmt: skip
+        of = f"of --batch-size {args.batch_size}{' that a process has' * (company.world > 1)}"
+        raise UserError(f"--accumulate {args.accumulate} is more than the {smallest} images {of}", status=2)
     if args.cutout >= args.image_size:
         raise UserError(f"--cutout {args.cutout} leaves nothing of pictures of {args.image_size} px", status=2)
     if args.warmup_epochs is not None and args.warmup_epochs >= args.epochs and args.schedule != "constant":
@@ -376,7 +387,10 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
                     company.spread(model.buffers())  # the statistics of batch norms were each rank's own
                     found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop, ranks=company)
             if wanted and not math.isfinite(found["loss"]):
-                raise engine.NonFiniteLoss(f"the {curve} loss of epoch {epoch} is {found['loss']}; try a smaller --lr")
+                step = training.progress.step
+                raise engine.NonFiniteLoss(f"the {curve} loss after step {step} (epoch {epoch}) is {found['loss']}, with "
+                                           f"learning rate {lr_at(step - 1):.4g}: stopped, and last.pt is the last good one; "
+                                           f"try a smaller --lr")  # fmt: skip
             figures |= {f"{prefix}{curve}_{name}": found.get(name) for name in ("loss", "acc", "top5")}
         return figures
 
@@ -424,7 +438,10 @@ def _final_figures(training, found, curve):
     """The headline: the figures of the chosen weights, or, without held-out images, the last row of metrics.csv."""
     if curve == "test":
         headline = _headline(training, curve)
-        found = {"acc": float(found[headline]), "top5": float(found[headline.replace("acc", "top5")])}
+        try:
+            found = {"acc": float(found[headline]), "top5": float(found[headline.replace("acc", "top5")])}
+        except (KeyError, ValueError) as error:
+            raise UserError(f"the last row of metrics.csv doesn't hold the {headline} and top5 of this run") from error
     return {
         "test_acc": found["acc"],
         "test_top5": found["top5"],
@@ -443,6 +460,28 @@ def _resolve_auto(args, origin, epochs, steps):
         if getattr(args, name) is None:
             setattr(args, name, value)
             origin[name] = "auto"
+
+
+def _finished(args, state):
+    """The summary of a run that has nothing left to do; None for others, also for one that was killed before its test."""
+    summary = metrics.read_json(Path(args.output_dir) / "summary.json")
+    done = state["training"]["progress"]["epoch"] == args.epochs == summary.get("epochs")
+    whole = isinstance(summary.get("test_acc"), float) and "reported" in summary
+    return summary if done and whole and summary.get("status") == "finished" else None
+
+
+@_refusing_misfits
+def _check_data(facts, state):
+    """Raises UserError where the data is not what it was at the start of the run, before its weights are found not to fit."""
+    saved = state["training"]["facts"]
+    other = [name for name, value in facts.items() if saved[name] != value]
+    if other:
+        says = "; ".join(f"{name.replace('_', ' ')}: {_short(saved[name])} there, {_short(facts[name])} here" for name in other)
+        raise UserError(f"can't go on: the data is not that of the start of the run ({says})", status=2)
+
+
+def _short(value):
+    return f"{len(value)} ({', '.join(map(str, value[:12]))}{', …' * (len(value) > 12)})" if isinstance(value, list) else value
 
 
 def _check_epochs(args, origin, state, batches_per_epoch):
@@ -478,11 +517,17 @@ def _open_directory(args, origin, split, device, precision, state):
         return rundir.RunDir.create(path, config)
     directory = rundir.RunDir.open(args.output_dir)
     progress = state["training"]["progress"]
-    if checkpoint.load(directory.path / "last.pt")["training"]["progress"] != progress:
+    try:
+        if checkpoint.load(directory.path / _source(vars(args)))["training"]["progress"] != progress:
+            raise UserError(f"{directory.path} was written to by another process just now: start again")
+        directory.keep_rows(progress["epoch"])
+        if args.resume_previous:
+            directory.restore_previous()
+            print(f"{directory.path}/last.pt is damaged: going on from previous.pt, the save before it", file=sys.stderr)
+        directory.note_resumed(config, epoch=progress["epoch"] + 1)
+    except BaseException:
         directory.close()
-        raise UserError(f"{directory.path} was written to by another process just now: start again")
-    directory.keep_rows(progress["epoch"])
-    directory.note_resumed(config, epoch=progress["epoch"] + 1)
+        raise
     return directory
 
 
@@ -510,10 +555,14 @@ def _standing(training, curve):
 
 def _seconds_to(rows, headline):
     """Training seconds to 90 and 95 % of the final accuracy."""
-    final, elapsed, out = float(rows[-1][headline]), 0.0, {"seconds_to_90": None, "seconds_to_95": None}
-    for row in rows:
-        elapsed += float(row["epoch_seconds"])
-        for part in (90, 95):
-            if out[f"seconds_to_{part}"] is None and row[headline] and float(row[headline]) >= part / 100 * final:
-                out[f"seconds_to_{part}"] = elapsed
+    elapsed, out = 0.0, {"seconds_to_90": None, "seconds_to_95": None}
+    try:
+        final = float(rows[-1][headline])
+        for row in rows:
+            elapsed += float(row["epoch_seconds"])
+            for part in (90, 95):
+                if out[f"seconds_to_{part}"] is None and row[headline] and float(row[headline]) >= part / 100 * final:
+                    out[f"seconds_to_{part}"] = elapsed
+    except (KeyError, ValueError):  # another version of this program began the file, without these columns
+        return dict.fromkeys(out)
     return out

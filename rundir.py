@@ -4,9 +4,11 @@
     run.log(row); run.save_last(state); run.write_summary("finished", test_acc=95.0); run.close()
 
 One process writes to a directory at a time. A row of metrics.csv is on the disk before the checkpoint of its epoch, and
-going on drops the rows that the checkpoint doesn't know: each epoch stands there once, whenever the run was killed.
+going on drops the rows that the checkpoint doesn't know: each epoch stands there once, whenever the run was killed. The
+last.pt before the last one is kept as previous.pt.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -23,9 +25,9 @@ from filelock import FileLock, Timeout
 
 import checkpoint
 from errors import UserError
-from metrics import read_metrics
+from metrics import read_json, read_metrics
 
-FILES = ("config.json", "metrics.csv", "best.pt", "last.pt", "summary.json")
+FILES = ("config.json", "metrics.csv", "best.pt", "last.pt", "previous.pt", "summary.json")
 
 
 def new_path(root, dataset, model, tag, seed):
@@ -73,25 +75,33 @@ class RunDir:
             run = cls(path)
         except OSError as error:
             raise UserError(f"{path} can't be made: {error.strerror}") from error
+        try:
+            refuse_if_taken(path)  # once more, now that nobody else can begin a run here
+        except UserError:
+            run.close()
+            raise
         checkpoint.write_json(run.path / "config.json", config)
         return run
 
     @classmethod
     def open(cls, path):
         """The directory of a run that goes on."""
-        if not (Path(path) / "last.pt").is_file():
-            raise UserError(f"{path} holds no run to go on with (no last.pt)", status=2)
+        if not any((Path(path) / name).is_file() for name in ("last.pt", "previous.pt")):
+            raise no_run(path)
         return cls(path)
+
+    def restore_previous(self):
+        """Puts a copy of previous.pt in the place of a damaged last.pt, which the next save would keep as previous.pt."""
+        with checkpoint.replacing(self.path / "last.pt") as file:
+            file.write((self.path / "previous.pt").read_bytes())
 
     def note_resumed(self, config, epoch):
         """Writes config.json anew, with the versions, device and arguments that the run had before in a list."""
         path = self.path / "config.json"
-        try:
-            before = json.loads(path.read_text())
-        except (OSError, ValueError):
-            before = {}
+        before = read_json(path)
         history = before.pop("resumed", [])
         before.pop("from", None)
+        history = history if isinstance(history, list) else []
         checkpoint.write_json(path, {**config, "resumed": [*history, {"at_epoch": epoch, "before": before}]})
 
     # metrics.csv
@@ -106,32 +116,44 @@ class RunDir:
             if epochs:
                 raise UserError(f"{self.metrics_path} is missing, and the run has {epochs} epochs already")
             return
-        rows = [row for row in read_metrics(self.metrics_path) if int(row["epoch"]) <= epochs]
+        rows = [row for row in self.rows() if int(row["epoch"]) <= epochs]
         if [int(row["epoch"]) for row in rows] != list(range(1, epochs + 1)):
             raise UserError(f"{self.metrics_path} doesn't hold the {epochs} epochs of the run, each once")
         self._columns = list(rows[0]) if rows else None
+        self._write_rows(rows)
+
+    def _write_rows(self, rows):
         with checkpoint.replacing(self.metrics_path, "w") as file:
-            if rows:
+            if self._columns:
                 writer = csv.DictWriter(file, self._columns, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
 
     def log(self, row):
-        """Appends a row (its keys are the columns, the same in each row) and writes it to the event file."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns or list(row), lineterminator="\n")
-        if self._columns is None:
-            self._columns = list(row)
-            writer.writeheader()
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-        with open(self.metrics_path, "a") as file:
-            file.write(text.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        for key, value in row.items():
-            if isinstance(value, (int, float)) and key not in ("epoch", "step"):
-                self.events.add_scalar(key, value, row["step"])
-        self.events.flush()
+        """Appends a row and writes it to the event file. Raises UserError where the disk doesn't take it.
+
+        Its keys are the columns, the same in each row. A metrics.csv that another version of this program began keeps its
+        columns, and those that it lacks are added.
+        """
+        try:
+            new = [key for key in row if key not in (self._columns or ())]
+            if new:
+                rows = self.rows()
+                self._columns = [*(self._columns or ()), *new]
+                self._write_rows(rows)
+            text = io.StringIO()
+            writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+            with open(self.metrics_path, "a") as file:
+                file.write(text.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and key not in ("epoch", "step"):
+                    self.events.add_scalar(key, value, row["step"])
+            self.events.flush()
+        except OSError as error:
+            raise UserError(f"{self.metrics_path} or events could not be written ({error.strerror or error})") from error
 
     def rows(self):
         return read_metrics(self.metrics_path) if self.metrics_path.exists() else []
@@ -148,7 +170,7 @@ class RunDir:
     # checkpoints
 
     def save_last(self, state):
-        checkpoint.save(state, self.path / "last.pt")
+        checkpoint.save(state, self.path / "last.pt", previous=self.path / "previous.pt")
 
     def save_best(self, state):
         checkpoint.save(state, self.path / "best.pt")
@@ -160,8 +182,34 @@ class RunDir:
 
     def close(self):
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):  # a full disk was told of where it mattered
+                self._writer.close()
         self._lock.release()
+
+
+def no_run(path):
+    """The UserError for a directory without a checkpoint."""
+    config = Path(path) / "config.json"
+    begun = f": it ended before its first save, and --config {config} starts it anew" if config.is_file() else ""
+    return UserError(f"{path} holds no run to go on with (no last.pt){begun}", status=2)
+
+
+def load_last(path, or_previous=False):
+    """(contents of a run's last.pt, False), or, where that is damaged and the user says so, (those of previous.pt, True).
+
+    Raises UserError, which names the way out where there is one.
+    """
+    last, previous = Path(path) / "last.pt", Path(path) / "previous.pt"
+    try:
+        if not last.is_file():
+            raise no_run(path)
+        return checkpoint.load(last), False
+    except UserError as error:
+        if not previous.is_file():
+            raise
+        if not or_previous:
+            raise UserError(f"{error}; --resume-previous goes on from the save before it", error.status) from error
+    return checkpoint.load(previous), True
 
 
 def resolve_run(path):
@@ -228,7 +276,7 @@ def load_config(path):
         config = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}", status=2) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--config {path} is no JSON ({error})", status=2) from error
     arguments = config.get("arguments", config) if isinstance(config, dict) else None
     origin = config.get("from", {}) if isinstance(config, dict) else {}

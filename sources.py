@@ -5,6 +5,7 @@ checked against their published digests before anything is opened, nothing is un
 picture can run code or fill the memory.
 """
 
+import contextlib
 import functools
 import hashlib
 import http.client
@@ -23,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 import checkpoint
@@ -103,6 +105,7 @@ ARCHIVES = {
         (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762),
     ),
 }  # fmt: skip
+SILENCE = 30  # seconds without a byte after which a place is given up
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://dataset.bj.bcebos.com/cifar/")
 
 
@@ -120,7 +123,9 @@ def load_archive(name, data_dir, data_url):
                 f"{archive.size}; delete it to have it downloaded again"
             )
     else:
-        _download([data_url] if data_url else [mirror + archive.file for mirror in MIRRORS], path, archive, name)
+        with one_at_a_time(path):
+            if not path.is_file():  # else another process brought it meanwhile
+                _download([data_url] if data_url else [mirror + archive.file for mirror in MIRRORS], path, archive, name)
     try:
         batches = _read_batches(path, archive)
         names = tuple(str(label) for label in batches[archive.meta][archive.names_key])
@@ -131,6 +136,29 @@ def load_archive(name, data_dir, data_url):
             AttributeError, ArithmeticError, MemoryError) as error:  # fmt: skip
         raise UserError(f"{path} can't be read as the {name} archive ({type(error).__name__}: {error})") from error
     return Split(name, train, None, test, names, archive.mean, archive.std)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path):
+    """A block for one process at a time that makes the file `path`; the others wait, to find it made.
+
+    Where nothing can be written or locked it is for all: what is written takes its place whole.
+    """
+    made = not path.parent.is_dir()
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with contextlib.suppress(OSError, NotImplementedError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                os.unlink(lock.lock_file)
+            lock.release()
+        if made:
+            with contextlib.suppress(OSError):  # a try without network leaves nothing
+                path.parent.rmdir()
 
 
 def _md5(path):
@@ -167,16 +195,16 @@ def _fetch(url, part, size):
     if have >= size:
         return True
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        resumed = getattr(response, "status", None) == 206
+    with urllib.request.urlopen(request, timeout=SILENCE) as response:
+        resumed = bool(have) and getattr(response, "status", None) == 206
         offered = response.headers.get("Content-Length")
         if not resumed and offered and int(offered) != size:
             raise ValueError(f"it offers {offered} bytes, not the published {size}")
         have = have if resumed else 0
         bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None, leave=False)
-        part.parent.mkdir(parents=True, exist_ok=True)  # only now: a try without network leaves nothing
+        part.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "ab" if resumed else "wb") as file, bar:
-            while block := response.read(1 << 18):
+            while block := response.read1(1 << 18):  # what has come, so that it is kept when no more comes
                 file.write(block)
                 bar.update(len(block))
                 if file.tell() > size:
@@ -264,24 +292,37 @@ def load_folder(root, image_size, skip_bad_images):
                 listing.update(os.fsencode(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n"))
     cache = root / f".cache-{image_size}px.pt"
     notes = []
-    try:
-        stored = checkpoint.load(cache) if cache.is_file() else {}
-    except UserError as error:
-        notes.append(f"the cache was made again: {error}")
-        stored = {}
-    if stored.get("listing") != listing.hexdigest():
-        with warnings.catch_warnings(action="ignore"):  # here: its threads would meddle with each other's filters
-            stored = {"listing": listing.hexdigest(), **_decode_all(files, classes, image_size, skip_bad_images)}
-        try:
-            checkpoint.save(stored, cache)
-        except UserError as error:
-            notes.append(f"no cache: {error}")
+    stored = _read_cache(cache, listing.hexdigest(), notes)
+    if not stored:
+        with one_at_a_time(cache):
+            stored = _read_cache(cache, listing.hexdigest(), [])  # another process made it meanwhile
+            if not stored:
+                for leftover in root.glob(f".{cache.name}.*.tmp"):  # of one that was killed
+                    with contextlib.suppress(OSError):
+                        leftover.unlink()
+                with warnings.catch_warnings(action="ignore"):  # here: its threads would meddle with each other's filters
+                    decoded = _decode_all(files, classes, image_size, skip_bad_images)
+                stored = {"listing": listing.hexdigest(), **decoded}
+                try:
+                    checkpoint.save(stored, cache)
+                except UserError as error:
+                    notes.append(f"no cache: {error}")
     if stored["bad"]:
         notes.append(f"{len(stored['bad'])} unreadable pictures were left out, the first is {stored['bad'][0]}")
     train, test = (
         Examples(stored[f"{part}_images"].permute(0, 3, 1, 2), stored[f"{part}_labels"]) for part in ("train", "test")
     )
     return Split(root.resolve().name, train, None, test, classes, (), (), tuple(notes))
+
+
+def _read_cache(cache, listing, notes):
+    """What was decoded from pictures of this listing; {} where there is none."""
+    try:
+        stored = checkpoint.load(cache) if cache.is_file() else {}
+    except UserError as error:
+        notes.append(f"the cache was made again: {error}")
+        return {}
+    return stored if isinstance(stored, dict) and stored.get("listing") == listing else {}
 
 
 def _list_pictures(directory, root):

@@ -37,8 +37,8 @@ from suites import SUITES
 
 HERE = Path(__file__).resolve().parent
 # Arguments of a training script that a suite decides, and those that say where a run is made or lies, not what it is.
-DECIDED = {"model", "model_arg", "pretrained", "list_models", "seed", "tag", "resume", "config"}
-PLACE = {"device", "data_dir", "data_url", "output_dir", "resume", "config"}
+DECIDED = {"model", "model_arg", "pretrained", "list_models", "seed", "tag", "resume", "resume_previous", "config"}
+PLACE = {"device", "data_dir", "data_url", "output_dir", "resume", "resume_previous", "config"}
 NOTE = """\
 Differences are of final test accuracy, in points, experiment minus baseline. Standard errors are over seeds: of the mean of
 the pairs' differences where the seeds pair, else Welch's. Intervals are 95 %, by Student's t. They speak of other seeds, not

@@ -12,8 +12,6 @@ Results, with mean, deviation and n, stand in the README.
 """
 
 import cli
-import experiment
-import models
 
 
 def build_parser():
@@ -21,6 +19,9 @@ def build_parser():
 
 
 def main(argv=None):
+    import experiment  # here, where Ctrl-C ends with a line while torch is being imported, too
+    import models
+
     args, origin, state = experiment.arguments(build_parser(), argv)
     if args.list_models:
         return models.print_table()

@@ -11,8 +11,6 @@ Any other model of --list-models may be given, too. Results, with mean, deviatio
 """
 
 import cli
-import experiment
-import models
 
 
 def build_parser():
@@ -20,6 +18,9 @@ def build_parser():
 
 
 def main(argv=None):
+    import experiment  # here, where Ctrl-C ends with a line while torch is being imported, too
+    import models
+
     args, origin, state = experiment.arguments(build_parser(), argv, published="vit_tiny")
     if args.list_models:
         return models.print_table()

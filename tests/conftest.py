@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,34 @@ def script():
 
 
 TINY = ("--dataset", "shapes", "--limit-train", 96, "--limit-test", 50, "--batch-size", 32, "--model", "resnet20")
+# For runs in processes of their own: three steps an epoch, a moving average, and a final test that is a phase of its own.
+OPTIONS = (*TINY, "--device", "cpu", "--epochs", 3, "--ema-decay", 0.8, "--val-size", 10, "--batch-size", 28)
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Starts processes of their own, see processes.py; its shapes are few_shapes."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system can't fork")
+    from processes import Forks
+
+    server = Forks()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def whole(forks, tmp_path_factory):
+    """A run that nothing happened to; not to be changed."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    done = forks.run(*OPTIONS, "--output-dir", directory)
+    assert (done.returncode, done.err) == (0, "")
+    return directory
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import refused
 from PIL import Image, ImageOps
+from processes import load_data
 from test_checkpoint import Hostile
 
 import checkpoint
@@ -184,6 +185,18 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path, decoded, damage):
     assert load(folder).notes == () and len(decoded) == 20
 
 
+def test_four_processes_that_lack_the_cache_make_it_once(folder, tmp_path, forks):
+    (folder / "..cache-32px.pt.1.tmp").write_bytes(b"half")  # of a process that was killed
+    until, notes = tmp_path / "until", tmp_path / "notes"
+    processes = [forks.start(faults=[load_data("folder", folder, None, None, until, notes)]) for _ in range(4)]
+    until.touch()
+    ended = [process.wait() for process in processes]
+    assert [(done.returncode, done.err) for done in ended] == [(0, "")] * 4
+    assert len({done.out for done in ended}) == 1 and notes.read_text() == "decoded\n"
+    assert sorted(os.listdir(folder)) == [".cache-32px.pt", "test", "train"]
+    checkpoint.load(folder / ".cache-32px.pt")
+
+
 def test_a_folder_that_can_not_be_written_is_read(folder):
     folder.chmod(0o555)
     try:
@@ -196,7 +209,7 @@ def test_a_folder_that_can_not_be_written_is_read(folder):
 
 
 def test_without_room_for_a_cache_the_pictures_are_read(folder, monkeypatch):
-    def full(path, mode="wb"):
+    def full(path, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "replacing", full)

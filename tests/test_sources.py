@@ -1,5 +1,6 @@
 """Archives and shapes are read as they are, or refused by name; nothing hostile runs, and nothing is left behind."""
 
+import base64
 import hashlib
 import io
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused
+from processes import load_data
 
 import data
 import sources
@@ -298,7 +300,7 @@ class Server:
     """Serves one file at every address, in the way that the first part of the path names, and notes what was asked."""
 
     def __init__(self, content):
-        self.asked = []
+        self.asked, self.closed, self.aim = [], threading.Event(), ""  # where "elsewhere" leads to
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(handler):
@@ -306,12 +308,22 @@ class Server:
                 self.asked.append((way, begins))
                 start = int(begins.removeprefix("bytes=").removesuffix("-")) if begins and way != "whole" else 0
                 body = b"<html>log in first</html>" if way == "portal" else content[start:]
-                body = body[::-1] if way == "wrong" else body
-                handler.send_response(404 if way == "missing" else 206 if start else 200)
+                body = body[::-1] if way in ("wrong", "liar") else body
+                handler.send_response({"missing": 404, "elsewhere": 302, "liar": 206}.get(way, 206 if start else 200))
+                if way == "elsewhere":
+                    handler.send_header("Location", self.aim)
                 if way != "unmeasured":
                     handler.send_header("Content-Length", str(len(body)))
                 handler.end_headers()
-                handler.wfile.write(body[: len(content) // 2 if way == "closes" else 20 if way == "unmeasured" else None])
+                if way == "stalls":
+                    handler.wfile.write(body[:100])
+                    self.closed.wait()
+                elif way == "slow":
+                    for at in range(0, len(body), len(body) // 20):
+                        handler.wfile.write(body[at : at + len(body) // 20])
+                        self.closed.wait(0.01)
+                else:
+                    handler.wfile.write(body[: len(content) // 2 if way == "closes" else 20 if way == "unmeasured" else None])
 
             def log_message(handler, *args):
                 pass
@@ -331,6 +343,7 @@ def served(cifar, tmp_path, monkeypatch):
     source, _ = cifar(directory=tmp_path / "source")
     server = Server(source.read_bytes())
     yield server, source.read_bytes(), tmp_path / "new" / "data" / source.name
+    server.closed.set()
     server.http.shutdown()
     server.http.server_close()
 
@@ -402,7 +415,7 @@ def test_a_connection_that_ends_early_is_gone_on_with_elsewhere(served, monkeypa
     assert server.asked == [("closes", None), ("good", f"bytes={len(raw) // 2}-")]
 
 
-@pytest.mark.parametrize("way", ["missing", "portal", "wrong", "unmeasured"])
+@pytest.mark.parametrize("way", ["missing", "portal", "wrong", "unmeasured", "liar"])
 def test_a_place_that_has_something_else_is_passed_over(served, monkeypatch, way):
     server, raw, path = served
     mirrors(monkeypatch, server.url(way), server.url("good"))
@@ -428,7 +441,47 @@ def test_a_wrong_digest_is_told_and_never_kept(served, monkeypatch):
     mirrors(monkeypatch, server.url("wrong"), server.url("missing"))
     with refused(f"there is no {path}", "wrong/", f"md5 {hashlib.md5(raw[::-1]).hexdigest()}, not ", "missing/", "404"):
         data.load("cifar10", path.parent)
-    assert os.listdir(path.parent) == []
+    assert not path.parent.exists()
+
+
+def test_a_slow_place_is_waited_for(served, monkeypatch):
+    server, raw, path = served
+    mirrors(monkeypatch, server.url("slow"))
+    data.load("cifar10", path.parent)
+    assert path.read_bytes() == raw and server.asked == [("slow", None)]
+
+
+def test_a_place_that_falls_silent_is_given_up_and_what_it_sent_is_kept(served, monkeypatch):
+    server, raw, path = served
+    monkeypatch.setattr(sources, "SILENCE", 0.3)
+    mirrors(monkeypatch, server.url("stalls"), server.url("good"))
+    data.load("cifar10", path.parent)
+    assert path.read_bytes() == raw
+    assert server.asked == [("stalls", None), ("good", "bytes=100-")]
+
+
+@pytest.mark.parametrize("scheme", ["file", "data"])
+def test_a_place_that_leads_away_from_the_net_is_not_followed(served, tmp_path, monkeypatch, scheme):
+    server, raw, path = served
+    (tmp_path / "local").write_bytes(raw)  # even where the bytes would be right
+    server.aim = f"file://{tmp_path}/local" if scheme == "file" else f"data:;base64,{base64.b64encode(raw).decode()}"
+    mirrors(monkeypatch, server.url("elsewhere"))
+    with refused(f"there is no {path}", "not allowed" if scheme == "file" else "elsewhere/"):
+        data.load("cifar10", path.parent)
+    assert not path.exists() and server.asked == [("elsewhere", None)]
+
+
+def test_four_processes_that_lack_the_archive_bring_it_once(served, tmp_path, monkeypatch, forks):
+    server, raw, path = served
+    published = {"size": len(raw), "md5": hashlib.md5(raw).hexdigest()}
+    until, notes = tmp_path / "until", tmp_path / "notes"
+    processes = [forks.start(faults=[load_data("cifar10", path.parent, server.url("slow"), published, until, notes)])
+                 for _ in range(4)]  # fmt: skip
+    until.touch()
+    ended = [process.wait() for process in processes]
+    assert [(done.returncode, done.err) for done in ended] == [(0, "")] * 4
+    assert len({done.out for done in ended}) == 1 and server.asked == [("slow", None)]
+    assert path.read_bytes() == raw and os.listdir(path.parent) == [path.name]
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

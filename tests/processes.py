@@ -1,0 +1,433 @@
+"""Processes of their own for tests, and the faults that are injected into them from inside.
+
+    forks = Forks()
+    run = forks.start("--epochs", 3, "--output-dir", path, faults=[kill_in_save(2, "half written")])
+    run.wait().returncode
+
+One process imports everything and forks the others, so that each begins as a fresh interpreter would, but at once. A fault
+is a function of this module, called there before the script: what it patches is gone with the process.
+"""
+
+import functools
+import io
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = 300  # seconds; far more than anything takes, also on a machine that stands still for a while
+
+
+class Forks:
+    """The process that forks others, which take two cores at most by being started one after the other."""
+
+    def __init__(self):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        self.server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                       env=environment)  # fmt: skip
+
+        self.directory, self.numbers = tempfile.TemporaryDirectory(), itertools.count()
+
+    def ask(self, **request):
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def start(self, *arguments, faults=(), script="train"):
+        """A Process that runs a script of the repository after the faults."""
+        outputs = [Path(self.directory.name) / f"{next(self.numbers)}" for _ in range(2)]
+        pid = self.ask(start=[script, *map(str, arguments)], faults=list(faults), outputs=list(map(str, outputs)))
+        return Process(self, pid, outputs)
+
+    def run(self, *arguments, **options):
+        return self.start(*arguments, **options).wait()
+
+    def close(self):
+        self.server.stdin.close()
+        self.server.wait()
+        self.directory.cleanup()
+
+
+class Process:
+    def __init__(self, forks, pid, outputs):
+        self.forks, self.pid, self.outputs, self.returncode = forks, pid, outputs, None
+
+    def poll(self):
+        """The exit status, minus the number of the signal that ended it, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = self.forks.ask(poll=self.pid)
+        return self.returncode
+
+    def kill(self, number=signal.SIGKILL):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def wait(self):
+        """(returncode, out, err), when it has ended."""
+        end = time.monotonic() + TIMEOUT
+        while self.poll() is None:
+            if time.monotonic() > end:
+                self.kill()
+                raise TimeoutError(self.outputs[1].read_text())
+            time.sleep(0.01)
+        out, err = (path.read_text() for path in self.outputs)
+        assert "Traceback" not in err, err
+        return SimpleNamespace(returncode=self.returncode, out=out, err=err)
+
+
+# ---- faults: called in the test, they are only named; called in the process, they happen -----------------------------
+
+FAULTS, AT_THE_END = {}, []  # the latter: functions that a fault asks for, without arguments
+NOT_ALLOWED = 77  # exit status of a process where this machine doesn't let a fault happen
+
+
+def fault(function):
+    """Makes a call in the test a pair of name and arguments, and keeps the function for the process."""
+    FAULTS[function.__name__] = function
+    return functools.wraps(function)(lambda *arguments: [function.__name__, list(map(_plain, arguments))])
+
+
+def _plain(value):
+    return str(value) if isinstance(value, Path) else value
+
+
+def patch(owner, name, wrapper):
+    """Puts wrapper(real) in the place of owner.name."""
+    setattr(owner, name, wrapper(getattr(owner, name)))
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def nth_save(number):
+    """A function that says whether last.pt is being saved for the time `number` (1 is the save before the first step)."""
+    import rundir
+
+    saves = []
+
+    def counting(real):
+        def save_last(self, state):
+            saves.append(1)
+            real(self, state)
+            saves.append(0)
+
+        return save_last
+
+    patch(rundir.RunDir, "save_last", counting)
+    return lambda: saves[-1:] == [1] and sum(saves) == number
+
+
+STAGES = ("opened", "half written", "written", "verified", "synced", "kept", "renamed")
+
+
+@fault
+def kill_in_save(number, stage):
+    """SIGKILL in the save of last.pt of that number, at one of STAGES."""
+    import torch
+
+    import checkpoint
+
+    now = nth_save(number)
+
+    def saving(real):
+        def save(state, file):
+            if now() and stage == "opened":
+                die()
+            if now() and stage == "half written":
+                buffer = io.BytesIO()
+                real(state, buffer)
+                file.write(buffer.getvalue()[: buffer.tell() // 2])
+                file.flush()
+                die()
+            real(state, file)
+
+        return save
+
+    def loading(real):
+        def load(path, *rest):
+            if now() and stage == "written":
+                die()
+            found = real(path, *rest)
+            if now() and stage == "verified":
+                die()
+            return found
+
+        return load
+
+    def renaming(real):
+        def replace(source, target):
+            if now() and Path(target).name == {"synced": "previous.pt", "kept": "last.pt"}.get(stage):
+                die()
+            real(source, target)
+            if now() and stage == "renamed" and Path(target).name == "last.pt":
+                die()
+
+        return replace
+
+    patch(torch, "save", saving)
+    patch(checkpoint, "load", loading)
+    patch(os, "replace", renaming)
+
+
+PHASES = ("first batch", "training", "evaluation", "saving", "test")
+
+
+@fault
+def signal_in(phase, *numbers):
+    """Signals to this process, one after the other, in one of PHASES."""
+    import torch
+
+    import engine
+    import experiment
+
+    sent = []
+
+    def send():
+        if not sent:
+            sent.append(1)
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    steps = []
+
+    def loss(real):
+        def cross_entropy(*arguments, **options):
+            steps.append(1)
+            if len(steps) == {"first batch": 1, "training": 5}.get(phase):
+                send()
+            return real(*arguments, **options)
+
+        return cross_entropy
+
+    def evaluating(real):
+        def evaluate(model, batches, **options):
+            if phase == ("test" if len(batches.labels) == 50 else "evaluation"):
+                send()
+            return real(model, batches, **options)
+
+        return evaluate
+
+    now = nth_save(2)
+
+    def saving(real):
+        def save(state, file):
+            if phase == "saving" and now():
+                send()
+            real(state, file)
+
+        return save
+
+    patch(experiment.F, "cross_entropy", loss)
+    patch(engine, "evaluate", evaluating)
+    patch(torch, "save", saving)
+
+
+@fault
+def spoil_batches(value, first):
+    """The inputs of training batches from number `first` on (from 1) are NaN, or the logits infinite."""
+    import models
+
+    def creating(real):
+        def create_model(*arguments, **options):
+            model, calls = real(*arguments, **options), []
+
+            def before(module, inputs):
+                calls.extend([1] * module.training)
+                return (inputs[0] * float("nan"),) if value == "nan" and module.training and len(calls) >= first else None
+
+            def after(module, inputs, logits):
+                return logits * float("inf") if value == "inf" and module.training and len(calls) >= first else None
+
+            model.register_forward_pre_hook(before)
+            model.register_forward_hook(after)
+            return model
+
+        return create_model
+
+    patch(models, "create_model", creating)
+
+
+@fault
+def file_size_limit(limit):
+    """No file may grow larger than so many bytes."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+@fault
+def small_disk(path, megabytes, copy):
+    """Mounts a file system of that size at `path`, for this process alone; what it holds in the end is copied to `copy`."""
+    import ctypes
+    import shutil
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_mounts, new_user, private = 0x20000, 0x10000000, 1 << 18 | 1 << 14
+    alone = libc.unshare(new_mounts) == 0 or libc.unshare(new_mounts | new_user) == 0
+    size = f"size={megabytes}m".encode()
+    if not (alone and libc.mount(b"none", b"/", None, private, None) == 0
+            and libc.mount(b"none", path.encode(), b"tmpfs", 0, size) == 0):  # fmt: skip
+        sys.exit(NOT_ALLOWED)
+    AT_THE_END.append(lambda: shutil.copytree(path, copy))
+
+
+@fault
+def as_nobody():
+    """An unprivileged user, whom permissions hold back."""
+    os.setgid(65534)
+    os.setuid(65534)
+
+
+@fault
+def wait_in_step(number, sign, until):
+    """Makes the file `sign` in that training step (from 1), and goes on when the file `until` is there."""
+    import experiment
+
+    steps = []
+
+    def loss(real):
+        def cross_entropy(*arguments, **options):
+            steps.append(1)
+            if len(steps) == number:
+                Path(sign).touch()
+                wait_for(until)
+            return real(*arguments, **options)
+
+        return cross_entropy
+
+    patch(experiment.F, "cross_entropy", loss)
+
+
+@fault
+def train_as(kind):
+    """Trains a model that is compiled, or wrapped by DistributedDataParallel as in one of several processes."""
+    import torch
+
+    import ranks
+
+    if kind == "compiled":  # without a C++ compiler: what is tested is what wrapping does to checkpoints
+        patch(torch.nn.Module, "compile", lambda real: lambda self: real(self, backend="aot_eager"))
+    else:  # also where the run was compiled when it began
+        torch.nn.Module.compile = lambda self: None
+    if kind == "DDP":
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        ranks.Ranks.parallel = lambda self, model: torch.nn.parallel.DistributedDataParallel(model)
+
+
+@fault
+def note_loaded(path):
+    """Writes the digest of the weights that a run goes on from, as they are in the model, to a file."""
+    import checkpoint
+    import experiment
+
+    def loading(real):
+        def load_state_dict(self, state):
+            real(self, state)
+            everything = {"weights": self.model.state_dict(), "average": self.ema.model.state_dict()}
+            Path(path).write_text(checkpoint.digest(everything))
+
+        return load_state_dict
+
+    patch(experiment.Training, "load_state_dict", loading)
+
+
+@fault
+def load_data(name, directory, url, published, until, notes):
+    """Loads a data set when the file `until` is there, instead of running a script, and prints a digest of it.
+
+    published: size and md5 of an archive; notes: a file that gets a line each time that a folder's pictures are decoded.
+    """
+    import checkpoint
+    import data
+    import sources
+
+    if published:
+        sources.ARCHIVES[name] = sources.ARCHIVES[name]._replace(**published)
+
+    def noting(real):
+        def decode_all(*arguments):
+            with open(notes, "a") as file:
+                file.write("decoded\n")
+            return real(*arguments)
+
+        return decode_all
+
+    patch(sources, "_decode_all", noting)
+    wait_for(until)
+    split = data.load(name, directory, data_url=url)
+    print(checkpoint.digest([split.train.images, split.train.labels, split.test.images, split.test.labels]))
+    sys.exit(0)
+
+
+def wait_for(path):
+    end = time.monotonic() + TIMEOUT
+    while not Path(path).exists():
+        if time.monotonic() > end:
+            raise TimeoutError(path)
+        time.sleep(0.01)
+
+
+# ---- the process that forks ------------------------------------------------------------------------------------------
+
+
+def serve():
+    import importlib
+
+    import processes
+    import timm.optim  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+    import torchvision.transforms.v2  # noqa: F401
+
+    import cli
+    import sources
+
+    shapes = sources.load_shapes(train=400, test=100)
+    sources.load_shapes = lambda: shapes
+    scripts = {name: importlib.import_module(name) for name in ("train", "experiment", "models")}
+
+    def child(request):
+        for number, path in enumerate(request["outputs"], 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        name, *sys.argv[1:] = request["start"]
+        sys.argv[0] = f"{name}.py"
+        status = 1
+        try:
+            def main():
+                for fault_name, arguments in request["faults"]:
+                    processes.FAULTS[fault_name](*arguments)
+                return scripts[name].main()
+
+            cli.run(main)
+        except SystemExit as stopped:
+            status = stopped.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for function in processes.AT_THE_END:
+                function()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "start" in request:
+            answer = os.fork() or child(request)
+        else:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,152 @@
+"""Files from elsewhere: of other kinds of training and other versions, hostile ones, those that several processes want."""
+
+import os
+import pickle
+import shutil
+import signal
+
+import pytest
+import torch
+from conftest import OPTIONS, TINY
+from processes import note_loaded, signal_in, train_as
+from test_checkpoint import Hostile
+from test_faults import files, go_on, one_error
+from test_train import rows, summary, untimed, write_folder
+
+import checkpoint
+from errors import UserError
+from models.weights import load_checkpoint
+
+# ---- checkpoints of one kind of training in another -------------------------------------------------------------------
+
+KINDS = ("plain", "compiled", "DDP")
+SMALL = (
+    *TINY, "--device", "cpu", "--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=1", "--model-arg",
+    "heads=2", "--amp", "off", "--schedule", "constant", "--warmup-epochs", 0, "--lr", 1e-3, "--ema-decay", 0.8,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writer", KINDS)
+def test_a_checkpoint_of_each_kind_goes_on_as_each(forks, tmp_path, writer):
+    whole, written = tmp_path / "whole", tmp_path / "written"
+    assert forks.run(*SMALL, "--epochs", 2, "--output-dir", whole).returncode == 0
+    compiling = ["--compile"] * (writer == "compiled")
+    done = forks.run(*SMALL, *compiling, "--epochs", 1, "--output-dir", written, faults=[train_as(writer)])
+    assert done.returncode == 0, done.err
+    state = checkpoint.load(written / "last.pt")
+    expected = checkpoint.digest({"weights": state["state_dict"], "average": state["ema"]["average"]})
+    assert not any(part in key for key in state["state_dict"] for part in ("module.", "_orig_mod"))
+    for reader in KINDS:
+        copy, note = shutil.copytree(written, tmp_path / reader), tmp_path / f"{reader}.txt"
+        compiling = ["--compile"] * (reader == "compiled")
+        go_on(forks, copy, "--epochs", 2, *compiling, faults=[train_as(reader), note_loaded(note)])
+        assert note.read_text() == expected
+        ours, theirs = (checkpoint.load(directory / "last.pt") for directory in (copy, whole))
+        assert list(ours["state_dict"]) == list(theirs["state_dict"])
+        for kind in (lambda state: state["state_dict"], lambda state: state["ema"]["average"]):
+            for key, value in kind(theirs).items():
+                torch.testing.assert_close(kind(ours)[key], value, rtol=1e-4, atol=1e-5, msg=key)
+        assert [row["epoch"] for row in rows(copy)] == ["1", "2"]
+
+
+# ---- a metrics.csv of another version ----------------------------------------------------------------------------------
+
+
+def change_columns(path, how):
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    header = lines[0]
+    if how == "reordered":
+        order = range(len(header) - 1, -1, -1)
+    elif how == "older":  # without some of today's columns
+        order = [i for i, name in enumerate(header) if name not in ("epoch_seconds", "val_top5", "lr")]
+    else:
+        order = range(len(header))
+    lines = [[line[i] for i in order] + [["later", "7"][number > 0]] * (how == "newer") for number, line in enumerate(lines)]
+    path.write_text("".join(",".join(line) + "\n" for line in lines) + "3,9,0.0" * (how == "torn"))
+
+
+@pytest.mark.parametrize("how", ["reordered", "older", "newer", "torn"])
+def test_a_run_goes_on_with_the_columns_of_another_version(forks, whole, tmp_path, how):
+    cut = tmp_path / "cut"
+    forks.run(*OPTIONS, "--output-dir", cut, faults=[signal_in("training", signal.SIGTERM)])
+    change_columns(cut / "metrics.csv", how)
+    before = list(rows(cut)[0])
+    go_on(forks, cut)
+    ours, theirs = untimed(cut), untimed(whole)
+    names = set(theirs[0])
+    assert list(rows(cut)[0])[: len(before)] == before and set(ours[0]) - names == ({"later"} if how == "newer" else set())
+    known = names - {"val_top5", "lr"} if how == "older" else names
+    assert [ours[0][name] for name in known] == [theirs[0][name] for name in known]
+    assert [{name: row[name] for name in names} for row in ours[1:]] == theirs[1:]
+    assert summary(cut)["status"] == "finished" and (summary(cut)["seconds_to_95"] is None) == (how == "older")
+
+
+def test_a_table_that_lacks_epochs_or_is_none_is_refused(forks, copy):
+    (copy / "summary.json").unlink()
+    text = (copy / "metrics.csv").read_text()
+    for damaged, says in ((text.replace("\n2,", "\nx,"), "doesn't hold the 3 epochs"), ("\xff\x00", "can't be read as a table"),
+                          (text.replace("\n3,", "\n2,"), "doesn't hold the 3 epochs"), (None, "is missing")):  # fmt: skip
+        (copy / "metrics.csv").unlink(missing_ok=True)
+        if damaged is not None:
+            (copy / "metrics.csv").write_text(damaged, encoding="latin1")
+        before = files(copy)
+        one_error(forks.run("--resume", copy, "--device", "cpu"), "metrics.csv", says)
+        assert files(copy) == before
+
+
+# ---- hostile and foreign files -----------------------------------------------------------------------------------------
+
+
+def write_foreign(path, kind, sentinel, run):
+    bad = Hostile(sentinel)
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(bad))
+    elif kind == "torch.save":
+        torch.save(bad, path)
+    elif kind == "legacy torch.save":
+        torch.save({"state_dict": bad}, path, _use_new_zipfile_serialization=False)
+    elif kind == "among weights":
+        torch.save({"state_dict": {"fc.weight": torch.zeros(10, 64), "fc.bias": bad}}, path)
+    elif kind == "behind a digest":
+        torch.save({"format": 1, "digest": "", "contents": {"card": bad}}, path)
+    else:
+        path.write_bytes(next(run.glob(kind)).read_bytes())
+
+
+FOREIGN = ("pickle", "torch.save", "legacy torch.save", "among weights", "behind a digest", "events.out*", "metrics.csv",
+           "config.json")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_hostile_or_foreign_file_is_refused_as_weights_and_as_a_checkpoint(forks, whole, copy, tmp_path, kind):
+    sentinel, bad = tmp_path / "sentinel", tmp_path / "bad.pt"
+    write_foreign(bad, kind, sentinel, whole)
+    one_error(forks.run(*OPTIONS, "--output-dir", tmp_path / "new", "--weights", bad), "bad.pt")
+    shutil.copy(bad, copy / "last.pt")
+    one_error(forks.run("--resume", copy), "last.pt", "--resume-previous")
+    with pytest.raises(UserError, match="bad.pt"):
+        load_checkpoint(bad)
+    assert not sentinel.exists() and sorted(os.listdir(tmp_path)) == ["bad.pt", "copy"]
+
+
+# ---- other data than at the start ---------------------------------------------------------------------------------------
+
+
+def test_other_data_than_at_the_start_is_refused_by_name(forks, tmp_path):
+    pets, run = write_folder(tmp_path / "pets"), tmp_path / "run"
+    options = ("--dataset", "folder", "--data-dir", pets, "--model", "resnet20", "--batch-size", 4, "--device", "cpu")
+    stopped = forks.run(*options, "--epochs", 3, "--output-dir", run, faults=[signal_in("training", signal.SIGTERM)])
+    assert stopped.returncode == 143
+    before = files(run)
+    shutil.copy(pets / "train" / "cat" / "0.png", pets / "train" / "cat" / "more.png")
+    one_error(forks.run("--resume", run), "the data is not that of the start", "train images: 8 there, 9 here", status=2)
+    for part in ("train", "test"):
+        shutil.copytree(pets / part / "dog", pets / part / "fox")
+    one_error(forks.run("--resume", run), "train images: 8 there, 13 here",
+              "classes: 2 (cat, dog) there, 3 (cat, dog, fox) here", status=2)  # fmt: skip
+    assert files(run) == before
+    for part in ("train", "test"):
+        shutil.rmtree(pets / part / "fox")
+    (pets / "train" / "cat" / "more.png").unlink()
+    go_on(forks, run)
