@@ -174,7 +174,7 @@ def _run(args, origin, state, company, before):
     device = company.device
     auto_fp32 = args.amp == "auto" and models.prefers_fp32(args.model, device)
     dtype = None if auto_fp32 else engine.amp_dtype(args.amp, device)
-    _check_before_work(args, state, options, company)
+    _check_before_work(args, origin, state, options, company)
     engine.make_deterministic(args.deterministic)
 
     with company.one_first():
@@ -325,12 +325,14 @@ def _build(args, options, split, state):
     return model, *(models.normalization(model) if published else (split.mean, split.std))
 
 
-def _check_before_work(args, state, options, company):
+def _check_before_work(args, origin, state, options, company):
     """Raises UserError for what can be refused without data or model."""
     smallest = 2 * (args.batch_size // 2 // company.world) if company.world > 1 else args.batch_size  # see data.rank_rows
     if args.accumulate > smallest:
         of = f"of --batch-size {args.batch_size}{' that a process has' * (company.world > 1)}"
         raise UserError(f"--accumulate {args.accumulate} is more than the {smallest} images {of}", status=2)
+    if args.micro_batch != 0 and origin.get("accumulate") == origin.get("micro_batch") == "command line":
+        raise UserError("--accumulate and --micro-batch say the same in two ways: give one of them", 2)
     if args.cutout >= args.image_size:
         raise UserError(f"--cutout {args.cutout} leaves nothing of pictures of {args.image_size} px", status=2)
     if args.warmup_epochs is not None and args.warmup_epochs >= args.epochs and args.schedule != "constant":

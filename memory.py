@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 
+import data
 import engine
 import models
 from errors import UserError
@@ -177,17 +178,20 @@ def cut_batches(args, origin, model, options, num_classes, dtype, ranks):
     On CUDA by trying, elsewhere by the estimate against the free memory; all ranks find the same. Raises UserError where not
     even one image fits.
     """
-    if origin.get("accumulate") in ("command line", "config") and origin["micro_batch"] != "command line":
-        args.micro_batch = args.micro_batch or 0
+    asked = {"config": 1, "command line": 2}
+    if asked.get(origin.get("accumulate"), 0) > asked.get(origin.get("micro_batch"), 0):
+        args.micro_batch = 0  # that was a default
     if args.micro_batch == 0:
         return 0
-    share = -(-args.batch_size // ranks.world)
+    rows = [data.rank_rows(args.batch_size, rank, ranks.world) for rank in range(ranks.world)]
+    shares = [part.stop - part.start for part in rows]
+    share = max(shares)
     if args.micro_batch is None:
         need = of_run(args, options, num_classes, device=ranks.device.type, dtype=dtype, world=ranks.world)
         args.micro_batch = _largest(args, need, model, num_classes, dtype, ranks, share)
         origin["micro_batch"] = "auto"
     if not args.freeze_backbone:  # its features are no pictures
-        args.accumulate = -(-share // args.micro_batch)
+        args.accumulate = min(-(-share // args.micro_batch), *shares)
         origin["accumulate"] = "--micro-batch"
     return args.micro_batch
 

@@ -119,7 +119,11 @@ def load_checkpoint(path):
         weights = contents["ema"]["average"] if contents.get("ema") else contents["state_dict"]
         with torch.device("meta"):  # nothing is allocated before the weights are known to fit
             model = create_model(card["model"], card["num_classes"], **card["options"])
-        model.load_state_dict(merged(weights), assign=True)
+        weights = merged(weights)
+        model.load_state_dict(weights, assign=True)
+        if any(buffer.is_meta for buffer in model.buffers()):  # what no file holds is made with the model
+            model = create_model(card["model"], card["num_classes"], **card["options"])
+            model.load_state_dict(weights, assign=True)
         missing = {"classes", "image_size", "mean", "std", "source"} - set(card)
         if missing:
             raise KeyError(*missing)
