@@ -5,8 +5,9 @@
     with join(torch.device("cpu"), batch_size=128) as ranks:
         ranks.sum(torch.tensor([loss_sum, count]))          # over all ranks, on each of them
 
-Each rank holds the data and works on its rows of each batch (data.rank_rows); DistributedDataParallel averages gradients.
-The first rank writes the run's directory and prints; the others are silent.
+Each rank holds the data and works on its rows of each batch (data.rank_rows). Either each holds the whole model, and
+DistributedDataParallel averages gradients, or each holds a part of every parameter, gradient and optimizer state (`shard`), for
+models that are larger than a device. The first rank writes the run's directory and prints; the others are silent.
 """
 
 import contextlib
@@ -22,12 +23,13 @@ from errors import UserError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world` of them; local: its number on this machine."""
+    """This process among `world` of them; local: its number on this machine; sharded: whether each holds a part of a model."""
 
     device: torch.device
     rank: int = 0
     world: int = 1
     local: int = 0
+    sharded: bool = False
 
     def __str__(self):
         return str(self.device) if self.world == 1 else f"{self.world} x {self.device.type}"
@@ -62,16 +64,20 @@ class Ranks:
             dist.barrier()
 
     def parallel(self, model):
-        """What to call for a training step, so that gradients are the mean over ranks; the model itself where it is alone."""
-        if self.world == 1:
+        """What to call for a training step, so that gradients are the mean over ranks: the model itself, alone or sharded."""
+        if self.world == 1 or self.sharded:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=devices)
 
 
+def world_size():
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def in_company():
     """Whether torchrun (or SLURM by way of it) started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return world_size() > 1
 
 
 @contextlib.contextmanager
@@ -106,7 +112,8 @@ def join(device, batch_size):
     except (RuntimeError, dist.DistError) as error:
         if not _was_left_alone(error):
             raise
-        raise UserError("another process of this run ended") from error
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"another process of this run ended, or can't be reached ({reason})") from error
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
@@ -116,6 +123,50 @@ def _was_left_alone(error):
     """Whether an error is that of a collective whose other side is gone."""
     said = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in said for word in ("connection", "gloo", "nccl", "socket", "peer"))
+
+
+# ---- a part of the model on each rank ------------------------------------------------------------------------------------
+
+
+def shard(model, company):
+    """Leaves each rank a part of every parameter (FSDP2, arXiv 2304.11277), block by block, and brings it to its device."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(company.device.type, (company.world,))
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "blocks":
+            for block in module.children():
+                fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def whole(state):
+    """A state dict, nested as it may be, whose parts are put together, on the CPU. All ranks have to call it together."""
+    if isinstance(state, dict):
+        return {key: whole(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(whole, state))
+    return state.full_tensor().cpu() if hasattr(state, "full_tensor") else state
+
+
+def parts(state, like):
+    """{name: tensor} whose tensors are cut as those of the same name in `like` are; the opposite of `whole`."""
+    return {key: _part(value, like.get(key)) for key, value in state.items()}
+
+
+def _part(value, like):
+    if not hasattr(like, "full_tensor") or not torch.is_tensor(value) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def optimizer_parts(state, optimizer):
+    """An optimizer's state dict whose tensors are cut as their parameters are."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return state | {"state": {i: parts(values, dict.fromkeys(values, params[i])) for i, values in state["state"].items()}}
 
 
 # ---- batch norm over all ranks -----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ picture can run code or fill the memory.
 """
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import io
@@ -434,6 +435,7 @@ def decode(path, size):
 SHAPES = ("disc", "ellipse", "square", "triangle", "star", "cross", "ring", "frame", "crescent", "bars")
 
 
+@functools.cache  # a process may train twice
 def load_shapes(train=10_000, test=2_000):
     return Split("shapes", make_shapes(train, seed=1), None, make_shapes(test, seed=2), SHAPES, (), ())
 

@@ -53,8 +53,9 @@ def curve(directory):
 @pytest.mark.parametrize(
     ("world", "model"),
     # Batch norm and ReLU magnify rounding: in float64 the gradients agree to 1e-13, in fp32 to half a percent. Hence the rate.
-    [(2, NO_BATCH_NORM), (3, (*NO_BATCH_NORM, "--accumulate", 2)), (2, ("--model", "resnet20", "--sync-bn", "--lr", 1e-5))],
-    ids=["2", "3", "sync-bn"],
+    [(2, NO_BATCH_NORM), (3, (*NO_BATCH_NORM, "--accumulate", 2)), (2, ("--model", "resnet20", "--sync-bn", "--lr", 1e-5)),
+     (3, (*NO_BATCH_NORM, "--fsdp", "--limit-test", 49, "--clip-grad", 1))],
+    ids=["2", "3", "sync-bn", "fsdp"],
 )
 def test_the_curve_does_not_depend_on_the_number_of_ranks(train, tmp_path, world, model):
     """Accuracies are compared too: of all images, each counted once."""
@@ -102,13 +103,14 @@ def test_a_signal_to_one_rank_ends_all_and_one_process_goes_on(train, tmp_path):
     assert len(curve(cut)) == done["epoch"] + 1
 
 
-def test_a_run_of_one_process_goes_on_in_two_with_held_out_images(train, tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
+def test_a_run_of_one_process_goes_on_in_two_with_held_out_images(train, tmp_path, monkeypatch, how):
     options = (*COMMON, *NO_BATCH_NORM, "--val-size", 20, "--batch-size", 30)
     alone = train(*options, output="alone")
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         cut = train(*options, output="cut", status=143)
-    finish(torchrun(2, "--resume", cut))
+    finish(torchrun(2, "--resume", cut, *how))
     assert summary(cut)["status"] == "finished"
     assert summary(cut)["test_acc"] == pytest.approx(summary(alone)["test_acc"], abs=2.01)  # one picture of fifty
     assert [row["step"] for row in rows(cut)] == [row["step"] for row in rows(alone)]
