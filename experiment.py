@@ -434,19 +434,15 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
 def _test_chosen(training, directory, batches, dtype, stop, company):
     """The figures of best.pt on the test set, which is read here only."""
     with training.at_hand() as model:
-        return _test_weights(model, directory, batches, dtype, stop, company)
-
-
-def _test_weights(model, directory, batches, dtype, stop, company):
-    trained = {name: value.clone() for name, value in model.state_dict().items()}
-    chosen = [_read_best(directory, (training.best["epoch"],))["state_dict"] if company.first else None]
-    if company.world > 1:
-        torch.distributed.broadcast_object_list(chosen)
-    try:
-        model.load_state_dict(ranks.parts(lora.adapted(chosen[0], trained), trained))
-        return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
-    finally:  # what is trained stays as it is, should this be interrupted
-        model.load_state_dict(trained)
+        trained = {name: value.clone() for name, value in model.state_dict().items()}
+        chosen = [_read_best(directory, (training.best["epoch"],))["state_dict"] if company.first else None]
+        if company.world > 1:
+            torch.distributed.broadcast_object_list(chosen)
+        try:
+            model.load_state_dict(ranks.parts(lora.adapted(chosen[0], trained), trained))
+            return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
+        finally:  # what is trained stays as it is, should this be interrupted
+            model.load_state_dict(trained)
 
 
 def _mend_best(directory, training, curve, state, epochs):
