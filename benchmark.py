@@ -2,16 +2,16 @@
 
     python benchmark.py data        # our batches against a torchvision DataLoader with PIL transforms and 2 workers
     python benchmark.py epoch       # an epoch of engine.fit against the bare step, and against the loop people write
-    python benchmark.py models      # each model's training step, in bf16 against fp32
+    python benchmark.py models      # a table: parameters, GMACs, memory, images/s in training and inference, FLOP/s
+    python benchmark.py models --suite sota --batch-size 16 --output speed     # of the largest, written as files, too
+    python benchmark.py models --quick                                  # training steps in bf16 against fp32
     python benchmark.py checkpoint  # what a save of last.pt and best.pt takes: time against an epoch's, and memory
     python benchmark.py twins       # a training step of ours against timm's, where timm can build the same architecture
 """
 
-import platform
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,11 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 import checkpoint
 import cli
 import engine
+import metrics
 import models
 import optim
-import rundir
+import speeds
 from augment import Pipeline
 from data import Batches
+from measure import flop_ceiling, in_turn, machine, ready_batch, spread, training_step
 from sources import ARCHIVES, Examples
 
 MEAN, STD = ARCHIVES["cifar10"].mean, ARCHIVES["cifar10"].std
@@ -46,9 +48,15 @@ def build_parser():
     epoch.add_argument("--skip-plain", action="store_true", help="leave the plain loop out")
     epoch.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
     epoch.add_argument("--compile", action="store_true", help="compile the model, for ours and the bare step")
-    table = commands.add_parser("models", help="a training step of each model: bf16 against fp32, both channels_last")
-    table.add_argument("--models", nargs="+", metavar="NAME", help="these only (default: the whole table)")
-    table.add_argument("--quick", action="store_true", help="batches of 16 and three rounds")
+    table = commands.add_parser("models", help="each model's size, work, memory and speed")
+    table.add_argument("--models", nargs="+", metavar="NAME", help="these only; timm/<name> takes any of timm's")
+    table.add_argument("--suite", default="table", choices=("table", "sota", "all"), help="sota: the largest")
+    table.add_argument("--image-size", type=cli.number(int, low=8), metavar="PX", help="instead of each model's own")
+    table.add_argument("--classes", type=cli.number(int, low=2), metavar="K", help="instead of each model's own")
+    table.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
+    table.add_argument("--output", metavar="DIR", help="write models.csv, models.md and models.png there")
+    table.add_argument("--runs", nargs="+", metavar="RUN", help="draw their test accuracy against speed, not parameters")
+    table.add_argument("--quick", action="store_true", help="a step in bf16 against fp32 instead, batches of 16, three rounds")
     saves = commands.add_parser("checkpoint", help="the saves after an epoch: MB, ms, their share of the epoch, memory")
     saves.add_argument("--model", default="resnet18", metavar="NAME")
     saves.add_argument("--images", type=cli.number(int, low=256), default=50_000, metavar="N", help="in an epoch")
@@ -57,7 +65,8 @@ def build_parser():
     same.add_argument("--models", nargs="+", metavar="NAME", default=TWINS, choices=TWINS, help="these only")
     same.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
     for command in (whole, epoch, table, saves, same):
-        command.add_argument("--batch-size", type=cli.number(int, low=1), default=128, metavar="N")
+        command.add_argument("--batch-size", type=cli.number(int, low=1), default=128, metavar="N",
+                             help="models: at most" if command is table else None)  # fmt: skip
         command.add_argument("--rounds", type=cli.number(int, low=1), default=5, metavar="N", help="of both in turn")
         command.add_argument("--device", default="auto")
         if command not in (table, saves, same):
@@ -95,22 +104,6 @@ def random_examples(count):
     return Examples(images, torch.randint(0, 10, (count,), generator=generator))
 
 
-def in_turn(device, rounds, **measured):
-    """{name: seconds of each round}: each function once in every round, in turn, after a round that doesn't count."""
-    seconds = {name: [] for name in measured}
-    for i in range(rounds + 1):
-        for name, function in measured.items():
-            engine.synchronize(device)
-            start = time.perf_counter()
-            function()
-            engine.synchronize(device)
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def spread(values, style=".2f"):
-    return f"{statistics.median(values):{style}} ({min(values):{style}} to {max(values):{style}})"
 
 
 def report(seconds, images, ours):
@@ -120,11 +113,6 @@ def report(seconds, images, ours):
         extra = "" if name == ours else f"   takes {spread(ratios)} times as long as {ours}"
         print(f"  {name:<44}{spread([images / v for v in values], ',.0f')} images/s{extra}")
 
-
-def machine(device, rounds):
-    cpu = f"{rundir.processor()}, {torch.get_num_threads()} threads"
-    print(f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu}; torch {torch.__version__}, "
-          f"Python {platform.python_version()}; median (least to most) of {rounds} rounds in turn")  # fmt: skip
 
 
 def measure_data(args, device):
@@ -216,36 +204,20 @@ def measure_epoch(args, device):
     print(f"  engine.fit takes {spread(overhead, '.3f')} times as long as the bare steps")
 
 
-def training_step(model, inputs, targets, device):
-    """A function of the autocast type that makes a step of SGD on tensors that lie ready."""
-    optimizer = optim.create_optimizer("sgd", optim.param_groups(model, 5e-4), 1e-4)
-
-    def step(dtype):
-        with engine.autocast(device, dtype):
-            logits = model(inputs)
-        F.cross_entropy(logits.float(), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
-def ready_batch(size, image_size, classes, device):
-    inputs = torch.randn(size, 3, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
-    return inputs, torch.randint(0, classes, (size,), device=device)
-
-
-def measure_models(args, device):
+def measure_precisions(args, device):
     """A line a model: parameters, GMACs, milliseconds of a training step in bf16 and fp32, and their ratio round by round."""
-    print(f"{'model':<30}{'parameters':>12}{'GMACs':>8}{'bf16 ms':>9}{'fp32 ms':>9}  bf16 / fp32")
-    for name in map(models.canonical, args.models or models.MODELS):
-        parameters, macs = models.describe(name, 100, 32)
-        model = models.create_model(name, 100).to(device, memory_format=torch.channels_last).train()
+    print(f"{'model':<30}{'parameters':>14}{'GMACs':>9}{'bf16 ms':>9}{'fp32 ms':>9}  bf16 / fp32")
+    for name in args.models or speeds.SUITES["table"]:
+        options = models.parse_options([], name, 32)
+        parameters, macs = models.describe(name, 100, 32, options)
+        model = models.create_model(name, 100, **options).to(device, memory_format=torch.channels_last).train()
         step = training_step(model, *ready_batch(args.batch_size, 32, 100, device), device)
         seconds = in_turn(device, args.rounds, bf16=lambda step=step: step(torch.bfloat16), fp32=lambda step=step: step(None))
         ms = {kind: 1000 * statistics.median(values) for kind, values in seconds.items()}
         ratios = [a / b for a, b in zip(seconds["bf16"], seconds["fp32"])]
-        print(f"{name:<30}{parameters:>12,}{macs / 1e9:>8.3f}{ms['bf16']:>9.1f}{ms['fp32']:>9.1f}  {spread(ratios)}")
+        print(f"{name:<30}{parameters:>14,}{macs / 1e9:>9.3f}{ms['bf16']:>9.1f}{ms['fp32']:>9.1f}  {spread(ratios)}")
         sys.stdout.flush()
 
 
@@ -284,6 +256,37 @@ def measure_checkpoint(args, device):
     print(f"{name}: last.pt {size:.0f} MB, saved with best.pt in {spread([1000 * s for s in seconds['save']], '.0f')} ms; "
           f"{spread(shares)} % of an epoch of {args.images:,} images in batches of {args.batch_size} ({steps} times a step)")
     print(f"memory of the process: {grown:.0f} MB more at most while it saves, {grown / size:.2f} times the file")
+
+
+def measure_models(args, device):
+    """The table of speeds.py: a line a model as it is measured, then the files."""
+    accuracy = accuracies(args.runs) if args.runs else None
+    names = args.models or speeds.SUITES[args.suite]
+    for name in names:  # all that is wrong is said before anything is measured
+        size, classes, options = speeds.layout(name, args.image_size, args.classes)
+        if args.models or args.image_size:
+            models.describe(name, classes, size, options)
+    types = dict.fromkeys((None, engine.amp_dtype(args.amp, device)))
+    ceilings = {dtype: flop_ceiling(device, dtype, args.rounds) for dtype in types}
+    best = ", ".join(f"{value / 1e12:.2f} TFLOP/s in {str(dtype or torch.float32)[6:]}" for dtype, value in ceilings.items())
+    print(f"ceiling, of products of square matrices: {best}")
+    rows = []
+    for name in names:
+        rows.append(speeds.measure_model(name, device=device, amp=args.amp, batch_size=args.batch_size, rounds=args.rounds,
+                                         image_size=args.image_size, classes=args.classes, ceilings=ceilings))  # fmt: skip
+        print(speeds.line(rows[-1], first=len(rows) == 1), flush=True)
+    if args.output:
+        heading = f"{machine(device)}; median of {args.rounds} rounds; ceiling: {best}"
+        print("written:", *speeds.write(rows, args.output, heading, accuracy))
+
+
+def accuracies(patterns):
+    """{model: mean test accuracy in percent} of finished runs."""
+    found = {}
+    for run in metrics.load_runs(patterns):
+        if run.figure("test") is not None:
+            found.setdefault(run.arguments.get("model"), []).append(run.figure("test"))
+    return {model: statistics.mean(values) for model, values in found.items()}
 
 
 TWINS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet20", "eca_resnet20", "coatnet_0", "vit_custom")
@@ -340,11 +343,14 @@ def main(argv=None):
     if getattr(args, "quick", False):
         args.batch_size, args.rounds = 16, 3
     device = engine.select_device(args.device)
-    machine(device, args.rounds)
-    sys.stdout.flush()
-    measures = {"data": measure_data, "epoch": measure_epoch, "models": measure_models, "checkpoint": measure_checkpoint,
+    if args.command == "models":
+        args.models = args.models and [models.canonical(name) for name in args.models]
+        if args.output:
+            speeds.make_directory(args.output)
+    print(f"{machine(device)}; median (least to most) of {args.rounds} rounds in turn", flush=True)
+    commands = {"data": measure_data, "epoch": measure_epoch, "models": measure_models, "checkpoint": measure_checkpoint,
                 "twins": measure_twins}  # fmt: skip
-    measures[args.command](args, device)
+    (measure_precisions if getattr(args, "quick", False) else commands[args.command])(args, device)
     return 0
 
 

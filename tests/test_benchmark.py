@@ -1,13 +1,19 @@
 """The benchmark compares like with like and prints ratios; what it measures is the machine's affair, not a test's."""
 
+import csv
+import json
 import re
 
 import pytest
 import torch
+from conftest import refused
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
+import measure
+import memory
 import models
+import speeds
 from augment import Pipeline
 
 
@@ -57,3 +63,124 @@ def test_a_twin_is_the_same_architecture(name):
 def test_twins_are_timed_in_turn(capsys):
     assert benchmark.main(["twins", "--models", "resnet20", "--batch-size", "2", "--rounds", "1", "--device", "cpu"]) == 0
     assert re.search(r"resnet20 .* \d\.\d\d \(", capsys.readouterr().out)
+
+
+# ---- the table of models ---------------------------------------------------------------------------------------------
+
+
+CPU = torch.device("cpu")
+FEW = ["--rounds", "1", "--batch-size", "2", "--device", "cpu", "--amp", "off"]
+
+
+@pytest.fixture(autouse=True)
+def quick_rounds(monkeypatch):
+    monkeypatch.setattr(measure, "ROUND", 0.0)
+    monkeypatch.setitem(measure.SIDES, "cpu", (64,))
+
+
+def test_a_table_of_models_is_printed_and_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 1e9)
+    place = tmp_path / "a" / "speed"
+    chosen = ["--models", "resnet20", "timm/resnet10t", "eva_giant", "--image-size", "28", "--output", str(place)]
+    assert benchmark.main(["models", *FEW, *chosen]) == 0
+    text = capsys.readouterr().out
+    assert torch.__version__ in text.splitlines()[0] and "ceiling, of products of square matrices" in text
+    lines = {line.split()[0]: line for line in text.splitlines()[3:]}
+    assert re.search(r"resnet20 +28 +278,324 .* \d+\.\d \(\d+\.\d to \d+\.\d\)", lines["resnet20"])
+    assert "does not fit: one image needs" in lines["eva_giant"] and "1.0 GB are free" in lines["eva_giant"]
+    with open(place / "models.csv", newline="") as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["resnet20", "timm/resnet10t", "eva_giant"]
+    for row in (rows["resnet20"], rows["timm/resnet10t"]):
+        ms, images = float(row["train_ms"]), float(row["train_images_per_second"])
+        assert float(row["train_ms_least"]) <= ms <= float(row["train_ms_most"])
+        assert images * ms / 1000 == pytest.approx(2, rel=1e-3)
+        assert float(row["train_us_per_image"]) * images == pytest.approx(1e6, rel=1e-3)
+        assert float(row["inference_images_per_second"]) > 0 and float(row["of_ceiling"]) > 0
+        assert (row["batch_size"], row["precision"]) == ("2", "float32")
+    assert rows["eva_giant"]["train_ms"] == "" and float(rows["eva_giant"]["gmacs"]) > 0
+    markdown = (place / "models.md").read_text()
+    assert markdown.count("\n| ") == 2 + 3 and "does not fit" in markdown
+    assert (place / "models.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_suite_of_the_largest_says_on_a_small_machine_that_they_do_not_fit(capsys, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 1e8)
+    monkeypatch.setattr(models, "create_model", only_on_meta(models.create_model))
+    assert benchmark.main(["models", "--suite", "sota", *FEW]) == 0
+    text = capsys.readouterr().out
+    for wanted in ("eva02_large 448 305,080,232 361.7", "eva_giant 336 1,013,005,672 620.3",
+                   "convnext_xxlarge 256 846,471,016 197.9"):  # fmt: skip
+        assert re.search(wanted.replace(" ", " +") + r"\d\d .*does not fit", text)
+
+
+def only_on_meta(create):
+    def wrapped(*args, **options):
+        assert torch.empty(0).is_meta, "gigabytes"
+        return create(*args, **options)
+
+    return wrapped
+
+
+def test_batches_are_halved_until_one_fits(monkeypatch):
+    tried = []
+    real = measure.ready_batch
+
+    def ready_batch(size, *rest):
+        tried.append(size)
+        if size > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(size, *rest)
+
+    monkeypatch.setattr(measure, "ready_batch", ready_batch)
+    row = speeds.measure_model("resnet20", device=CPU, amp="off", batch_size=12, rounds=1, image_size=16)
+    assert tried == [12, 6, 3] and row["batch_size"] == 3 and row["status"] == ""
+    monkeypatch.setattr(measure, "ready_batch", lambda *args: ready_batch(9))
+    row = speeds.measure_model("resnet20", device=CPU, amp="off", batch_size=2, rounds=1, image_size=16)
+    assert row["batch_size"] is None and row["train_ms"] is None and "does not fit" in row["status"]
+
+
+def test_a_step_is_three_forward_passes_of_work_but_for_the_first_layer():
+    """Backward: the gradient of each weight and of each input, but not of the pictures."""
+    _, macs = models.describe("resnet20", 10, 32)
+    first = 16 * 3 * 9 * 32 * 32
+    assert measure.step_flops("resnet20", 10, 32) == 2 * (3 * macs - first)
+
+
+def test_quick_functions_are_called_many_times_in_a_round(monkeypatch):
+    monkeypatch.setattr(measure, "ROUND", 1e9)
+    calls = []
+    seconds = measure.repeated(CPU, 3, lambda: calls.append(1))
+    assert len(seconds) == 3 and len(calls) == 2 * 2 + 4 * 100
+    assert measure.flop_ceiling(CPU, None, rounds=1) > 0
+
+
+def test_accuracy_of_runs_is_drawn_against_speed(tmp_path, train, monkeypatch):
+    first, second = train("--epochs", 1, output="a"), train("--epochs", 1, "--seed", 1, output="b")
+    found = benchmark.accuracies([str(first), str(second)])
+    said = [json.loads((run / "summary.json").read_text())["test_acc"] for run in (first, second)]
+    assert found == {"resnet20": pytest.approx(sum(said) / 2)}
+    row = dict.fromkeys(speeds.COLUMNS) | {"model": "resnet20", "parameters": 1, "train_images_per_second": 10.0}
+    assert speeds.draw([row], tmp_path / "a.png", "here", found)
+    assert not speeds.draw([row | {"model": "resnet32"}], tmp_path / "b.png", "here", found)
+    assert (tmp_path / "a.png").is_file() and not (tmp_path / "b.png").exists()
+
+
+def test_bf16_against_fp32(capsys):
+    assert benchmark.main(["models", "--models", "resnet20", "vit_tiny", "--quick", "--device", "cpu"]) == 0
+    assert len(re.findall(r"^(?:resnet20|vit_tiny) .* \d\.\d\d \(", capsys.readouterr().out, re.M)) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--models", "resnet2O"), "unknown model 'resnet2O': did you mean resnet32 or resnet20"),
+        (("--models", "timm/nope"), "timm has no model 'nope'"),
+        (("--models", "eva_giant", "--image-size", "30"), "timm/eva_giant_patch14_336.clip_ft_in1k: image size 30 is not a m"),
+        (("--output", __file__), f"--output {__file__} can't be made"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(words, message, monkeypatch):
+    monkeypatch.setattr(measure, "in_turn", None)
+    with refused(message):
+        benchmark.main(["models", *words, *FEW])
