@@ -16,6 +16,7 @@ import engine
 import metrics
 import replicates
 import tables
+from models import lora
 
 MOST_NAMES = 20
 CELL = 24  # pixels
@@ -38,12 +39,13 @@ def _write_end(directory, args, training, split, plain, device, dtype):
     write_hparams(directory.events, vars(args), {key: summary[key] for key in ("test_acc", "test_top5") if key in summary})
     if getattr(args, "freeze_backbone", False):  # such a run's batches are features, not pictures
         return
-    model = training.reported
-    if split.val:
-        model = copy.deepcopy(model)
-        model.load_state_dict(checkpoint.load(directory.path / "best.pt")["state_dict"])
-    batches = data.Batches(split.test, 500, plain, device=device, shuffle=False)
-    counts = confusion(model, batches, split.num_classes, dtype)
+    batches = data.Batches(split.test, args.micro_batch or 500, plain, device=device, shuffle=False)
+    with training.at_hand() as model:
+        if split.val:
+            model = copy.deepcopy(model)
+            chosen = checkpoint.load(directory.path / "best.pt")["state_dict"]
+            model.load_state_dict(lora.adapted(chosen, model.state_dict()))
+        counts = confusion(model, batches, split.num_classes, dtype)
     directory.events.add_image("confusion", picture(counts), training.progress.step)
     if split.num_classes <= MOST_NAMES:
         directory.events.add_text("confusion", as_table(counts, split.classes), training.progress.step)

@@ -12,6 +12,7 @@ import signal
 import sys
 
 from errors import UserError
+from metrics import printable
 
 OF_THE_CALL = ("config", "resume", "resume_previous", "output_dir", "list_models", "tag")  # not taken over by --config
 
@@ -32,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False, **options)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
     def parse_args(self, args=None, namespace=None):
         found, extra = self.parse_known_args(args, namespace)
@@ -98,6 +99,12 @@ def training_parser(description, *, model, epochs):
     return parser
 
 
+def change_defaults(parser, **values):
+    """Other defaults for a script. argparse's set_defaults would let `explicit` take them for the command line's."""
+    for action in parser._actions:
+        action.default = values.get(action.dest, action.default)
+
+
 def add_model(parser, default):
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=default, metavar="NAME", help="a name of --list-models, or timm/<name>")
@@ -111,6 +118,8 @@ def add_transfer(parser):
     group.add_argument("--weights", metavar="FILE", help="start from a .pt or .safetensors file, or a run's best.pt")
     group.add_argument("--freeze-backbone", action="store_true",
                        help="train the classifier only, on features that are computed once (linear probing)")  # fmt: skip
+    group.add_argument("--lora-rank", type=number(int, low=0), default=0, metavar="R",
+                       help="train adapters of this rank in place of the backbone's weights (0: none; needs peft)")  # fmt: skip
     group.add_argument("--layer-decay", type=number(above=0, high=1), default=1.0, metavar="X",
                        help="each layer's rate over that of the next one; the classifier has the full rate")  # fmt: skip
 
@@ -152,6 +161,8 @@ def add_training(parser, *, epochs):
                        help="highest rate of stochastic depth (default: the model's)")  # fmt: skip
     group.add_argument("--clip-grad", type=number(low=0), default=0.0, metavar="X", help="largest gradient norm (0: any)")
     group.add_argument("--accumulate", type=number(int, low=1), default=1, metavar="K", help="cut each batch in K parts")
+    group.add_argument("--micro-batch", type=auto(kind=int, low=0), default=0, metavar="N", help="cut each batch in parts of "
+                       "at most N images on each device (0: as --accumulate says; auto: as many as fit)")  # fmt: skip
     group = parser.add_argument_group("augmentation")
     group.add_argument("--augment", type=augmentations, default="crop,flip", metavar="LIST",
                        help="none, or from crop, flip, color_jitter, rand_augment, trivial_augment, random_resized_crop; "
@@ -173,6 +184,7 @@ def add_machine(parser):
     group.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"), help="auto: bf16 where it is fast")
     group.add_argument("--compile", action="store_true", help="torch.compile the model")
     group.add_argument("--grad-checkpointing", action="store_true", help="less memory for a third more work")
+    group.add_argument("--ema-device", default="same", choices=("same", "cpu"), help="where the moving average is kept")
     group.add_argument("--fsdp", action="store_true", help="a part of the model on each device (torchrun): for large ones")
     group.add_argument("--sync-bn", action="store_true", help="batch norm over the batches of all devices (torchrun)")
     group.add_argument("--deterministic", action="store_true", help="the same bits for the same seed, machine and versions")
@@ -258,6 +270,8 @@ def _convert(parser, config):
 def _convert_value(action, value):
     if value is None and action.default is None:
         return None
+    if value is None and action.type:
+        return action.type("auto")  # what takes it holds it as None; the rest refuses it
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
             raise ValueError(f"{value!r} is neither true nor false")
@@ -289,5 +303,5 @@ def run(main):
         sys.exit(1)
     except OSError as error:
         status, message = 1, str(error)
-    print(f"{sys.argv[0]}: error: {message}", file=sys.stderr)
+    print(f"{sys.argv[0]}: error: {printable(message)}", file=sys.stderr)
     sys.exit(status)

@@ -24,6 +24,7 @@ import checkpoint
 import cli
 import data
 import engine
+import memory
 import metrics
 import models
 import optim
@@ -32,12 +33,13 @@ import ranks
 import rundir
 from augment import Pipeline
 from errors import UserError
+from models import lora
 from models.weights import load_weights
 from terminal import Reporter, StopSignal
 
 # What may differ when a run goes on; --epochs where the schedule allows it (see _check_epochs).
 FREE = {"resume", "resume_previous", "epochs", "device", "data_dir", "data_url", "resident", "compile", "grad_checkpointing",
-        "fsdp", "amp", "deterministic", "tag"}  # fmt: skip
+        "fsdp", "amp", "deterministic", "tag", "micro_batch", "ema_device"}  # fmt: skip
 EVAL_BATCH = 500
 
 
@@ -134,10 +136,14 @@ class Training:
         """The model whose accuracy is the run's: the moving average, where there is one."""
         return self.ema.model if self.ema else self.model
 
+    def at_hand(self):
+        """A block in which `reported` lies on the device, to be evaluated."""
+        return self.ema.at_hand() if self.ema else contextlib.nullcontext(self.model)
+
     def chosen(self, curve, weights):
         """Contents of best.pt, for the weights of the best epoch so far."""
         metric = {"name": _headline(self, curve), "selected_on": curve, **self.best}
-        return {"card": self.card, "metric": metric, "state_dict": weights}
+        return {"card": self.card, "metric": metric, "state_dict": lora.merged(weights)}
 
     def state_dict(self, args, origin):
         """Contents of last.pt; of a sharded model, all ranks have to ask for it together."""
@@ -162,16 +168,17 @@ class Training:
         self.best.update(training["best"])
 
 
-def run(args, origin, state):
+def run(args, origin, state, before=None):
     """Trains and tests as `args` say, from `state`, the contents of a last.pt, or from the start; returns the exit status.
 
-    In a process that torchrun started it is one of several at the same run (see ranks).
+    In a process that torchrun started it is one of several at the same run (see ranks). before: is called with args, options,
+    number of classes, autocast's type and ranks, before the model is built.
     """
-    with ranks.join(engine.select_device(args.device), args.batch_size) as company:
-        return _run(args, origin, state, company)
+    with ranks.join(engine.select_device(args.device), args.batch_size) as company, memory.explained(args, company.world):
+        return _run(args, origin, state, company, before)
 
 
-def _run(args, origin, state, company):
+def _run(args, origin, state, company, before):
     if state and (figures := _finished(args, state)):
         print(f"{args.output_dir} is finished already: test accuracy {figures['test_acc']:.2f} % ({figures['reported']})")
         return 0
@@ -179,7 +186,7 @@ def _run(args, origin, state, company):
     device = company.device
     auto_fp32 = args.amp == "auto" and models.prefers_fp32(args.model, device)
     dtype = None if auto_fp32 else engine.amp_dtype(args.amp, device)
-    _check_before_work(args, state, options, company)
+    _check_before_work(args, origin, state, options, company)
     engine.make_deterministic(args.deterministic)
 
     with company.one_first():
@@ -192,6 +199,8 @@ def _run(args, origin, state, company):
     facts = {"train_images": len(split.train), "classes": list(split.classes)}
     if state:
         _check_data(facts, state)
+    if before:
+        before(args, options, split.num_classes, dtype, company)
     model, mean, std = _build(args, options, split, state)
     if args.sync_bn and company.world > 1:
         model = ranks.sync_batch_norm(model, device)
@@ -201,6 +210,7 @@ def _run(args, origin, state, company):
         model, company = ranks.shard(model, company), replace(company, sharded=True)
     else:
         model = model.to(device, memory_format=torch.channels_last)
+    at_once = memory.cut_batches(args, origin, model, options, split.num_classes, dtype, company) or EVAL_BATCH
     plain = Pipeline(mean, std, args.image_size)
     train_pipeline, curve_pipeline = _train_pipeline(args, mean, std, split.num_classes), plain
     curve = "val" if split.val else "test"
@@ -209,7 +219,7 @@ def _run(args, origin, state, company):
         model, train_pipeline, curve_pipeline = probe.Probe(model), probe.AsTheyAre(), probe.AsTheyAre()
         train_examples, curve_examples = (
             probe.features(
-                model, data.Batches(examples, EVAL_BATCH, plain, device=device, shuffle=False, resident=args.resident), dtype
+                model, data.Batches(examples, at_once, plain, device=device, shuffle=False, resident=args.resident), dtype
             )
             for examples in (train_examples, curve_examples)
         )
@@ -219,7 +229,7 @@ def _run(args, origin, state, company):
         train_examples, args.batch_size, train_pipeline, seed=args.seed, repeats=args.repeated_augment, resident=resident,
         **place,
     )  # fmt: skip
-    curve_batches = data.Batches(curve_examples, EVAL_BATCH, curve_pipeline, shuffle=False, resident=resident, **place)
+    curve_batches = data.Batches(curve_examples, at_once, curve_pipeline, shuffle=False, resident=resident, **place)
 
     _resolve_auto(args, origin, args.epochs, args.epochs * len(batches))
     if state:
@@ -232,7 +242,7 @@ def _run(args, origin, state, company):
             fused=dtype != torch.float16 and not (company.sharded and device.type == "cpu"),
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        ema=optim.Ema(model, args.ema_decay, average) if args.ema_decay else None,
+        ema=optim.Ema(model, args.ema_decay, average, host=args.ema_device == "cpu") if args.ema_decay else None,
         card={
             "model": args.model, "options": options, "num_classes": split.num_classes, "classes": list(split.classes),
             "image_size": args.image_size, "mean": list(mean), "std": list(std), "dataset": split.name,
@@ -262,7 +272,7 @@ def _run(args, origin, state, company):
                     _show_batch(directory, batches, mean, std)
             _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop, company)
             if split.val:
-                test_batches = data.Batches(split.test, EVAL_BATCH, plain, shuffle=False, resident=args.resident, **place)
+                test_batches = data.Batches(split.test, at_once, plain, shuffle=False, resident=args.resident, **place)
                 tested = _test_chosen(training, directory, test_batches, dtype, stop, company)
             if not company.first:
                 return 0
@@ -311,26 +321,32 @@ def _build(args, options, split, state):
     model = models.create_model(args.model, split.num_classes, pretrained=args.pretrained and not state, **options)
     if args.grad_checkpointing:
         models.checkpoint_gradients(model, args.model)
+    layers = lora.linear_layers(args.model, split.num_classes, args.image_size, options) if args.lora_rank else None
     if state:
-        return _build_from(state, model)
+        return _build_from(state, lora.add_adapters(model, args.lora_rank, layers) if layers else model)
     card = None
     if args.weights:
         line, card = load_weights(model, args.weights)
         print(line)
     elif args.pretrained:
         print(f"weights: {args.model} as published, a new classifier for {split.num_classes} classes")
+    if layers:
+        engine.seed_model(args.seed, torch.device("cpu"), 0, "adapters")
+        lora.add_adapters(model, args.lora_rank, layers)
     if card:
         return model, card["mean"], card["std"]
     published = (args.weights or args.pretrained) and models.is_published(args.model)
     return model, *(models.normalization(model) if published else (split.mean, split.std))
 
 
-def _check_before_work(args, state, options, company):
+def _check_before_work(args, origin, state, options, company):
     """Raises UserError for what can be refused without data or model."""
     smallest = 2 * (args.batch_size // 2 // company.world) if company.world > 1 else args.batch_size  # see data.rank_rows
     if args.accumulate > smallest:
         of = f"of --batch-size {args.batch_size}{' that a process has' * (company.world > 1)}"
         raise UserError(f"--accumulate {args.accumulate} is more than the {smallest} images {of}", status=2)
+    if args.micro_batch != 0 and origin.get("accumulate") == origin.get("micro_batch") == "command line":
+        raise UserError("--accumulate and --micro-batch say the same in two ways: give one of them", 2)
     if args.cutout >= args.image_size:
         raise UserError(f"--cutout {args.cutout} leaves nothing of pictures of {args.image_size} px", status=2)
     if args.warmup_epochs is not None and args.warmup_epochs >= args.epochs and args.schedule != "constant":
@@ -343,6 +359,12 @@ def _check_before_work(args, state, options, company):
         raise UserError(f"--batch-size {args.batch_size} is not a multiple of --repeated-augment {args.repeated_augment}", 2)
     if args.fsdp and (args.freeze_backbone or args.optimizer == "muon" or args.amp == "fp16"):
         raise UserError("--fsdp goes without --freeze-backbone, --optimizer muon and --amp fp16", 2)
+    if args.fsdp and (args.lora_rank or args.ema_device != "same"):
+        raise UserError("--fsdp goes without --lora-rank and --ema-device cpu", 2)
+    if args.lora_rank and args.freeze_backbone:
+        raise UserError("--lora-rank trains what --freeze-backbone keeps: give one of them", 2)
+    if args.lora_rank:
+        lora.require_peft()
     if args.freeze_backbone and not (args.pretrained or args.weights):
         raise UserError("--freeze-backbone needs weights that are worth keeping: --pretrained or --weights FILE", 2)
     if args.freeze_backbone and (args.augment != "none" or args.mixup or args.cutmix or args.cutout or args.random_erasing):
@@ -368,15 +390,18 @@ def _headline(training, curve):
 def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop, company):
     """engine.fit with what follows each epoch: evaluation, a row of metrics.csv, best.pt, last.pt, a line."""
     headline = _headline(training, curve)
-    measured = {"": training.model} | ({"ema_": training.ema.model} if training.ema else {})
+    measured = {"": lambda: contextlib.nullcontext(training.model)} | ({"ema_": training.at_hand} if training.ema else {})
 
     def measure(epoch):
         """The curve's figures; None where --eval-every leaves an epoch out."""
         wanted = epoch % args.eval_every == 0 or epoch == args.epochs
         figures = {}
-        for prefix, model in measured.items():
-            company.spread(model.buffers())  # the statistics of batch norms were each rank's own
-            found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop, ranks=company) if wanted else {}
+        for prefix, at_hand in measured.items():
+            found = {}
+            if wanted:
+                with at_hand() as model:
+                    company.spread(model.buffers())  # the statistics of batch norms were each rank's own
+                    found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop, ranks=company)
             if wanted and not math.isfinite(found["loss"]):
                 step = training.progress.step
                 raise engine.NonFiniteLoss(f"the {curve} loss after step {step} (epoch {epoch}) is {found['loss']}, with "
@@ -408,16 +433,16 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
 
 def _test_chosen(training, directory, batches, dtype, stop, company):
     """The figures of best.pt on the test set, which is read here only."""
-    model = training.reported
-    trained = {name: value.clone() for name, value in model.state_dict().items()}
-    chosen = [_read_best(directory, (training.best["epoch"],))["state_dict"] if company.first else None]
-    if company.world > 1:
-        torch.distributed.broadcast_object_list(chosen)
-    try:
-        model.load_state_dict(ranks.parts(chosen[0], trained))
-        return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
-    finally:  # what is trained stays as it is, should this be interrupted
-        model.load_state_dict(trained)
+    with training.at_hand() as model:
+        trained = {name: value.clone() for name, value in model.state_dict().items()}
+        chosen = [_read_best(directory, (training.best["epoch"],))["state_dict"] if company.first else None]
+        if company.world > 1:
+            torch.distributed.broadcast_object_list(chosen)
+        try:
+            model.load_state_dict(ranks.parts(lora.adapted(chosen[0], trained), trained))
+            return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
+        finally:  # what is trained stays as it is, should this be interrupted
+            model.load_state_dict(trained)
 
 
 def _mend_best(directory, training, curve, state, epochs):

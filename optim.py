@@ -1,5 +1,6 @@
 """Parameter groups, optimizers, learning-rate functions and the moving average of weights."""
 
+import contextlib
 import copy
 import math
 
@@ -117,14 +118,16 @@ def default_ema_decay(steps):
 class Ema:
     """An exponential moving average of a model's weights and of its float buffers (batch norm's statistics).
 
-    copied: a copy of the model, for one that can't be copied here because it is sharded.
+    copied: a copy of the model, for one that can't be copied here because it is sharded; host: keep it in the host's memory.
     """
 
-    def __init__(self, model, decay, copied=None):
+    def __init__(self, model, decay, copied=None, host=False):
         if not 0 < decay < 1:
             raise ValueError(f"an EMA decay must lie between 0 and 1, not {decay}")
         self.decay, self.updates = decay, 0
-        self.model = (copied or copy.deepcopy(model)).eval().requires_grad_(False)  # the averaged model, to be evaluated
+        self.trained, self.host = model, host
+        there = {id(t): _on_host(t) for t in (*model.parameters(), *model.buffers())} if host else {}  # never twice on a GPU
+        self.model = (copied or copy.deepcopy(model, there)).eval().requires_grad_(False)  # the averaged model, to be evaluated
         pairs = [pair for pair in zip(self.model.parameters(), model.parameters()) if pair[1].requires_grad]
         pairs += zip(self.model.buffers(), model.buffers())  # what is frozen stays as it is
         self.floats = [(a, b) for a, b in pairs if a.is_floating_point()]
@@ -135,9 +138,24 @@ class Ema:
         """Call after each optimizer step. Early on the average is over the steps so far, not over the horizon."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_([a for a, _ in self.floats], [b for _, b in self.floats], 1 - decay)
+        here = [b.to(a.device) if self.host else b for a, b in self.floats]
+        torch._foreach_lerp_([a for a, _ in self.floats], here, 1 - decay)
         for a, b in self.others:
             a.copy_(b)
+
+    @contextlib.contextmanager
+    def at_hand(self):
+        """The averaged model where it can be evaluated: one on the host lends its values to the trained one, which gets its own
+        back at the end."""
+        if not self.host:
+            yield self.model
+            return
+        own = {key: _on_host(value) for key, value in self.trained.state_dict().items()}
+        try:
+            self.trained.load_state_dict(self.model.state_dict())
+            yield self.trained
+        finally:
+            self.trained.load_state_dict(own)
 
     def state_dict(self):
         return {"average": self.model.state_dict(), "updates": self.updates}
@@ -145,3 +163,8 @@ class Ema:
     def load_state_dict(self, state):
         self.updates = state["updates"]
         self.model.load_state_dict(state["average"])
+
+
+def _on_host(tensor):
+    copied = tensor.detach().to("cpu", copy=True)
+    return torch.nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else copied

@@ -71,9 +71,13 @@ class Ranks:
         return nn.parallel.DistributedDataParallel(model, device_ids=devices)
 
 
+def world_size():
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def in_company():
     """Whether torchrun (or SLURM by way of it) started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return world_size() > 1
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ picture can run code or fill the memory.
 """
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import io
@@ -132,8 +133,9 @@ def load_archive(name, data_dir, data_url):
         if len(names) != archive.num_classes:
             raise ValueError(f"{len(names)} class names")
     except (tarfile.TarError, zlib.error, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError,
-            AttributeError, ArithmeticError, MemoryError) as error:  # fmt: skip
-        raise UserError(f"{path} can't be read as the {name} archive ({type(error).__name__}: {error})") from error
+            AttributeError, ArithmeticError, MemoryError, RecursionError) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # pickle's reasons have line breaks
+        raise UserError(f"{path} can't be read as the {name} archive ({reason})") from error
     return Split(name, train, None, test, names, archive.mean, archive.std)
 
 
@@ -433,6 +435,7 @@ def decode(path, size):
 SHAPES = ("disc", "ellipse", "square", "triangle", "star", "cross", "ring", "frame", "crescent", "bars")
 
 
+@functools.cache  # a process may train twice
 def load_shapes(train=10_000, test=2_000):
     return Split("shapes", make_shapes(train, seed=1), None, make_shapes(test, seed=2), SHAPES, (), ())
 

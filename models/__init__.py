@@ -21,7 +21,7 @@ from models.cifar_resnet import CifarResNet, convnext_resnet, eca_resnet, ghost_
 from models.coatnet import coatnet, coatnet_cifar
 from models.hornet import HorNet
 from models.mscan import MSCAN
-from models.published import create_timm, has_fixed_size, network, vision_transformer
+from models.published import create_timm, has_fixed_size, network, sized_network, vision_transformer
 from models.resnet import BasicBlock, Bottleneck, ResNet
 from models.vit import ViT
 
@@ -45,6 +45,11 @@ class Model:
     also: str = ""  # another name that people use
     original: int = 0
     bf16_on_cpu: bool = True  # False where `benchmark.py models` finds it slower there than fp32
+
+    @property
+    def large(self):
+        """Whether it takes gigabytes: left out of what runs over the whole table with real weights."""
+        return self.parameters > 200_000_000
 
     @property
     def options(self):
@@ -88,6 +93,9 @@ TRANSFER = dict(
     optimizer="adamw", lr=3e-4, weight_decay=0.05, layer_decay=0.75, batch_size=128, schedule="cosine", epochs=10,
     augment="crop,flip", mixup=0.2, cutmix=1.0, mix_prob=0.5, label_smoothing=0.1, clip_grad=1.0,
 )  # fmt: skip
+# The largest models are fine-tuned at a tenth of that rate, which falls slower with depth (arXiv 2211.07636, 2303.11331), each
+# at the size of picture that its weights were made for. Not tuned here.
+LARGEST = TRANSFER | dict(lr=3e-5, layer_decay=0.85, epochs=5)
 # A linear classifier on features that stay as they are: nothing to regularise.
 PROBE = TRANSFER | dict(
     lr=3e-3, weight_decay=0.0, layer_decay=1.0, epochs=30, augment="none", mixup=0.0, cutmix=0.0, label_smoothing=0.0
@@ -120,6 +128,9 @@ VIT_TINY = dict(name="vit_tiny_patch16_224.augreg_in21k_ft_in1k")
 VIT_BASE = dict(name="vit_base_patch8_224.augreg_in21k_ft_in1k", patch_size=8)
 TINYVIT = dict(name="tiny_vit_5m_224.dist_in22k_ft_in1k")
 NFNET = dict(name="dm_nfnet_f0.dm_in1k")
+EVA02_LARGE = dict(name="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k")
+EVA_GIANT = dict(name="eva_giant_patch14_336.clip_ft_in1k")
+CONVNEXT_XXL = dict(name="convnext_xxlarge.clip_laion2b_soup_ft_in1k")
 HORNET_TINY = dict(width=64, depths=(2, 3, 18, 2), orders=(2, 3, 4, 5))
 
 MODELS = {
@@ -175,6 +186,15 @@ MODELS = {
     "tinyvit_5m": Model(network, TINYVIT, 5_074_974, "arXiv 2207.10666, timm", image_size=224, recipe=SCRATCH),
     "nfnet_f0": Model(network, NFNET, 68_723_584, "arXiv 2102.06171, timm", classes=100, recipe=MODERN),
     "vit_base_patch8": Model(vision_transformer, VIT_BASE, 85_294_948, f"{VIT}, timm", classes=100, recipe=SCRATCH),
+    "eva02_large": Model(
+        sized_network, EVA02_LARGE, 305_080_232, "arXiv 2303.11331, timm", 1000, 448, LARGEST | dict(image_size=448)
+    ),
+    "eva_giant": Model(
+        sized_network, EVA_GIANT, 1_013_005_672, "arXiv 2211.07636, timm", 1000, 336, LARGEST | dict(image_size=336)
+    ),
+    "convnext_xxlarge": Model(
+        network, CONVNEXT_XXL, 846_471_016, f"{CONVNEXT}, timm", 1000, 256, LARGEST | dict(image_size=256)
+    ),
 }
 
 
@@ -203,6 +223,8 @@ def recipe(name, transfer=False, frozen=False):
     """The training arguments that go with a model (see Model.recipe), or with starting from weights; a copy."""
     if transfer:
         chosen = dict(PROBE if frozen else TRANSFER)
+        if name in MODELS and MODELS[name].large:
+            return chosen | {"image_size": MODELS[name].image_size} if frozen else dict(MODELS[name].recipe)
         if is_published(name):
             return chosen | {"image_size": 224}
         if not hasattr(MODELS[name].constructor, "group_matcher"):
@@ -318,11 +340,11 @@ def normalization(model):
 
 def print_table():
     """Prints the table: name, parameters and GMACs at the source's classes and size, classes, size, recipe, source."""
-    print(f"{'name':<30}{'parameters':>12}{'GMACs':>8}{'classes':>9}{'px':>5}  {'recipe':<21}source")
+    print(f"{'name':<30}{'parameters':>14}{'GMACs':>9}{'classes':>9}{'px':>5}  {'recipe':<21}source")
     for name, model in MODELS.items():
         options = parse_options([], name, model.image_size)
         parameters, macs = describe(name, model.classes, model.image_size, options)
-        print(f"{name:<30}{parameters:>12,}{macs / 1e9:>8.3f}{model.classes:>9}{model.image_size:>5}  "
+        print(f"{name:<30}{parameters:>14,}{macs / 1e9:>9.3f}{model.classes:>9}{model.image_size:>5}  "
               f"{_recipe_in_words(model):<21}{model.source}")  # fmt: skip
 
 

@@ -52,6 +52,14 @@ def has_fixed_size(name):
     return bool(config and config.fixed_input_size)
 
 
+def native_size(name):
+    """Pixels on a side of the pictures that timm's network of a name was published with."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return config.input_size[-1] if config and config.input_size else 224
+
+
 def vision_transformer(num_classes=10, *, name, pretrained=False, image_size=224, patch_size=0, drop_path=0.0):
     """A ViT at another size. patch_size 0: an eighth of the picture, between 4 and 16, so that 32 px still make 64 tokens."""
     drop_path_rates(drop_path, 1)  # checks it
@@ -63,3 +71,43 @@ def network(num_classes=10, *, name, pretrained=False, drop_path=0.0):
     """A network that takes pictures of any size."""
     drop_path_rates(drop_path, 1)  # checks it
     return create_timm(name, num_classes, pretrained, drop_path_rate=drop_path)
+
+
+def sized_network(num_classes=10, *, name, pretrained=False, image_size=0, drop_path=0.0):
+    """A network whose positions belong to one size of picture, with its own patches. image_size 0: the published size."""
+    drop_path_rates(drop_path, 1)  # checks it
+    return create_timm(name, num_classes, pretrained, img_size=image_size or None, drop_path_rate=drop_path)
+
+
+def smallest(name):
+    """(timm's arguments, image size) that leave of a network what tries it out in seconds: a layer or two, few channels.
+
+    Families call their depths and widths differently: the first arguments that this one takes, and that leave less of it. A
+    network that takes none stays whole.
+    """
+    import torch
+
+    def parameters(image_size, options):
+        options = options | ({"img_size": image_size} if has_fixed_size(name) else {})
+        try:
+            with torch.device("meta"), torch.no_grad():
+                network = create_timm(name, 10, **options).eval()
+                network(torch.empty(1, 3, image_size, image_size))
+        except Exception:  # each constructor and each first layer says in its own way that it can't
+            return None
+        return sum(p.numel() for p in network.parameters())
+
+    published = native_size(name)
+    sizes = [size for size in (56, 64, 128) if size < published] + [published]
+    whole = parameters(published, {})
+    for options in CUTS:
+        for size in sizes:
+            found = parameters(size, options)
+            if found and (not options or found < whole):
+                return options, size
+    return {}, published
+
+
+# Transformers; ConvNeXt; networks of stages, each with its depth; residual networks; whatever there is.
+CUTS = (dict(depth=2, embed_dim=96, num_heads=6), dict(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128)), dict(depth=2),
+        dict(depths=(1, 1, 1, 1)), dict(layers=(1, 1, 1, 1)), {})  # fmt: skip

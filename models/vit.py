@@ -12,7 +12,7 @@ Shapes: B images, N tokens (one class token, then the patches row by row), D wid
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+import torch.utils.checkpoint
 
 from models.layers import DropPath, attend, drop_path_rates, one_of
 
@@ -137,7 +137,8 @@ class ViT(nn.Module):
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing and self.training else block(x)
+            again = self.grad_checkpointing and self.training
+            x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False) if again else block(x)
         return self.norm(x)
 
     def forward_head(self, x, pre_logits=False):

@@ -8,6 +8,7 @@ import torch
 import checkpoint
 from errors import UserError
 from models import create_model
+from models.lora import merged
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 
@@ -43,7 +44,9 @@ def read_weights(path):
     tensors = isinstance(state, dict) and {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no weights")
-    return plain_keys(tensors), card
+    if not all(map(checkpoint.has_its_elements, tensors.values())):
+        raise UserError(f"{path} was refused: it holds tensors without elements of their own")
+    return merged(plain_keys(tensors)), card
 
 
 def _card(contents):
@@ -118,7 +121,11 @@ def load_checkpoint(path):
         weights = contents["ema"]["average"] if contents.get("ema") else contents["state_dict"]
         with torch.device("meta"):  # nothing is allocated before the weights are known to fit
             model = create_model(card["model"], card["num_classes"], **card["options"])
+        weights = merged(weights)
         model.load_state_dict(weights, assign=True)
+        if any(buffer.is_meta for buffer in model.buffers()):  # what no file holds is made with the model
+            model = create_model(card["model"], card["num_classes"], **card["options"])
+            model.load_state_dict(weights, assign=True)
         missing = {"classes", "image_size", "mean", "std", "source"} - set(card)
         if missing:
             raise KeyError(*missing)

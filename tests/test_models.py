@@ -13,12 +13,13 @@ import torch.nn.functional as F
 
 from augment import TRANSFORMS
 from errors import UserError
-from models import MODELS, create_model, describe, is_published, parse_options, prefers_fp32
+from models import MODELS, create_model, describe, is_published, parse_options, prefers_fp32, recipe
 from models.cifar_resnet import ECABlock, GhostModule, PadShortcut
 from models.coatnet import Attention, MBConv, SelectiveKernel, Transformer, relative_index
 from models.hornet import GnConv
 from models.layers import ECA, DropPath, LayerNorm2d, drop_path_rates, eca_kernel
 from models.mscan import MSCA
+from models.published import sized_network, smallest
 from optim import OPTIMIZERS, SCHEDULES, param_groups
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,7 @@ def one_thread():
 
 every = pytest.mark.parametrize("name", MODELS)
 ours = pytest.mark.parametrize("name", [name for name in MODELS if not is_published(name)])
+trainable = pytest.mark.parametrize("name", [name for name, model in MODELS.items() if not model.large])
 originals = pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.original])
 
 
@@ -42,9 +44,15 @@ def having(option):
     return pytest.mark.parametrize("name", [name for name, model in MODELS.items() if option in model.options])
 
 
+def side(name, wanted=32):
+    """The size of pictures next to the wanted one that a model can take: 14 px a patch leave none over."""
+    return wanted // 14 * 14 if MODELS[name].constructor is sized_network else wanted
+
+
 def build(name, image_size=32, **options):
     """A model for pictures of 32 px, whatever size it is listed with."""
-    return create_model(name, MODELS[name].classes, **parse_options([], name, image_size) | options)
+    assert not MODELS[name].large or torch.empty(0).is_meta, "gigabytes"
+    return create_model(name, MODELS[name].classes, **parse_options([], name, side(name, image_size)) | options)
 
 
 def count(model):
@@ -125,7 +133,7 @@ def test_last_feature_map_is_at_least_4x4(name):
         assert last_map(build(name), 32) >= 4
 
 
-@every
+@trainable
 def test_each_model_trains(name):
     """A fresh loss near ln(classes); four pictures learnt by heart in a few steps; gradients in every parameter.
 
@@ -169,12 +177,13 @@ def test_weight_decay_groups_cover_the_model(name):
 def test_recipe_is_made_of_training_arguments(name):
     recipe = dict(MODELS[name].recipe)
     numbers = ("lr", "weight_decay", "mixup", "cutmix", "mix_prob", "label_smoothing", "warmup_epochs", "clip_grad",
-               "random_erasing")  # fmt: skip
+               "random_erasing", "layer_decay")  # fmt: skip
     assert recipe.pop("optimizer", "sgd") in OPTIMIZERS
     assert recipe.pop("schedule", "cosine") in SCHEDULES
     assert set(recipe.pop("augment", "crop").split(",")) <= set(TRANSFORMS)
     for key, value in recipe.items():
-        assert isinstance(value, float if key in numbers else int) and key in (*numbers, "epochs", "batch_size", "cutout"), key
+        assert isinstance(value, float if key in numbers else int), key
+        assert key in (*numbers, "epochs", "batch_size", "cutout", "image_size"), key
 
 
 @every
@@ -198,7 +207,7 @@ def test_wrong_values_of_options_are_refused(name):
                  depth=0, heads=7, mlp_ratio=-1.0, positions="random", pool="max")  # fmt: skip
     for key in wrong.keys() & MODELS[name].options:
         with pytest.raises(UserError, match=f"{key}|not a multiple of the patch"), torch.device("meta"):
-            build(name, **{key: wrong[key]})
+            create_model(name, 10, **(parse_options([], name, side(name)) | {key: wrong[key]}))
 
 
 @having("drop_path")
@@ -224,6 +233,7 @@ def test_pad_shortcuts_have_no_parameters(name, parameters):
 @pytest.mark.parametrize("size", [24, 64])
 @having("image_size")
 def test_other_sizes_are_an_option_where_positions_are_learnt(name, size):
+    size = side(name, size)
     with torch.device("meta"):
         assert build(name, image_size=size)(torch.empty(2, 3, size, size)).shape == (2, MODELS[name].classes)
     with pytest.raises(UserError, match=f"{size} px"):
@@ -541,3 +551,39 @@ def test_auto_precision_spares_a_cpu_what_is_slower_there():
         assert prefers_fp32(name, torch.device("cpu")) == (name in slow)
         assert not prefers_fp32(name, torch.device("cuda"))
     assert not prefers_fp32("timm/resnet18", torch.device("cpu"))
+
+
+# ---- the largest ---------------------------------------------------------------------------------------------------------
+
+LARGEST = dict(eva02_large=361.7, eva_giant=620.3, convnext_xxlarge=198.0)
+
+
+def test_the_largest_are_the_published_ones():
+    assert set(LARGEST) == {name for name, model in MODELS.items() if model.large}
+    for name, gmacs in LARGEST.items():
+        model = MODELS[name]
+        parameters, macs = describe(name, 1000, model.image_size, parse_options([], name, model.image_size))
+        assert (parameters, macs / 1e9) == (model.parameters, pytest.approx(gmacs, rel=1e-3))
+        for transfer, frozen in ((False, False), (True, False), (True, True)):
+            assert recipe(name, transfer, frozen)["image_size"] == model.image_size
+        assert recipe(name, True)["layer_decay"] == 0.85 and recipe(name, True, True)["layer_decay"] == 1.0
+
+
+@pytest.mark.parametrize("name", [*LARGEST, "vit_tiny", "tinyvit_5m"])
+def test_the_smallest_of_a_family_has_its_layers_and_learns(name):
+    path = f"timm/{MODELS[name].fixed['name']}"
+    options, size = smallest(path.removeprefix("timm/"))
+    torch.manual_seed(0)
+    small = create_model(path, 10, **(parse_options([], path, size) | options))
+    with torch.device("meta"):
+        whole = build(name, 128)
+    assert {type(m) for m in small.modules()} == {type(m) for m in whole.modules()} and count(small) < 4e6
+    images, labels = torch.randn(4, 3, size, size), torch.tensor([0, 2, 5, 7])
+    optimizer, losses = torch.optim.AdamW(small.parameters(), 1e-3), []
+    for _ in range(6):
+        loss = F.cross_entropy(small(images), labels)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.2

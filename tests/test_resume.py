@@ -251,7 +251,7 @@ def test_a_model_that_is_infinite_only_when_it_is_evaluated_stops_the_run(train,
     whole = train(*options, output="whole")
     with monkeypatch.context() as patch:
         patch.setattr(engine, "evaluate", evaluate)
-        with refused("the test loss after step 6 (epoch 2) is nan, with learning rate ", "last.pt is the last good one") as error:
+        with refused("the test loss after step 6 (epoch 2) is nan, with learning rate", "last good one") as error:
             train(*options, output="cut")
     cut = whole.with_name("cut")
     assert error.value.status == 1 and summary(cut)["status"] == "failed" and position(cut)["epoch"] == 1
