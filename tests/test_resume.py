@@ -16,6 +16,7 @@ from test_faults import equal, files, go_on, one_error, position
 from test_train import same, same_state, stop_after, summary, untimed
 
 import checkpoint
+import engine
 import experiment
 import train as train_script
 import train_vit
@@ -232,3 +233,27 @@ def test_a_run_goes_on_in_another_precision(train, monkeypatch, before, after):
     whole = train(*options, "--amp", before, output="whole")
     ours, theirs = (float(untimed(directory)[-1]["train_loss"]) for directory in (cut, whole))
     assert ours == pytest.approx(theirs, rel=0.05) and ours != theirs
+
+
+def test_a_model_that_is_infinite_only_when_it_is_evaluated_stops_the_run(train, monkeypatch):
+    """From the second epoch on; its training figures are as good as ever."""
+    real, calls = engine.evaluate, []
+
+    def evaluate(model, batches, **options):
+        calls.append(1)
+        hook = model.register_forward_hook(lambda module, inputs, logits: logits * float("inf")) if len(calls) > 1 else None
+        found = real(model, batches, **options)
+        if hook:
+            hook.remove()
+        return found
+
+    options = ("--epochs", 3, "--ema-decay", 0)
+    whole = train(*options, output="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "evaluate", evaluate)
+        with refused("the test loss after step 6 (epoch 2) is nan, with learning rate", "last good one") as error:
+            train(*options, output="cut")
+    cut = whole.with_name("cut")
+    assert error.value.status == 1 and summary(cut)["status"] == "failed" and position(cut)["epoch"] == 1
+    train("--resume", cut)
+    assert untimed(whole) == untimed(cut) and same_state(whole, cut)
