@@ -5,11 +5,14 @@
     python benchmark.py models      # a table: parameters, GMACs, memory, images/s in training and inference, FLOP/s
     python benchmark.py models --suite sota --batch-size 16 --output speed     # of the largest, written as files, too
     python benchmark.py models --quick                                  # training steps in bf16 against fp32
+    python benchmark.py checkpoint  # what a save of last.pt and best.pt takes: time against an epoch's, and memory
     python benchmark.py twins       # a training step of ours against timm's, where timm can build the same architecture
 """
 
 import statistics
 import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -17,6 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+import checkpoint
 import cli
 import engine
 import metrics
@@ -53,15 +57,19 @@ def build_parser():
     table.add_argument("--output", metavar="DIR", help="write models.csv, models.md and models.png there")
     table.add_argument("--runs", nargs="+", metavar="RUN", help="draw their test accuracy against speed, not parameters")
     table.add_argument("--quick", action="store_true", help="a step in bf16 against fp32 instead, batches of 16, three rounds")
+    saves = commands.add_parser("checkpoint", help="the saves after an epoch: MB, ms, their share of the epoch, memory")
+    saves.add_argument("--model", default="resnet18", metavar="NAME")
+    saves.add_argument("--images", type=cli.number(int, low=256), default=50_000, metavar="N", help="in an epoch")
+    saves.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
     same = commands.add_parser("twins", help="a training step: our architecture against timm's")
     same.add_argument("--models", nargs="+", metavar="NAME", default=TWINS, choices=TWINS, help="these only")
     same.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
-    for command in (whole, epoch, table, same):
+    for command in (whole, epoch, table, saves, same):
         command.add_argument("--batch-size", type=cli.number(int, low=1), default=128, metavar="N",
                              help="models: at most" if command is table else None)  # fmt: skip
         command.add_argument("--rounds", type=cli.number(int, low=1), default=5, metavar="N", help="of both in turn")
         command.add_argument("--device", default="auto")
-        if command not in (table, same):
+        if command not in (table, saves, same):
             command.add_argument("--workers", type=cli.number(int, low=0), default=2, metavar="N", help="of the DataLoader")
     return parser
 
@@ -244,6 +252,43 @@ def accuracies(patterns):
     return {model: statistics.mean(values) for model, values in found.items()}
 
 
+def measure_checkpoint(args, device):
+    """Saves of SGD's state with a moving average, as after an epoch that is the best so far, against training steps."""
+    name = models.canonical(args.model)
+    model = models.create_model(name, 10).to(device, memory_format=torch.channels_last).train()
+    optimizer = optim.create_optimizer("sgd", optim.param_groups(model, 5e-4), 1e-4)
+    ema, dtype = optim.Ema(model, 0.999), engine.amp_dtype(args.amp, device)
+
+    def step(inputs, targets):
+        with engine.autocast(device, dtype):
+            logits = model(inputs)
+        F.cross_entropy(logits.float(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update()
+
+    step(*ready_batch(2, 32, 10, device))  # momentum is there from now on
+    state = {"state_dict": model.state_dict(), "ema": ema.state_dict(), "training": {"optimizer": optimizer.state_dict()}}
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as directory:  # a disk as runs have it, not one in memory
+        last, best = (Path(directory) / f"{kind}.pt" for kind in ("last", "best"))
+
+        def save():
+            checkpoint.save(state, last, previous=last.with_name("previous.pt"))
+            checkpoint.save({"state_dict": ema.model.state_dict()}, best)
+
+        before = engine.peak_memory_mb(torch.device("cpu"))
+        save()
+        size = last.stat().st_size / 2**20
+        grown = (engine.peak_memory_mb(torch.device("cpu")) or 0) - (before or 0)
+        batch = ready_batch(args.batch_size, 32, 10, device)
+        seconds = in_turn(device, args.rounds, step=lambda: step(*batch), save=save)
+    steps = args.images // args.batch_size
+    shares = [100 * b / (b + steps * a) for a, b in zip(seconds["step"], seconds["save"])]
+    print(f"{name}: last.pt {size:.0f} MB, saved with best.pt in {spread([1000 * s for s in seconds['save']], '.0f')} ms; "
+          f"{spread(shares)} % of an epoch of {args.images:,} images in batches of {args.batch_size} ({steps} times a step)")
+    print(f"memory of the process: {grown:.0f} MB more at most while it saves, {grown / size:.2f} times the file")
+
+
 TWINS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet20", "eca_resnet20", "coatnet_0", "vit_custom")
 
 
@@ -303,8 +348,9 @@ def main(argv=None):
         if args.output:
             speeds.make_directory(args.output)
     print(f"{machine(device)}; median (least to most) of {args.rounds} rounds in turn", flush=True)
-    commands = {"data": measure_data, "epoch": measure_epoch, "models": measure_models, "twins": measure_twins}
-    (measure_precisions if getattr(args, "quick", False) else commands[args.command])(args, device)
+    measures = {"data": measure_data, "epoch": measure_epoch, "models": measure_models, "checkpoint": measure_checkpoint,
+                "twins": measure_twins}  # fmt: skip
+    (measure_precisions if getattr(args, "quick", False) else measures[args.command])(args, device)
     return 0
 
 

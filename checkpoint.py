@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import warnings
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -155,6 +156,8 @@ def load(path, kind="checkpoint"):
 
 def load_untrusted(path, kind="file"):
     """What torch.save wrote, tensors and builtins only. Raises UserError for everything else."""
+    if _unpacks_to_more(path):
+        raise UserError(f"{path} was refused: it claims to hold more than its size")
     if not Path(path).is_file():
         raise UserError(f"there is no {kind} {path}")
     try:
@@ -175,3 +178,18 @@ def load_untrusted(path, kind="file"):
 
 def first_line(error):
     return str(error).strip().split("\n")[0].split(". ")[0][:200] or type(error).__name__
+
+
+def _unpacks_to_more(path):
+    """Whether a zip archive's records are larger than the archive: torch.save packs nothing, a decompression bomb does."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(record.file_size for record in archive.infolist()) > os.path.getsize(path)
+    except Exception:  # no archive, or a damaged one: torch.load says so
+        return False
+
+
+def has_its_elements(tensor):
+    """Whether a tensor's elements lie in memory, each for itself, so that copying it takes no more than its file did."""
+    plain = tensor.layout == torch.strided and not tensor.is_meta
+    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -12,6 +12,7 @@ import signal
 import sys
 
 from errors import UserError
+from metrics import printable
 
 OF_THE_CALL = ("config", "resume", "resume_previous", "output_dir", "list_models", "tag")  # not taken over by --config
 
@@ -32,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False, **options)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
     def parse_args(self, args=None, namespace=None):
         found, extra = self.parse_known_args(args, namespace)
@@ -302,5 +303,5 @@ def run(main):
         sys.exit(1)
     except OSError as error:
         status, message = 1, str(error)
-    print(f"{sys.argv[0]}: error: {message}", file=sys.stderr)
+    print(f"{sys.argv[0]}: error: {printable(message)}", file=sys.stderr)
     sys.exit(status)

@@ -83,14 +83,21 @@ def _resume_arguments(parser, given):
         raise UserError(f"{source} is not a run's last.pt") from error
     if "model" in given:
         given["model"] = models.canonical(given["model"])
+    given = {key: value for key, value in given.items() if value is not None or origin.get(key) != "auto"}  # auto as before
     wrong = [key for key, value in given.items() if key not in FREE and value != saved.get(key, value)]
     if wrong:
-        says = "; ".join(f"--{key.replace('_', '-')} is {saved[key]} there, not {given[key]}" for key in wrong)
+        says = "; ".join(
+            f"--{key.replace('_', '-')} is {_or(saved[key], 'not given')} there, not {_or(given[key], 'auto')}" for key in wrong
+        )
         raise UserError(f"can't go on with {path}: {says}", status=2)
     defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
     args = argparse.Namespace(**(defaults | saved | given))
     args.output_dir = str(path)
     return args, origin, state
+
+
+def _or(value, instead):
+    return instead if value is None else value
 
 
 def _source(given):
@@ -132,6 +139,11 @@ class Training:
     def at_hand(self):
         """A block in which `reported` lies on the device, to be evaluated."""
         return self.ema.at_hand() if self.ema else contextlib.nullcontext(self.model)
+
+    def chosen(self, curve, weights):
+        """Contents of best.pt, for the weights of the best epoch so far."""
+        metric = {"name": _headline(self, curve), "selected_on": curve, **self.best}
+        return {"card": self.card, "metric": metric, "state_dict": lora.merged(weights)}
 
     def state_dict(self, args, origin):
         """Contents of last.pt; of a sharded model, all ranks have to ask for it together."""
@@ -248,7 +260,9 @@ def _run(args, origin, state, company, before):
     precision = str(dtype or torch.float32).removeprefix("torch.")
     engine.reset_peak_memory(device)
     with StopSignal(in_company=company.world > 1) as stop:
-        directory = _open_directory(args, origin, split, device, precision, state) if company.first else rundir.Nowhere()
+        directory = rundir.Nowhere()
+        if company.first:
+            directory = _open_directory(args, origin, split, device, precision, state, training)
         report = Reporter(args, batches)
         report.start(split, parameters, precision, company, training.progress, directory)
         try:
@@ -399,13 +413,12 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
     def after_epoch(figures):
         figures["peak_memory_mb"] = engine.peak_memory_mb(next(training.model.parameters()).device)
         directory.log(figures)
-        best = training.best
-        if figures[headline] is not None and figures[headline] > best["value"]:
-            best.update(epoch=figures["epoch"], value=figures[headline])
-            metric = {"name": headline, "selected_on": curve, **best}
-            weights = lora.merged(ranks.whole(training.reported.state_dict()))
-            directory.save_best({"card": training.card, "metric": metric, "state_dict": weights})
+        better = figures[headline] is not None and figures[headline] > training.best["value"]
+        if better:
+            training.best.update(epoch=figures["epoch"], value=figures[headline])
         directory.save_last(training.state_dict(args, origin))
+        if better:  # after last.pt, which has all of it: see _mend_best
+            directory.save_best(training.chosen(curve, ranks.whole(training.reported.state_dict())))
         report.epoch(figures, curve)
 
     engine.fit(
@@ -421,19 +434,36 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
 def _test_chosen(training, directory, batches, dtype, stop, company):
     """The figures of best.pt on the test set, which is read here only."""
     with training.at_hand() as model:
-        return _test_weights(model, directory, batches, dtype, stop, company)
+        trained = {name: value.clone() for name, value in model.state_dict().items()}
+        chosen = [_read_best(directory, (training.best["epoch"],))["state_dict"] if company.first else None]
+        if company.world > 1:
+            torch.distributed.broadcast_object_list(chosen)
+        try:
+            model.load_state_dict(ranks.parts(lora.adapted(chosen[0], trained), trained))
+            return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
+        finally:  # what is trained stays as it is, should this be interrupted
+            model.load_state_dict(trained)
 
 
-def _test_weights(model, directory, batches, dtype, stop, company):
-    trained = {name: value.clone() for name, value in model.state_dict().items()}
-    chosen = [checkpoint.load(directory.path / "best.pt")["state_dict"] if company.first else None]
-    if company.world > 1:
-        torch.distributed.broadcast_object_list(chosen)
-    try:
-        model.load_state_dict(ranks.parts(lora.adapted(chosen[0], trained), trained))
-        return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
-    finally:  # what is trained stays as it is, should this be interrupted
-        model.load_state_dict(trained)
+def _mend_best(directory, training, curve, state, epochs):
+    """Makes best.pt anew from last.pt, where that is the best epoch's: the run may have been killed between the two.
+
+    Where it is an earlier epoch's, and will be tested, raises UserError now rather than after the training.
+    """
+    best, progress = training.best["epoch"], training.progress
+    if best and (progress.epoch, progress.batch) == (best, 0):
+        directory.save_best(training.chosen(curve, state["ema"]["average"] if training.ema else state["state_dict"]))
+    elif best and curve == "val":
+        _read_best(directory, (best, *range(progress.epoch + 1, epochs + 1)))
+
+
+def _read_best(directory, epochs):
+    """Contents of best.pt. Raises UserError where it is not of one of these epochs; of one to come it will be made anew."""
+    contents = checkpoint.load(directory.path / "best.pt")
+    metric = contents.get("metric")
+    if not isinstance(metric, dict) or metric.get("epoch") not in epochs:
+        raise UserError(f"{directory.path}/best.pt is not that of the run's best epoch, {epochs[0]}, which is to be tested")
+    return contents
 
 
 def _final_figures(training, found, curve):
@@ -511,7 +541,7 @@ def _check_epochs(args, origin, state, batches_per_epoch):
                         f"extended)", status=2)  # fmt: skip
 
 
-def _open_directory(args, origin, split, device, precision, state):
+def _open_directory(args, origin, split, device, precision, state, training):
     """The run's directory, with config.json as the run is now; what it was before, when it goes on, stays in "resumed"."""
     config = {"arguments": vars(args), "from": origin, "precision": precision, **rundir.environment(device)}
     if not state:
@@ -522,11 +552,13 @@ def _open_directory(args, origin, split, device, precision, state):
     try:
         if checkpoint.load(directory.path / _source(vars(args)))["training"]["progress"] != progress:
             raise UserError(f"{directory.path} was written to by another process just now: start again")
+        _mend_best(directory, training, "val" if split.val else "test", state, args.epochs)
         directory.keep_rows(progress["epoch"])
         if args.resume_previous:
             directory.restore_previous()
             print(f"{directory.path}/last.pt is damaged: going on from previous.pt, the save before it", file=sys.stderr)
         directory.note_resumed(config, epoch=progress["epoch"] + 1)
+        (directory.path / "summary.json").unlink(missing_ok=True)  # what it says is over
     except BaseException:
         directory.close()
         raise

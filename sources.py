@@ -133,8 +133,9 @@ def load_archive(name, data_dir, data_url):
         if len(names) != archive.num_classes:
             raise ValueError(f"{len(names)} class names")
     except (tarfile.TarError, zlib.error, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError,
-            AttributeError, ArithmeticError, MemoryError) as error:  # fmt: skip
-        raise UserError(f"{path} can't be read as the {name} archive ({type(error).__name__}: {error})") from error
+            AttributeError, ArithmeticError, MemoryError, RecursionError) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # pickle's reasons have line breaks
+        raise UserError(f"{path} can't be read as the {name} archive ({reason})") from error
     return Split(name, train, None, test, names, archive.mean, archive.std)
 
 

@@ -44,6 +44,8 @@ def read_weights(path):
     tensors = isinstance(state, dict) and {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no weights")
+    if not all(map(checkpoint.has_its_elements, tensors.values())):
+        raise UserError(f"{path} was refused: it holds tensors without elements of their own")
     return merged(plain_keys(tensors)), card
 
 

@@ -40,6 +40,15 @@ def test_data_and_epoch_print_ratios(capsys):
     assert "bare forward" in text and "plain loop" in text and "times as long as the bare steps" in text
 
 
+def test_saves_are_timed_against_an_epoch(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model", "resnet20", "--images", "256", "--batch-size", "8", "--rounds", "1", "--device", "cpu"]
+    assert benchmark.main(["checkpoint", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"last.pt 3 MB, saved with best.pt in \d+ .* % of an epoch of 256 images .*32 times", text)
+    assert "times the file" in text and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", benchmark.TWINS)
 def test_a_twin_is_the_same_architecture(name):
     def size_and_work(build):

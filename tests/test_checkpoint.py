@@ -2,9 +2,12 @@
 
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 import checkpoint
 from errors import UserError
@@ -85,6 +88,24 @@ def test_a_flipped_bit_in_the_weights_is_found_by_the_digest(tmp_path):
         checkpoint.load(path)
 
 
+def test_a_save_takes_the_memory_of_the_state_once(tmp_path):
+    """In a process of its own, whose peak has seen nothing larger."""
+    code = f"""
+import resource, torch, checkpoint
+state = {{str(i): torch.randn(64, 64, 16, 16).contiguous(memory_format=torch.channels_last) for i in range(48)}}
+peaks = []
+for contents in ({{"w": torch.zeros(9)}}, state):
+    checkpoint.save(contents, {str(tmp_path / "a.pt")!r})
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print((peaks[1] - peaks[0]) * 1024 / sum(value.nbytes for value in state.values()))
+"""
+    if sys.platform != "linux":
+        pytest.skip("the unit of ru_maxrss is Linux's")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= 1.2
+
+
 class Hostile:
     def __init__(self, sentinel):
         self.sentinel = sentinel
@@ -154,3 +175,33 @@ def test_a_file_that_comes_back_otherwise_than_it_was_written_is_not_renamed(tmp
     with pytest.raises(UserError, match="digest"):
         checkpoint.save({**STATE, "step": 8}, path)
     assert checkpoint.load(path)["step"] == 7
+
+
+HOSTILE_WEIGHTS = {
+    "4 TB in one element": lambda: torch.zeros(1).expand(10**6, 10**6),
+    "no elements": lambda: torch.empty(16, 3, 3, 3, device="meta"),
+    "sparse": lambda: torch.eye(9).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_WEIGHTS)
+def test_tensors_that_claim_elements_are_refused_before_memory_is_asked_for(tmp_path, kind):
+    from models.weights import read_weights
+
+    torch.save({"stem.0.weight": HOSTILE_WEIGHTS[kind](), "fc.bias": torch.zeros(10)}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"weights\.pt was refused: it holds tensors without elements of their own"):
+        read_weights(tmp_path / "weights.pt")
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    import zipfile
+
+    torch.save({"a": torch.zeros(10)}, tmp_path / "plain.pt")
+    packed = zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, packed as bomb:
+        for record in plain.infolist():
+            content = bytes(10**8) if record.filename.endswith("data/0") else plain.read(record)
+            bomb.writestr(record.filename, content)
+    assert (tmp_path / "bomb.pt").stat().st_size < 10**6
+    with pytest.raises(UserError, match="bomb.pt was refused: it claims to hold more than its size"):
+        checkpoint.load_untrusted(tmp_path / "bomb.pt")

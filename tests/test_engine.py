@@ -207,6 +207,18 @@ def test_weights_that_went_bad_in_the_last_step_are_not_passed_on():
     assert not rows
 
 
+def test_an_average_of_the_optimizer_that_overflowed_is_not_passed_on():
+    """Adam divides by it, so the weights stay finite, and stay as they are for ever after."""
+    model, rows = net(), []
+
+    def steep(logits, y):
+        return F.cross_entropy(logits, y) * 1e24
+
+    with pytest.raises(engine.NonFiniteLoss, match="the optimizer's exp_avg_sq is not finite at step 3"):
+        fit(model, optimizer=start(model, "adam"), loss_fn=steep, after_epoch=rows.append)
+    assert not rows and all(value.isfinite().all() for value in model.state_dict().values())
+
+
 class Overflowing(nn.Module):
     def __init__(self, steps):
         super().__init__()

@@ -5,13 +5,11 @@ Each run is a process of its own (see processes.py). What is expected of it is t
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -81,40 +79,6 @@ def test_killed_before_the_first_save_there_is_nothing_to_lose_and_the_way_on_is
     assert untimed(whole) == untimed(tmp_path / "anew")
     ours, theirs = (checkpoint.load(directory / "last.pt") for directory in (whole, tmp_path / "anew"))
     assert same(ours["state_dict"], theirs["state_dict"]) and same(ours["ema"], theirs["ema"])
-
-
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments(forks, tmp_path):
-    """Of a run that is begun again as often as it takes; the moments are within the time that two epochs take."""
-    options = [*OPTIONS, "--epochs", 8]
-    start = time.monotonic()
-    whole = tmp_path / "whole"
-    assert forks.run(*options, "--output-dir", whole).returncode == 0
-    longest = (time.monotonic() - start) / 4
-    kills, directories = 0, []
-    while kills < 20:
-        directory = tmp_path / f"cut-{len(directories)}"
-        directories.append(directory)
-        status = None
-        while status != 0:
-            there = (directory / "last.pt").exists()
-            if not there:  # killed before its first save
-                shutil.rmtree(directory, ignore_errors=True)
-            begin = ("--resume", directory, "--device", "cpu") if there else (*options, "--output-dir", directory)
-            process = forks.start(*begin)
-            if kills < 20:
-                time.sleep(random.random() * longest)
-                process.kill()
-            done = process.wait()
-            status = done.returncode
-            assert status in (0, -signal.SIGKILL), done.err
-            kills += status != 0
-            if (directory / "last.pt").exists():  # whole, and every epoch that it knows has its row
-                done = position(directory)["epoch"]
-                assert done == 0 or [row["epoch"] for row in untimed(directory)][:done] == [str(k + 1) for k in range(done)]
-    for directory in directories:
-        assert equal(whole, directory)
-        assert [row["epoch"] for row in untimed(directory)] == [str(epoch) for epoch in range(1, 9)]
 
 
 # ---- stopped and gone on with, in another process -------------------------------------------------------------------

@@ -28,7 +28,7 @@ def test_the_tree_in_the_readme_is_the_tree():
 
 def test_ci_runs_the_command_of_the_readme():
     ci = (ROOT / ".ci" / "run").read_text()
-    (command,) = re.findall(r"^python3 -m venv .*pytest$", README, re.M)
+    (command,) = re.findall(r"^python3 -m venv .*pytest -n auto$", README, re.M)
     assert command in ci.splitlines() and ".venv/bin/ruff check ." in ci.splitlines()
 
 
@@ -57,6 +57,6 @@ def test_requirements_name_what_the_code_imports():
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     imported = {name.split(".")[0] for name in imported} - own
     outside = {name for name in imported if name not in sys.stdlib_module_names}
-    outside -= {"PIL", "filelock", "safetensors"}  # they come with others
+    outside -= {"peft", "PIL", "filelock", "safetensors"}  # they come with others
     outside -= {"submitit", "plotly", "gradio", "onnxscript", "onnxruntime"}  # asked for where they are needed
     assert outside | {"tensorboard"} == named

@@ -39,11 +39,12 @@ def test_rows_come_back_by_name_with_empty_cells(run):
     assert float(rows[0]["train_loss"]) == pytest.approx(1 / 3, rel=1e-5)
 
 
-def test_a_torn_last_line_is_left_out_and_mended(run):
+@pytest.mark.parametrize("torn", ["3,30,0.", "3,30,0.25,1"])  # the second lacks only the rest of a number
+def test_a_torn_last_line_is_left_out_and_mended(run, torn):
     run.log(row(1))
     run.log(row(2))
     with open(run.metrics_path, "a") as file:
-        file.write("3,30,0.")
+        file.write(torn)
     assert [r["epoch"] for r in run.rows()] == ["1", "2"]
     run.keep_rows(2)
     run.log(row(3))
@@ -89,6 +90,23 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not_in_the_way(run):
     code = f"import os, rundir; directory = rundir.RunDir.open({str(run.path)!r}); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -9
     rundir.RunDir.open(run.path).close()
+
+
+def test_of_two_that_begin_at_once_the_second_finds_the_first_one_s_run(tmp_path, monkeypatch):
+    """Even when the first one was done between the second one's look and its lock."""
+    real, looks = rundir.refuse_if_taken, []
+
+    def look(path):
+        looks.append(1)
+        if len(looks) == 2:  # after the second process has looked for the first time
+            (tmp_path / "run" / "config.json").write_text("the first one's")
+        return real(path)
+
+    monkeypatch.setattr(rundir, "refuse_if_taken", look)
+    with pytest.raises(UserError, match="holds a run already"):
+        rundir.RunDir.create(tmp_path / "run", {})
+    assert (tmp_path / "run" / "config.json").read_text() == "the first one's"
+    rundir.RunDir(tmp_path / "run").close()  # the lock was given back
 
 
 def test_leftovers_of_a_killed_save_are_cleared(run):

@@ -309,6 +309,7 @@ class Server:
                 start = int(begins.removeprefix("bytes=").removesuffix("-")) if begins and way != "whole" else 0
                 body = b"<html>log in first</html>" if way == "portal" else content[start:]
                 body = body[::-1] if way in ("wrong", "liar") else body
+                way = "missing" if len(self.asked) > 20 else way  # who asks so often asks for ever
                 handler.send_response({"missing": 404, "elsewhere": 302, "liar": 206}.get(way, 206 if start else 200))
                 if way == "elsewhere":
                     handler.send_header("Location", self.aim)
@@ -317,7 +318,7 @@ class Server:
                 handler.end_headers()
                 if way == "stalls":
                     handler.wfile.write(body[:100])
-                    self.closed.wait()
+                    self.closed.wait(60)  # a reader that waits for ever finds the end of it
                 elif way == "slow":
                     for at in range(0, len(body), len(body) // 20):
                         handler.wfile.write(body[at : at + len(body) // 20])
@@ -422,7 +423,7 @@ def test_a_place_that_has_something_else_is_passed_over(served, monkeypatch, way
     path.parent.mkdir(parents=True)
     path.with_name(path.name + ".part").write_bytes(raw[:1000])
     data.load("cifar10", path.parent)
-    assert path.read_bytes() == raw and server.asked[-1][0] == "good"
+    assert path.read_bytes() == raw and server.asked[-1][0] == "good" and len(server.asked) <= 3
 
 
 def test_a_download_that_fails_says_why_and_what_to_do_and_keeps_what_it_has(served, monkeypatch):
@@ -454,7 +455,10 @@ def test_a_slow_place_is_waited_for(served, monkeypatch):
 def test_a_place_that_falls_silent_is_given_up_and_what_it_sent_is_kept(served, monkeypatch):
     server, raw, path = served
     monkeypatch.setattr(sources, "SILENCE", 0.3)
-    mirrors(monkeypatch, server.url("stalls"), server.url("good"))
+    mirrors(monkeypatch, server.url("stalls"))
+    with refused(f"there is no {path}", "timed out"):
+        data.load("cifar10", path.parent)
+    mirrors(monkeypatch, server.url("good"))
     data.load("cifar10", path.parent)
     assert path.read_bytes() == raw
     assert server.asked == [("stalls", None), ("good", "bytes=100-")]
