@@ -4,7 +4,7 @@
     python benchmark.py epoch       # an epoch of engine.fit against the bare step, and against the loop people write
     python benchmark.py models      # a table: parameters, GMACs, memory, images/s in training and inference, FLOP/s
     python benchmark.py models --suite sota --batch-size 16 --output speed     # of the largest, written as files, too
-    python benchmark.py models --quick                                  # training steps in bf16 against fp32
+    python benchmark.py models --precisions                             # training steps in bf16 against fp32
     python benchmark.py checkpoint  # what a save of last.pt and best.pt takes: time against an epoch's, and memory
     python benchmark.py twins       # a training step of ours against timm's, where timm can build the same architecture
 """
@@ -56,7 +56,8 @@ def build_parser():
     table.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
     table.add_argument("--output", metavar="DIR", help="write models.csv, models.md and models.png there")
     table.add_argument("--runs", nargs="+", metavar="RUN", help="draw their test accuracy against speed, not parameters")
-    table.add_argument("--quick", action="store_true", help="a step in bf16 against fp32 instead, batches of 16, three rounds")
+    table.add_argument("--precisions", action="store_true", help="instead, a step in bf16 against fp32, in turn")
+    table.add_argument("--quick", action="store_true", help="--precisions with batches of 16 and three rounds")
     saves = commands.add_parser("checkpoint", help="the saves after an epoch: MB, ms, their share of the epoch, memory")
     saves.add_argument("--model", default="resnet18", metavar="NAME")
     saves.add_argument("--images", type=cli.number(int, low=256), default=50_000, metavar="N", help="in an epoch")
@@ -221,37 +222,6 @@ def measure_precisions(args, device):
         sys.stdout.flush()
 
 
-def measure_models(args, device):
-    """The table of speeds.py: a line a model as it is measured, then the files."""
-    accuracy = accuracies(args.runs) if args.runs else None
-    names = args.models or speeds.SUITES[args.suite]
-    for name in names:  # all that is wrong is said before anything is measured
-        size, classes, options = speeds.layout(name, args.image_size, args.classes)
-        if args.models or args.image_size:
-            models.describe(name, classes, size, options)
-    types = dict.fromkeys((None, engine.amp_dtype(args.amp, device)))
-    ceilings = {dtype: flop_ceiling(device, dtype, args.rounds) for dtype in types}
-    best = ", ".join(f"{value / 1e12:.2f} TFLOP/s in {str(dtype or torch.float32)[6:]}" for dtype, value in ceilings.items())
-    print(f"ceiling, of products of square matrices: {best}")
-    rows = []
-    for name in names:
-        rows.append(speeds.measure_model(name, device=device, amp=args.amp, batch_size=args.batch_size, rounds=args.rounds,
-                                         image_size=args.image_size, classes=args.classes, ceilings=ceilings))  # fmt: skip
-        print(speeds.line(rows[-1], first=len(rows) == 1), flush=True)
-    if args.output:
-        heading = f"{machine(device)}; median of {args.rounds} rounds; ceiling: {best}"
-        print("written:", *speeds.write(rows, args.output, heading, accuracy))
-
-
-def accuracies(patterns):
-    """{model: mean test accuracy in percent} of finished runs."""
-    found = {}
-    for run in metrics.load_runs(patterns):
-        if run.figure("test") is not None:
-            found.setdefault(run.arguments.get("model"), []).append(run.figure("test"))
-    return {model: statistics.mean(values) for model, values in found.items()}
-
-
 def measure_checkpoint(args, device):
     """Saves of SGD's state with a moving average, as after an epoch that is the best so far, against training steps."""
     name = models.canonical(args.model)
@@ -287,6 +257,37 @@ def measure_checkpoint(args, device):
     print(f"{name}: last.pt {size:.0f} MB, saved with best.pt in {spread([1000 * s for s in seconds['save']], '.0f')} ms; "
           f"{spread(shares)} % of an epoch of {args.images:,} images in batches of {args.batch_size} ({steps} times a step)")
     print(f"memory of the process: {grown:.0f} MB more at most while it saves, {grown / size:.2f} times the file")
+
+
+def measure_models(args, device):
+    """The table of speeds.py: a line a model as it is measured, then the files."""
+    accuracy = accuracies(args.runs) if args.runs else None
+    names = args.models or speeds.SUITES[args.suite]
+    for name in names:  # all that is wrong is said before anything is measured
+        size, classes, options = speeds.layout(name, args.image_size, args.classes)
+        if args.models or args.image_size:
+            models.describe(name, classes, size, options)
+    types = dict.fromkeys((None, engine.amp_dtype(args.amp, device)))
+    ceilings = {dtype: flop_ceiling(device, dtype, args.rounds) for dtype in types}
+    best = ", ".join(f"{value / 1e12:.2f} TFLOP/s in {str(dtype or torch.float32)[6:]}" for dtype, value in ceilings.items())
+    print(f"ceiling, of products of square matrices: {best}")
+    rows = []
+    for name in names:
+        rows.append(speeds.measure_model(name, device=device, amp=args.amp, batch_size=args.batch_size, rounds=args.rounds,
+                                         image_size=args.image_size, classes=args.classes, ceilings=ceilings))  # fmt: skip
+        print(speeds.line(rows[-1], first=len(rows) == 1), flush=True)
+    if args.output:
+        heading = f"{machine(device)}; median of {args.rounds} rounds; ceiling: {best}"
+        print("written:", *speeds.write(rows, args.output, heading, accuracy))
+
+
+def accuracies(patterns):
+    """{model: mean test accuracy in percent} of finished runs."""
+    found = {}
+    for run in metrics.load_runs(patterns):
+        if run.figure("test") is not None:
+            found.setdefault(run.arguments.get("model"), []).append(run.figure("test"))
+    return {model: statistics.mean(values) for model, values in found.items()}
 
 
 TWINS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet20", "eca_resnet20", "coatnet_0", "vit_custom")
@@ -348,9 +349,9 @@ def main(argv=None):
         if args.output:
             speeds.make_directory(args.output)
     print(f"{machine(device)}; median (least to most) of {args.rounds} rounds in turn", flush=True)
-    measures = {"data": measure_data, "epoch": measure_epoch, "models": measure_models, "checkpoint": measure_checkpoint,
+    commands = {"data": measure_data, "epoch": measure_epoch, "models": measure_models, "checkpoint": measure_checkpoint,
                 "twins": measure_twins}  # fmt: skip
-    (measure_precisions if getattr(args, "quick", False) else measures[args.command])(args, device)
+    (measure_precisions if args.command == "models" and (args.quick or args.precisions) else commands[args.command])(args, device)
     return 0
 
 

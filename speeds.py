@@ -85,8 +85,8 @@ def measure_model(name, *, device, amp, batch_size, rounds, image_size=None, cla
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         most //= 2
-    needed, there = need.total(1) / GB, free / GB
-    row["status"] = f"does not fit: one image needs {needed:.1f} GB; {there:.1f} GB are free, of which a tenth is spared"
+    row["status"] = (f"does not fit: one image needs {need.total(1) / GB:.1f} GB; {free / GB:.1f} GB are free, of which a "
+                     f"tenth is spared")  # fmt: skip
     return row
 
 

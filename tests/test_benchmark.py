@@ -166,8 +166,9 @@ def test_accuracy_of_runs_is_drawn_against_speed(tmp_path, train, monkeypatch):
     assert (tmp_path / "a.png").is_file() and not (tmp_path / "b.png").exists()
 
 
-def test_bf16_against_fp32(capsys):
-    assert benchmark.main(["models", "--models", "resnet20", "vit_tiny", "--quick", "--device", "cpu"]) == 0
+@pytest.mark.parametrize("how", [["--quick"], ["--precisions", "--batch-size", "2", "--rounds", "1"]])
+def test_bf16_against_fp32(capsys, how):
+    assert benchmark.main(["models", "--models", "resnet20", "vit_tiny", "--device", "cpu", *how]) == 0
     assert len(re.findall(r"^(?:resnet20|vit_tiny) .* \d\.\d\d \(", capsys.readouterr().out, re.M)) == 2
 
 
@@ -176,7 +177,7 @@ def test_bf16_against_fp32(capsys):
     [
         (("--models", "resnet2O"), "unknown model 'resnet2O': did you mean resnet32 or resnet20"),
         (("--models", "timm/nope"), "timm has no model 'nope'"),
-        (("--models", "eva_giant", "--image-size", "30"), "timm/eva_giant_patch14_336.clip_ft_in1k: image size 30"),
+        (("--models", "eva_giant", "--image-size", "30"), "timm/eva_giant_patch14_336.clip_ft_in1k: image size 30 is not a m"),
         (("--output", __file__), f"--output {__file__} can't be made"),
     ],
 )
