@@ -351,7 +351,10 @@ def main(argv=None):
     print(f"{machine(device)}; median (least to most) of {args.rounds} rounds in turn", flush=True)
     commands = {"data": measure_data, "epoch": measure_epoch, "models": measure_models, "checkpoint": measure_checkpoint,
                 "twins": measure_twins}  # fmt: skip
-    (measure_precisions if args.command == "models" and (args.quick or args.precisions) else commands[args.command])(args, device)
+    if args.command == "models" and (args.quick or args.precisions):
+        measure_precisions(args, device)
+    else:
+        commands[args.command](args, device)
     return 0
 
 
