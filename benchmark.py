@@ -4,7 +4,7 @@
     python benchmark.py epoch       # an epoch of engine.fit against the bare step, and against the loop people write
     python benchmark.py models      # a table: parameters, GMACs, memory, images/s in training and inference, FLOP/s
     python benchmark.py models --suite sota --batch-size 16 --output speed     # of the largest, written as files, too
-    python benchmark.py models --quick                                  # training steps in bf16 against fp32
+    python benchmark.py models --precisions                             # training steps in bf16 against fp32
     python benchmark.py checkpoint  # what a save of last.pt and best.pt takes: time against an epoch's, and memory
     python benchmark.py twins       # a training step of ours against timm's, where timm can build the same architecture
 """
@@ -56,7 +56,8 @@ def build_parser():
     table.add_argument("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
     table.add_argument("--output", metavar="DIR", help="write models.csv, models.md and models.png there")
     table.add_argument("--runs", nargs="+", metavar="RUN", help="draw their test accuracy against speed, not parameters")
-    table.add_argument("--quick", action="store_true", help="a step in bf16 against fp32 instead, batches of 16, three rounds")
+    table.add_argument("--precisions", action="store_true", help="instead, a step in bf16 against fp32, in turn")
+    table.add_argument("--quick", action="store_true", help="--precisions with batches of 16 and three rounds")
     saves = commands.add_parser("checkpoint", help="the saves after an epoch: MB, ms, their share of the epoch, memory")
     saves.add_argument("--model", default="resnet18", metavar="NAME")
     saves.add_argument("--images", type=cli.number(int, low=256), default=50_000, metavar="N", help="in an epoch")
@@ -350,7 +351,10 @@ def main(argv=None):
     print(f"{machine(device)}; median (least to most) of {args.rounds} rounds in turn", flush=True)
     commands = {"data": measure_data, "epoch": measure_epoch, "models": measure_models, "checkpoint": measure_checkpoint,
                 "twins": measure_twins}  # fmt: skip
-    (measure_precisions if getattr(args, "quick", False) else commands[args.command])(args, device)
+    if args.command == "models" and (args.quick or args.precisions):
+        measure_precisions(args, device)
+    else:
+        commands[args.command](args, device)
     return 0
 
 

@@ -28,26 +28,31 @@ def in_turn(device, rounds, **measured):
     seconds = {name: [] for name in measured}
     for i in range(rounds + 1):
         for name, function in measured.items():
-            engine.synchronize(device)
-            start = time.perf_counter()
-            function()
-            engine.synchronize(device)
+            elapsed = timed(device, function)
             if i:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
     return seconds
+
+
+def timed(device, function):
+    """Seconds that a call takes until the device is done."""
+    engine.synchronize(device)
+    start = time.perf_counter()
+    function()
+    engine.synchronize(device)
+    return time.perf_counter() - start
 
 
 def repeated(device, rounds, function):
     """Seconds of one call, in each of `rounds` rounds; a quick one is called many times in a round, and so not waited for."""
-    for _ in range(2):  # the first call chooses kernels and takes memory
-        (once,) = in_turn(device, 1, it=function)["it"]
-    calls = max(1, min(100, round(ROUND / max(once, 1e-6))))
+    timed(device, function)  # the first call chooses kernels and takes memory
+    calls = max(1, min(100, round(ROUND / max(timed(device, function), 1e-6))))
 
     def calling():
         for _ in range(calls):
             function()
 
-    return [seconds / calls for seconds in in_turn(device, rounds, it=calling)["it"]]
+    return [timed(device, calling) / calls for _ in range(rounds)]
 
 
 def spread(values, style=".2f"):
