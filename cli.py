@@ -290,12 +290,24 @@ def _convert_value(action, value):
 
 def run(main):
     """Ends a script: its return value is the exit status; what the user can put right is one line, without a traceback."""
+    status = _status(main)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # At once, all files being closed: a thread of gloo that frees a tensor while the interpreter is taken down would
+        # abort the process (github.com/pytorch/pytorch/issues/190489), and torchrun would end the others for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _status(main):
+    """The exit status of a script's main, after the line for the user where there is one to say."""
     try:
-        sys.exit(main() or 0)
+        return main() or 0
     except UserError as error:
         status, message = error.status, str(error)
         if status == 2 and os.environ.get("RANK", "0") != "0":  # every rank finds the same fault in the command line
-            sys.exit(status)
+            return status
     except KeyboardInterrupt:
         status, message = 128 + signal.SIGINT, "interrupted"
     except BrokenPipeError:
@@ -304,4 +316,4 @@ def run(main):
     except OSError as error:
         status, message = 1, str(error)
     print(f"{sys.argv[0]}: error: {printable(message)}", file=sys.stderr)
-    sys.exit(status)
+    return status
