@@ -10,6 +10,7 @@ import difflib
 import os
 import signal
 import sys
+import time
 
 from errors import UserError
 from metrics import printable
@@ -306,8 +307,8 @@ def _status(main):
         return main() or 0
     except UserError as error:
         status, message = error.status, str(error)
-        if status == 2 and os.environ.get("RANK", "0") != "0":  # every rank finds the same fault in the command line
-            return status
+        if status == 2 and os.environ.get("RANK", "0") != "0":
+            time.sleep(30)  # every rank finds the same fault in the command line: the first says it, and torchrun ends all
     except KeyboardInterrupt:
         status, message = 128 + signal.SIGINT, "interrupted"
     except BrokenPipeError:
