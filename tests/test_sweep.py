@@ -419,7 +419,7 @@ def test_killed_in_the_middle_and_started_again_a_sweep_gives_the_same_tables(tm
     processes["cut"].kill()
     processes["cut"].communicate()
     assert sweep.main(arguments) == 0
-    out, _ = processes["whole"].communicate(timeout=120)
+    out, _ = processes["whole"].communicate(timeout=300)
     assert processes["whole"].returncode == 0, out
     whole = (tmp_path / "whole" / "sweep" / "results.md").read_text()
     assert Path("sweep/results.md").read_text() == whole and "| pad | project | " in whole

@@ -463,7 +463,7 @@ def test_ctrl_c_ends_within_a_step_with_one_line(tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and err == "" and out.splitlines()[-1].startswith("interrupted in epoch")
     assert summary(tmp_path / "run")["status"] == "interrupted"
     checkpoint.load(tmp_path / "run" / "last.pt")
