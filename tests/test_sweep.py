@@ -3,6 +3,7 @@
 Most runs here are made by a few lines in place of train.py; one test trains.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from conftest import ROOT
 from PIL import Image
 
 import launch
+import plans
 import replicates
 import sources
 import suites
@@ -170,7 +172,7 @@ def test_a_suite_names_models_that_exist_and_asks_about_its_own_experiments(name
     suite = suites.SUITES[name]
     for _, ours, theirs in suite.questions:
         assert ours != theirs and {ours, theirs} <= set(suite.experiments)
-    runs = sweep.plan(name, {}, [0, 1], None)
+    runs = plans.plan(name, {}, [0, 1], None)
     assert len({run.path for run in runs}) == 2 * len(suite.experiments)
     assert all(re.fullmatch(rf"runs/sweep-{name}-cifar100?/[\w-]+-s[01]", str(run.path)) for run in runs)
     resolved = {str(vars(run.args)) for run in runs[: len(suite.experiments)]}
@@ -179,14 +181,14 @@ def test_a_suite_names_models_that_exist_and_asks_about_its_own_experiments(name
 
 def test_a_file_takes_the_place_of_published_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    runs = sweep.plan("vit-pretraining", {"weights": "vit.safetensors", "epochs": 2}, [0], None)
+    runs = plans.plan("vit-pretraining", {"weights": "vit.safetensors", "epochs": 2}, [0], None)
     assert [run.label for run in runs if "--weights vit.safetensors" in " ".join(run.start)] == ["vit_tiny-pretrained"]
     assert not any("--pretrained" in run.start for run in runs)
     assert all(run.start[1].endswith("train_vit.py") for run in runs)
-    assert all(run.args.weights for run in sweep.plan("resolution", {"weights": "vit.safetensors"}, [0], None))
+    assert all(run.args.weights for run in plans.plan("resolution", {"weights": "vit.safetensors"}, [0], None))
     for name in ("pretraining", "degradation"):  # two models, and none
         with pytest.raises(UserError, match="--weights: the suite"):
-            sweep.plan(name, {"weights": "x"}, [0], None)
+            plans.plan(name, {"weights": "x"}, [0], None)
 
 
 # ---- which runs are made ---------------------------------------------------------------------------------------------
@@ -379,14 +381,14 @@ def test_a_run_that_another_process_is_at_is_left_to_it(run):
 
     Path("sweep/pad-s0").mkdir(parents=True)
     Path("sweep/pad-s0/config.json").write_text('{"arguments": {}}')
-    with sweep.contextlib.closing(rundir.RunDir("sweep/pad-s0")), pytest.raises(UserError, match="being written by another"):
-        sweep.wait_until_free(Path("sweep/pad-s0"), seconds=0)
-    sweep.wait_until_free(Path("sweep/pad-s0"), seconds=0)
+    with contextlib.closing(rundir.RunDir("sweep/pad-s0")), pytest.raises(UserError, match="being written by another"):
+        plans.wait_until_free(Path("sweep/pad-s0"), seconds=0)
+    plans.wait_until_free(Path("sweep/pad-s0"), seconds=0)
 
 
 def test_one_sweep_at_a_time(run):
     assert run("--seeds", 0) == 0
-    with sweep.occupy(Path("sweep")), pytest.raises(UserError, match="being written by another process"):
+    with plans.occupy(Path("sweep")), pytest.raises(UserError, match="being written by another process"):
         run("--seeds", 0, 1)
 
 
