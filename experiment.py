@@ -74,6 +74,7 @@ class Training:
     ema: optim.Ema | None
     card: dict
     facts: dict
+    confusion: board.Confusion  # of the evaluation that the test accuracy is of
     progress: engine.Progress = field(default_factory=engine.Progress)
     best: dict = field(default_factory=lambda: {"epoch": 0, "value": -1.0})
 
@@ -195,6 +196,7 @@ def _run(args, origin, state, company, before):
             "source": args.dataset, "seed": args.seed,
         },
         facts=facts,
+        confusion=board.Confusion(split.num_classes, device),
     )  # fmt: skip
     if state:
         training.load_state_dict(state)
@@ -220,6 +222,7 @@ def _run(args, origin, state, company, before):
             if split.val:
                 test_batches = data.Batches(split.test, at_once, plain, shuffle=False, resident=args.resident, **place)
                 tested = _test_chosen(training, directory, test_batches, dtype, stop, company)
+            company.sum(training.confusion.counts)
             if not company.first:
                 return 0
             figures = _final_figures(training, tested if split.val else directory.rows()[-1], curve)
@@ -232,8 +235,6 @@ def _run(args, origin, state, company, before):
                 **_seconds_to(directory.rows(), _headline(training, curve)),
                 peak_memory_mb=engine.peak_memory_mb(device),
             )
-            if not company.sharded:  # the others have gone
-                board.write_end(directory, args, training, split, plain, device, dtype)
         except engine.Interrupted:
             directory.save_last(training.state_dict(args, origin))
             directory.write_summary("interrupted", signal=stop.number, **_standing(training, curve))
@@ -245,6 +246,8 @@ def _run(args, origin, state, company, before):
             with contextlib.suppress(OSError):  # where the disk is full, that is the error to tell
                 directory.write_summary("failed", reason=str(error) or type(error).__name__, **_standing(training, curve))
             raise
+        else:  # the run is finished: what goes wrong with its last pictures doesn't make it a failed one
+            board.write_end(directory, args, split.classes, training.confusion.counts, training.progress.step)
         finally:
             report.close()
             directory.close()
@@ -343,11 +346,12 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
         wanted = epoch % args.eval_every == 0 or epoch == args.epochs
         figures = {}
         for prefix, at_hand in measured.items():
-            found = {}
+            found, final = {}, f"{prefix}test_acc" == headline and epoch == args.epochs
             if wanted:
                 with at_hand() as model:
                     company.spread(model.buffers())  # the statistics of batch norms were each rank's own
-                    found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop, ranks=company)
+                    see = training.confusion if final else None
+                    found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop, ranks=company, see=see)
             if wanted and not math.isfinite(found["loss"]):
                 step = training.progress.step
                 raise engine.NonFiniteLoss(f"the {curve} loss after step {step} (epoch {epoch}) is {found['loss']}, with "
@@ -386,7 +390,7 @@ def _test_chosen(training, directory, batches, dtype, stop, company):
             torch.distributed.broadcast_object_list(chosen)
         try:
             model.load_state_dict(ranks.parts(lora.adapted(chosen[0], trained), trained))
-            return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
+            return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company, see=training.confusion)
         finally:  # what is trained stays as it is, should this be interrupted
             model.load_state_dict(trained)
 

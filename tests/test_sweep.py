@@ -94,7 +94,7 @@ def run(tmp_path, monkeypatch, few_shapes):
     """run("--seeds", 0, suite=TINY) -> exit status; runs are made by STAND_IN and lie in sweep/."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep, "python", lambda script: [sys.executable, str(tmp_path / "stand_in.py")])
+    monkeypatch.setattr(plans, "python", lambda script: [sys.executable, str(tmp_path / "stand_in.py")])
     monkeypatch.setattr(sources, "load_shapes", lambda: few_shapes)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
 
