@@ -133,10 +133,11 @@ def standing(run):
     config = metrics.read_json(run.path / "config.json")
     if not isinstance(config.get("arguments"), dict):
         raise UserError(f"{run.path} holds {', '.join(held)}, but no config.json that can be read: remove it", 2)
+    origin = config["from"] if isinstance(config.get("from"), dict) else {}
     wrong = []
     for key, value in vars(run.args).items():
         there = config["arguments"].get(key, value)
-        automatic = value is None and config.get("from", {}).get(key) == "auto"
+        automatic = (value is None and origin.get(key) == "auto") or origin.get(key) == "--micro-batch"  # set as it began
         placed = key in PLACE and not (key == "data_dir" and run.args.dataset == "folder")
         if there != value and not automatic and not placed:
             wrong.append(f"{flag(key)} is {there} there, not {'auto' if value is None else value}")

@@ -225,6 +225,18 @@ def test_finished_runs_are_left_alone_cut_off_ones_go_on_and_others_start(run, c
     assert run("--seeds", 0) == 0 and Path("sweep/results.md").read_text() == before
 
 
+def test_parts_of_a_batch_that_were_chosen_as_a_run_began_are_no_other_run(run):
+    assert run("--seeds", 0, "--micro-batch", "auto") == 0
+    for name in ("project-s0", "pad-s0"):  # as memory.cut_batches leaves them
+        config = json.loads(Path("sweep", name, "config.json").read_text())
+        config["arguments"] |= {"micro_batch": 16, "accumulate": 8}
+        config["from"] |= {"micro_batch": "auto", "accumulate": "--micro-batch"}
+        Path("sweep", name, "config.json").write_text(json.dumps(config))
+    assert run("--seeds", 0, "--micro-batch", "auto") == 0 and starts("pad-s0") == ["start"]
+    with pytest.raises(UserError, match="--micro-batch is 16 there, not 0"):
+        run("--seeds", 0)
+
+
 def test_another_run_in_the_way_is_refused_by_name_before_anything_runs(run):
     assert run("--seeds", 0, "--epochs", 3) == 0
     with pytest.raises(UserError, match="project-s0 holds another run: --epochs is 3 there, not 4") as refused:
