@@ -70,6 +70,12 @@ def read_json(path):
     return found if isinstance(found, dict) else {}
 
 
+def read_arguments(directory):
+    """The arguments in a run's config.json; {} where there are none."""
+    found = read_json(Path(directory) / "config.json").get("arguments")
+    return found if isinstance(found, dict) else {}
+
+
 def find_metrics(patterns):
     """The metrics.csv of each path or pattern, once, in order; a run that has none yet is named all the same.
 
@@ -149,7 +155,8 @@ class Run:
 
     @property
     def seed(self):
-        return self.arguments.get("seed", self.name)
+        found = self.arguments.get("seed")
+        return found if isinstance(found, (int, str)) else self.name
 
     @cached_property
     def status(self):
@@ -273,7 +280,7 @@ def _canonical(name):
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300  # JSON's have any length
 
 
 def _float(text):

@@ -133,3 +133,12 @@ def test_what_is_no_table_is_named_and_numbers_beyond_reason_are_no_epochs(tmp_p
     assert metrics.Run(tmp_path / "metrics.csv").epochs == [1]
     (tmp_path / "summary.json").write_text("[" * 100_000)
     assert metrics.read_json(tmp_path / "summary.json") == {}
+
+
+def test_what_is_no_figure_or_seed_is_left_out(tmp_path):
+    write(tmp_path / "a", arguments={"seed": [1]}, test_acc=50.0, parameters=10**400, gmacs=True, peak_memory_mb=float("inf"))
+    found = metrics.Run(tmp_path / "a" / "metrics.csv")
+    assert found.figure("test") == 50 and found.seed == "a"
+    assert found.figure("parameters") is found.figure("gmacs") is found.figure("memory") is None
+    (tmp_path / "a" / "config.json").write_text('{"arguments": [1]}')
+    assert metrics.read_arguments(tmp_path / "a") == metrics.read_arguments(tmp_path) == {}
