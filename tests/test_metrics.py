@@ -141,4 +141,6 @@ def test_what_is_no_figure_or_seed_is_left_out(tmp_path):
     assert found.figure("test") == 50 and found.seed == "a"
     assert found.figure("parameters") is found.figure("gmacs") is found.figure("memory") is None
     (tmp_path / "a" / "config.json").write_text('{"arguments": [1]}')
+    write(tmp_path / "b", "epoch,train_loss,test_loss", ["1,1e300,1", "2,1e38,2"])
+    assert metrics.Run(tmp_path / "b" / "metrics.csv").curve("train_loss") == ((2,), (1e38,))
     assert metrics.read_arguments(tmp_path / "a") == metrics.read_arguments(tmp_path) == {}
