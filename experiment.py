@@ -22,6 +22,7 @@ import cli
 import data
 import engine
 import memory
+import metrics
 import models
 import optim
 import probe
@@ -142,7 +143,7 @@ def _run(args, origin, state, company, before):
             limit_train=args.limit_train, limit_test=args.limit_test, skip_bad_images=args.skip_bad_images,
         )  # fmt: skip
     for note in split.notes if company.first else ():
-        print(f"{split.name}: {note}", file=sys.stderr)
+        print(metrics.printable(f"{split.name}: {note}"), file=sys.stderr)  # it may name a file
     facts = {"train_images": len(split.train), "classes": list(split.classes)}
     if state:
         resume.check_data(facts, state)
@@ -276,7 +277,7 @@ def _build(args, options, split, state):
     card = None
     if args.weights:
         line, card = load_weights(model, args.weights)
-        print(line)
+        print(metrics.printable(line))  # it names tensors of the file
     elif args.pretrained:
         print(f"weights: {args.model} as published, a new classifier for {split.num_classes} classes")
     if layers:

@@ -170,7 +170,7 @@ def check_data(args):
     except UserError as error:
         raise UserError(str(error), status=2) from error
     for note in split.notes:
-        print(f"{split.name}: {note}", file=sys.stderr)
+        print(metrics.printable(f"{split.name}: {note}"), file=sys.stderr)  # it may name a file
 
 
 def occupy(root):
