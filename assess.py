@@ -12,6 +12,7 @@ import torch
 import corruptions
 import data
 import figures
+import metrics
 
 BINS = 15
 FEW = 5  # pictures of a bin that is not drawn
@@ -85,13 +86,14 @@ def in_words(found):
     worst, best = min(known, key=lambda each: each[1]), max(known, key=lambda each: each[1])
     tough = found["robustness"]
     weakest = min(tough["by_corruption"].items(), key=lambda each: sum(each[1]))
-    return "\n".join([
+    lines = [
         f"{found['dataset']}, {found['pictures']:,} test pictures: top-1 {found['accuracy']:.2f}, top-5 {found['top5']:.2f} %",
         f"by class: {worst[0]} {worst[1]:.1f} % to {best[0]} {best[1]:.1f} %",
         f"expected calibration error: {found['calibration_error']:.2f} %",
         f"corrupted ({tough['pictures']:,} pictures): {tough['mean']:.2f} % on average, {tough['clean']:.2f} % clean; "
         f"worst: {weakest[0].replace('_', ' ')} {sum(weakest[1]) / len(weakest[1]):.2f} %",
-    ])  # fmt: skip
+    ]  # fmt: skip
+    return "\n".join(map(metrics.printable, lines))  # classes are called what the checkpoint says
 
 
 def report(predictor, split, path, corrupted=500):

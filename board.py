@@ -1,54 +1,52 @@
 """What TensorBoard shows of a finished run beside its curves: the hyper-parameters' table and the confusion matrix.
 
-    write_end(directory, args, training, split, plain, device, dtype)          # at the end of experiment.run
+    write_end(directory, args, split.classes, counts, step)          # at the end of experiment.run
 
 The matrix is a picture (rows: true classes, blue: the share of the row) and, of up to 20 classes, a table with their names.
 """
 
-import copy
 import sys
 
 import torch
 
-import checkpoint
-import data
-import engine
 import metrics
 import replicates
 import tables
-from models import lora
 
 MOST_NAMES = 20
 CELL = 24  # pixels
 BLUE = (0.0, 0.27, 0.53)
 
 
-def write_end(directory, args, training, split, plain, device, dtype):
-    """Writes both into the run's events: of the weights that its test accuracy is of.
+class Confusion:
+    """How often a picture of class i was taken for class j: `counts` (K, K), int64. (answers (B,), labels (B,)) -> nothing"""
+
+    def __init__(self, classes, device):
+        self.counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+
+    def __call__(self, answers, labels):
+        classes = len(self.counts)
+        self.counts += torch.bincount(labels * classes + answers, minlength=classes**2).view(classes, classes)
+
+
+def write_end(directory, args, classes, counts, step):
+    """Writes both into the run's events: classes: their names; counts: a Confusion's, of the pass that was the test.
 
     The run is finished by then: where the disk has no room for them, that is said, and nothing is raised.
     """
     try:
-        _write_end(directory, args, training, split, plain, device, dtype)
+        _write_end(directory, args, classes, counts.cpu(), step)
     except OSError as error:
         print(f"{directory.path}: TensorBoard's last figures could not be written ({error.strerror})", file=sys.stderr)
 
 
-def _write_end(directory, args, training, split, plain, device, dtype):
+def _write_end(directory, args, classes, counts, step):
     summary = metrics.read_json(directory.path / "summary.json")
     write_hparams(directory.events, vars(args), {key: summary[key] for key in ("test_acc", "test_top5") if key in summary})
-    if getattr(args, "freeze_backbone", False):  # such a run's batches are features, not pictures
-        return
-    batches = data.Batches(split.test, args.micro_batch or 500, plain, device=device, shuffle=False)
-    with training.at_hand() as model:
-        if split.val:
-            model = copy.deepcopy(model)
-            chosen = checkpoint.load(directory.path / "best.pt")["state_dict"]
-            model.load_state_dict(lora.adapted(chosen, model.state_dict()))
-        counts = confusion(model, batches, split.num_classes, dtype)
-    directory.events.add_image("confusion", picture(counts), training.progress.step)
-    if split.num_classes <= MOST_NAMES:
-        directory.events.add_text("confusion", as_table(counts, split.classes), training.progress.step)
+    if counts.any():  # else the run was killed between its last evaluation and its end, and this process made none
+        directory.events.add_image("confusion", picture(counts), step)
+        if len(classes) <= MOST_NAMES:
+            directory.events.add_text("confusion", as_table(counts, classes), step)
     directory.events.flush()
 
 
@@ -63,19 +61,6 @@ def write_hparams(events, arguments, figures):
         events.file_writer.add_summary(part)
     for key, value in final.items():
         events.add_scalar(key, value)
-
-
-@torch.no_grad()
-def confusion(model, batches, classes, dtype=None):
-    """int64 (K, K) on the CPU: how often a picture of class i was taken for class j."""
-    model.eval()
-    device = next(model.parameters()).device
-    counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    for inputs, labels in batches:
-        with engine.autocast(device, dtype):
-            answers = model(inputs).argmax(1)
-        counts += torch.bincount(labels * classes + answers, minlength=classes * classes)
-    return counts.view(classes, classes).cpu()
 
 
 def picture(counts):

@@ -5,6 +5,7 @@ optimizer, else from the default. `resolve` says for each which it was.
 """
 
 import argparse
+import contextlib
 import copy
 import difflib
 import os
@@ -59,7 +60,7 @@ def number(kind=float, low=None, high=None, above=None):
         inside = (
             value is not None
             and value == value
-            and abs(value) != float("inf")
+            and abs(value) < (2**63 if kind is int else float("inf"))  # what seeds and sizes have room for
             and (low is None or value >= low)
             and (high is None or value <= high)
             and (above is None or value > above)
@@ -304,17 +305,28 @@ def run(main):
 def _status(main):
     """The exit status of a script's main, after the line for the user where there is one to say."""
     try:
-        return main() or 0
+        try:
+            return main() or 0
+        finally:
+            sys.stdout.flush()  # what was printed is out, or is told of: at the exit it would be too late
     except UserError as error:
         status, message = error.status, str(error)
         if status == 2 and os.environ.get("RANK", "0") != "0":
             time.sleep(30)  # every rank finds the same fault in the command line: the first says it, and torchrun ends all
     except KeyboardInterrupt:
         status, message = 128 + signal.SIGINT, "interrupted"
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+    except BrokenPipeError:  # nobody reads on
+        _discard(sys.stdout, sys.stderr)
+        return 1
     except OSError as error:
+        _discard(sys.stdout)
         status, message = 1, str(error)
     print(f"{sys.argv[0]}: error: {printable(message)}", file=sys.stderr)
     return status
+
+
+def _discard(*streams):
+    """Lets what could not be written go, which Python would try again at the exit, and complain."""
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -250,11 +250,11 @@ MOST_SKIPS = 20  # the scale halves at each: from 65536 to less than 0.1
 
 
 @torch.no_grad()
-def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, ranks=None):
+def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, ranks=None, see=None):
     """{"loss": mean, "acc": top-1 %, "top5": %} over every image once; sums over examples, kept on the device.
 
-    ranks: the processes that share the batches; each gets the figures of all images. Raises Interrupted between two batches
-    when stop() says so.
+    ranks: the processes that share the batches; each gets the figures of all images. see(answers, labels) is shown each batch,
+    of several processes this one's part. Raises Interrupted between two batches when stop() says so.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -268,8 +268,11 @@ def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, 
                 logits = model(inputs)
             logits = logits.float()
             losses.append(loss_fn(logits, labels) * len(labels))
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            answers = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            top = answers == labels[:, None]
             counts += torch.stack([top[:, 0].sum(), top.sum(), top.new_full((), len(labels), dtype=torch.int64)])
+            if see:
+                see(answers[:, 0], labels)
         if ranks.any(stop and stop()):
             raise Interrupted
     top1, top5, count = ranks.sum(counts).tolist()

@@ -6,10 +6,8 @@
 The order matters: everything that can be refused is refused before the run's directory is made.
 """
 
-import argparse
 import contextlib
 import copy
-import functools
 import math
 import signal
 import sys
@@ -20,7 +18,6 @@ import torch
 import torch.nn.functional as F
 
 import board
-import checkpoint
 import cli
 import data
 import engine
@@ -30,6 +27,7 @@ import models
 import optim
 import probe
 import ranks
+import resume
 import rundir
 from augment import Pipeline
 from errors import UserError
@@ -37,9 +35,6 @@ from models import lora
 from models.weights import load_weights
 from terminal import Reporter, StopSignal
 
-# What may differ when a run goes on; --epochs where the schedule allows it (see _check_epochs).
-FREE = {"resume", "resume_previous", "epochs", "device", "data_dir", "data_url", "resident", "compile", "grad_checkpointing",
-        "fsdp", "amp", "deterministic", "tag", "micro_batch", "ema_device"}  # fmt: skip
 EVAL_BATCH = 500
 
 
@@ -53,7 +48,7 @@ def arguments(parser, argv, published=None):
     if "resume_previous" in given and "resume" not in given:
         raise UserError("--resume-previous goes with --resume RUN", 2)
     if "resume" in given:
-        return _resume_arguments(parser, given)
+        return resume.arguments(parser, given)
     config, config_origin = rundir.load_config(given["config"]) if "config" in given else ({}, {})
     if published and given.get("pretrained", config.get("pretrained")):
         parser.set_defaults(model=published)
@@ -70,54 +65,6 @@ def recipe(chosen):
     return models.recipe(chosen["model"], transfer, bool(chosen.get("freeze_backbone")))
 
 
-def _resume_arguments(parser, given):
-    if "config" in given or "output_dir" in given:
-        raise UserError("--resume takes its arguments and its directory from the run: leave --config and --output-dir out", 2)
-    path = rundir.resolve_run(given["resume"])
-    state, given["resume_previous"] = rundir.load_last(path, given.get("resume_previous", False))
-    source = path / _source(given)
-    try:
-        saved, origin, _ = state["training"]["arguments"], state["training"]["origin"], state["training"]["progress"]["epoch"]
-        saved.items(), origin.items()
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{source} is not a run's last.pt") from error
-    if "model" in given:
-        given["model"] = models.canonical(given["model"])
-    given = {key: value for key, value in given.items() if value is not None or origin.get(key) != "auto"}  # auto as before
-    wrong = [key for key, value in given.items() if key not in FREE and value != saved.get(key, value)]
-    if wrong:
-        says = "; ".join(
-            f"--{key.replace('_', '-')} is {_or(saved[key], 'not given')} there, not {_or(given[key], 'auto')}" for key in wrong
-        )
-        raise UserError(f"can't go on with {path}: {says}", status=2)
-    defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
-    args = argparse.Namespace(**(defaults | saved | given))
-    args.output_dir = str(path)
-    return args, origin, state
-
-
-def _or(value, instead):
-    return instead if value is None else value
-
-
-def _source(given):
-    """The file that a run goes on from: previous.pt only where last.pt was damaged and the user said so."""
-    return "previous.pt" if given["resume_previous"] else "last.pt"
-
-
-def _refusing_misfits(load):
-    """Decorates what reads a last.pt: contents that don't fit are a UserError."""
-
-    @functools.wraps(load)
-    def wrapped(*args):
-        try:
-            return load(*args)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"can't go on: last.pt doesn't fit this run ({checkpoint.first_line(error)})") from error
-
-    return wrapped
-
-
 @dataclass
 class Training:
     """Everything that changes while a run trains, and what is needed to use its weights (`card`) or to go on (`facts`)."""
@@ -128,6 +75,7 @@ class Training:
     ema: optim.Ema | None
     card: dict
     facts: dict
+    confusion: board.Confusion  # of the evaluation that the test accuracy is of
     progress: engine.Progress = field(default_factory=engine.Progress)
     best: dict = field(default_factory=lambda: {"epoch": 0, "value": -1.0})
 
@@ -154,7 +102,7 @@ class Training:
         average = self.ema.state_dict() if self.ema else None
         return ranks.whole({"card": self.card, "state_dict": self.model.state_dict(), "ema": average, "training": training})
 
-    @_refusing_misfits
+    @resume.refusing_misfits
     def load_state_dict(self, state):
         """Raises UserError where the state is of another form."""
         training = state["training"]
@@ -179,7 +127,7 @@ def run(args, origin, state, before=None):
 
 
 def _run(args, origin, state, company, before):
-    if state and (figures := _finished(args, state)):
+    if state and (figures := resume.finished(args, state)):
         print(f"{args.output_dir} is finished already: test accuracy {figures['test_acc']:.2f} % ({figures['reported']})")
         return 0
     options = models.parse_options(args.model_arg, args.model, args.image_size, args.drop_path)
@@ -195,10 +143,10 @@ def _run(args, origin, state, company, before):
             limit_train=args.limit_train, limit_test=args.limit_test, skip_bad_images=args.skip_bad_images,
         )  # fmt: skip
     for note in split.notes if company.first else ():
-        print(f"{split.name}: {note}", file=sys.stderr)
+        print(metrics.printable(f"{split.name}: {note}"), file=sys.stderr)  # it may name a file
     facts = {"train_images": len(split.train), "classes": list(split.classes)}
     if state:
-        _check_data(facts, state)
+        resume.check_data(facts, state)
     if before:
         before(args, options, split.num_classes, dtype, company)
     model, mean, std = _build(args, options, split, state)
@@ -233,7 +181,7 @@ def _run(args, origin, state, company, before):
 
     _resolve_auto(args, origin, args.epochs, args.epochs * len(batches))
     if state:
-        _check_epochs(args, origin, state, len(batches))
+        resume.check_epochs(args, origin, state, len(batches))
     lr_at = optim.learning_rate(args.schedule, args.lr, args.epochs * len(batches), round(args.warmup_epochs * len(batches)))
     training = Training(
         model=model,
@@ -249,6 +197,7 @@ def _run(args, origin, state, company, before):
             "source": args.dataset, "seed": args.seed,
         },
         facts=facts,
+        confusion=board.Confusion(split.num_classes, device),
     )  # fmt: skip
     if state:
         training.load_state_dict(state)
@@ -274,6 +223,7 @@ def _run(args, origin, state, company, before):
             if split.val:
                 test_batches = data.Batches(split.test, at_once, plain, shuffle=False, resident=args.resident, **place)
                 tested = _test_chosen(training, directory, test_batches, dtype, stop, company)
+            company.sum(training.confusion.counts)
             if not company.first:
                 return 0
             figures = _final_figures(training, tested if split.val else directory.rows()[-1], curve)
@@ -286,8 +236,6 @@ def _run(args, origin, state, company, before):
                 **_seconds_to(directory.rows(), _headline(training, curve)),
                 peak_memory_mb=engine.peak_memory_mb(device),
             )
-            if not company.sharded:  # the others have gone
-                board.write_end(directory, args, training, split, plain, device, dtype)
         except engine.Interrupted:
             directory.save_last(training.state_dict(args, origin))
             directory.write_summary("interrupted", signal=stop.number, **_standing(training, curve))
@@ -299,6 +247,8 @@ def _run(args, origin, state, company, before):
             with contextlib.suppress(OSError):  # where the disk is full, that is the error to tell
                 directory.write_summary("failed", reason=str(error) or type(error).__name__, **_standing(training, curve))
             raise
+        else:  # the run is finished: what goes wrong with its last pictures doesn't make it a failed one
+            board.write_end(directory, args, split.classes, training.confusion.counts, training.progress.step)
         finally:
             report.close()
             directory.close()
@@ -306,7 +256,7 @@ def _run(args, origin, state, company, before):
         return 0
 
 
-@_refusing_misfits
+@resume.refusing_misfits
 def _build_from(state, model):
     model.load_state_dict(state["state_dict"])
     return model, state["card"]["mean"], state["card"]["std"]
@@ -327,7 +277,7 @@ def _build(args, options, split, state):
     card = None
     if args.weights:
         line, card = load_weights(model, args.weights)
-        print(line)
+        print(metrics.printable(line))  # it names tensors of the file
     elif args.pretrained:
         print(f"weights: {args.model} as published, a new classifier for {split.num_classes} classes")
     if layers:
@@ -397,11 +347,12 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
         wanted = epoch % args.eval_every == 0 or epoch == args.epochs
         figures = {}
         for prefix, at_hand in measured.items():
-            found = {}
+            found, final = {}, f"{prefix}test_acc" == headline and epoch == args.epochs
             if wanted:
                 with at_hand() as model:
                     company.spread(model.buffers())  # the statistics of batch norms were each rank's own
-                    found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop, ranks=company)
+                    see = training.confusion if final else None
+                    found = engine.evaluate(model, curve_batches, dtype=dtype, stop=stop, ranks=company, see=see)
             if wanted and not math.isfinite(found["loss"]):
                 step = training.progress.step
                 raise engine.NonFiniteLoss(f"the {curve} loss after step {step} (epoch {epoch}) is {found['loss']}, with "
@@ -417,7 +368,7 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
         if better:
             training.best.update(epoch=figures["epoch"], value=figures[headline])
         directory.save_last(training.state_dict(args, origin))
-        if better:  # after last.pt, which has all of it: see _mend_best
+        if better:  # after last.pt, which has all of it: see resume.open_directory
             directory.save_best(training.chosen(curve, ranks.whole(training.reported.state_dict())))
         report.epoch(figures, curve)
 
@@ -435,35 +386,14 @@ def _test_chosen(training, directory, batches, dtype, stop, company):
     """The figures of best.pt on the test set, which is read here only."""
     with training.at_hand() as model:
         trained = {name: value.clone() for name, value in model.state_dict().items()}
-        chosen = [_read_best(directory, (training.best["epoch"],))["state_dict"] if company.first else None]
+        chosen = [resume.read_best(directory, (training.best["epoch"],))["state_dict"] if company.first else None]
         if company.world > 1:
             torch.distributed.broadcast_object_list(chosen)
         try:
             model.load_state_dict(ranks.parts(lora.adapted(chosen[0], trained), trained))
-            return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company)
+            return engine.evaluate(model, batches, dtype=dtype, stop=stop, ranks=company, see=training.confusion)
         finally:  # what is trained stays as it is, should this be interrupted
             model.load_state_dict(trained)
-
-
-def _mend_best(directory, training, curve, state, epochs):
-    """Makes best.pt anew from last.pt, where that is the best epoch's: the run may have been killed between the two.
-
-    Where it is an earlier epoch's, and will be tested, raises UserError now rather than after the training.
-    """
-    best, progress = training.best["epoch"], training.progress
-    if best and (progress.epoch, progress.batch) == (best, 0):
-        directory.save_best(training.chosen(curve, state["ema"]["average"] if training.ema else state["state_dict"]))
-    elif best and curve == "val":
-        _read_best(directory, (best, *range(progress.epoch + 1, epochs + 1)))
-
-
-def _read_best(directory, epochs):
-    """Contents of best.pt. Raises UserError where it is not of one of these epochs; of one to come it will be made anew."""
-    contents = checkpoint.load(directory.path / "best.pt")
-    metric = contents.get("metric")
-    if not isinstance(metric, dict) or metric.get("epoch") not in epochs:
-        raise UserError(f"{directory.path}/best.pt is not that of the run's best epoch, {epochs[0]}, which is to be tested")
-    return contents
 
 
 def _final_figures(training, found, curve):
@@ -482,87 +412,21 @@ def _final_figures(training, found, curve):
     }
 
 
-def _auto_values(schedule, epochs, steps):
-    return {"warmup_epochs": optim.default_warmup(schedule, epochs), "ema_decay": optim.default_ema_decay(steps)}
-
-
 def _resolve_auto(args, origin, epochs, steps):
     """Puts numbers for "auto" into the arguments, so that config.json and last.pt hold what was used."""
-    for name, value in _auto_values(args.schedule, epochs, steps).items():
+    for name, value in optim.auto_values(args.schedule, epochs, steps).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
             origin[name] = "auto"
 
 
-def _finished(args, state):
-    """The summary of a run that has nothing left to do; None for others, also for one that was killed before its test."""
-    summary = metrics.read_json(Path(args.output_dir) / "summary.json")
-    done = state["training"]["progress"]["epoch"] == args.epochs == summary.get("epochs")
-    whole = isinstance(summary.get("test_acc"), float) and "reported" in summary
-    return summary if done and whole and summary.get("status") == "finished" else None
-
-
-@_refusing_misfits
-def _check_data(facts, state):
-    """Raises UserError where the data is not what it was at the start of the run, before its weights are found not to fit."""
-    saved = state["training"]["facts"]
-    other = [name for name, value in facts.items() if saved[name] != value]
-    if other:
-        says = "; ".join(f"{name.replace('_', ' ')}: {_short(saved[name])} there, {_short(facts[name])} here" for name in other)
-        raise UserError(f"can't go on: the data is not that of the start of the run ({says})", status=2)
-
-
-def _short(value):
-    return f"{len(value)} ({', '.join(map(str, value[:12]))}{', …' * (len(value) > 12)})" if isinstance(value, list) else value
-
-
-def _check_epochs(args, origin, state, batches_per_epoch):
-    """Refuses another --epochs where the run would have taken other steps had it been asked at the start."""
-    saved, done = state["training"]["arguments"], state["training"]["progress"]
-    if args.epochs == saved["epochs"]:
-        return
-    begun = done["epoch"] + (done["batch"] > 0)
-    if begun > args.epochs:
-        raise UserError(f"--epochs {args.epochs}: the run has {begun} epochs already", status=2)
-    for epochs in (saved["epochs"], args.epochs):
-        if done["epoch"] >= epochs and epochs % args.eval_every:
-            raise UserError(f"--epochs {args.epochs}: with --eval-every {args.eval_every} epoch {epochs} would have been "
-                            f"evaluated otherwise from the start: start a new run", status=2)  # fmt: skip
-    steps = {epochs: epochs * batches_per_epoch for epochs in (saved["epochs"], args.epochs)}
-    for name, value in _auto_values(args.schedule, args.epochs, steps[args.epochs]).items():
-        if origin.get(name) == "auto" and value != saved[name]:
-            raise UserError(f"--epochs {args.epochs} would have given another --{name.replace('_', '-')} from the start "
-                            f"({value:.6g}, not {saved[name]:.6g}): start a new run", status=2)  # fmt: skip
-    warmup = round(saved["warmup_epochs"] * batches_per_epoch)
-    before, now = (optim.learning_rate(args.schedule, args.lr, count, warmup) for count in steps.values())
-    if any(before(step) != now(step) for step in range(done["step"])):
-        raise UserError(f"--epochs {args.epochs}: with the {args.schedule} schedule the learning rates so far would have been "
-                        f"others than over {saved['epochs']} epochs: start a new run (a constant schedule can be "
-                        f"extended)", status=2)  # fmt: skip
-
-
 def _open_directory(args, origin, split, device, precision, state, training):
-    """The run's directory, with config.json as the run is now; what it was before, when it goes on, stays in "resumed"."""
+    """The run's directory, with config.json as the run is now."""
     config = {"arguments": vars(args), "from": origin, "precision": precision, **rundir.environment(device)}
-    if not state:
-        path = args.output_dir or rundir.new_path("runs", split.name, args.model, args.tag, args.seed)
-        return rundir.RunDir.create(path, config)
-    directory = rundir.RunDir.open(args.output_dir)
-    progress = state["training"]["progress"]
-    try:
-        if checkpoint.load(directory.path / _source(vars(args)))["training"]["progress"] != progress:
-            raise UserError(f"{directory.path} was written to by another process just now: start again")
-        _mend_best(directory, training, "val" if split.val else "test", state, args.epochs)
-        directory.keep_rows(progress["epoch"])
-        if args.resume_previous:
-            directory.restore_previous()
-            print(f"{directory.path}/last.pt is damaged: going on from previous.pt, the save before it", file=sys.stderr)
-        directory.note_resumed(config, epoch=progress["epoch"] + 1)
-        (directory.path / "summary.json").unlink(missing_ok=True)  # what it says is over
-    except BaseException:
-        directory.close()
-        raise
-    return directory
+    if state:
+        return resume.open_directory(args, config, state, training, "val" if split.val else "test")
+    path = args.output_dir or rundir.new_path("runs", split.name, args.model, args.tag, args.seed)
+    return rundir.RunDir.create(path, config)
 
 
 def _show_batch(directory, batches, mean, std):

@@ -182,9 +182,10 @@ def readme(predictor, kind):
     """The card: what the file is, what it was measured to be worth, and code that runs."""
     card, summary = predictor.card, metrics.read_json(predictor.path.parent / "summary.json")
     accuracy, on = summary.get("test_acc"), summary.get("reported", "")
-    limited = metrics.read_json(predictor.path.parent / "config.json").get("arguments", {}).get("limit_test")
+    limited = metrics.read_arguments(predictor.path.parent).get("limit_test")
     parameters = sum(p.numel() for p in predictor.model.parameters())
-    words = {key: card[key] for key in ("model", "num_classes", "image_size", "options", "mean", "std", "classes", "dataset")}
+    words = {key: card[key] for key in ("model", "num_classes", "image_size", "options", "mean", "std", "classes")}
+    words["dataset"] = metrics.printable(card["dataset"])
     use = USE[kind].format(**words) if kind == "safetensors" else USE[kind]
     return README.format(
         **words, kind=kind, file=FILES[kind], use=use.rstrip() + "\n", parameters=f"{parameters:,}", seed=card.get("seed", ""),

@@ -1,6 +1,6 @@
 """Makes many runs: several at once on the devices of this machine, or as a SLURM job array.
 
-A run, here, is what sweep.py plans: it has a `label` and a `state`, knows the command that makes it and those to `start` it
+A run, here, is what plans.py makes: it has a `label` and a `state`, knows the command that makes it and those to `start` it
 or to `go_on` with it, writes to `log`, and is `finished` or not.
 """
 

@@ -9,7 +9,6 @@ Columns are told by their names, so that other programs' files with an epoch and
 import csv
 import glob
 import json
-import math
 import re
 import statistics
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from errors import UserError
 
+LARGEST = 1e100  # float32 ends at 3e38, and what is drawn or averaged must not overflow
 PANELS = ("train_loss", "eval_loss", "train_acc", "eval_acc")
 # The reported curve: of the averaged weights, where there are any; held-out images before test images.
 CURVES = ("ema_val", "val", "ema_test", "test", "eval")
@@ -67,6 +67,12 @@ def read_json(path):
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):  # ten thousand brackets
         return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_arguments(directory):
+    """The arguments in a run's config.json; {} where there are none."""
+    found = read_json(Path(directory) / "config.json").get("arguments")
     return found if isinstance(found, dict) else {}
 
 
@@ -149,7 +155,8 @@ class Run:
 
     @property
     def seed(self):
-        return self.arguments.get("seed", self.name)
+        found = self.arguments.get("seed")
+        return found if isinstance(found, (int, str)) else self.name
 
     @cached_property
     def status(self):
@@ -273,7 +280,7 @@ def _canonical(name):
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _float(text):
@@ -282,7 +289,7 @@ def _float(text):
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) < LARGEST else None
 
 
 def _last(texts):

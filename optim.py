@@ -115,6 +115,11 @@ def default_ema_decay(steps):
     return 1 - 1 / min(10_000, max(1.0, steps / 20))
 
 
+def auto_values(schedule, epochs, steps):
+    """What "auto" stands for in a run of so many epochs and steps, by argument."""
+    return {"warmup_epochs": default_warmup(schedule, epochs), "ema_decay": default_ema_decay(steps)}
+
+
 class Ema:
     """An exponential moving average of a model's weights and of its float buffers (batch norm's statistics).
 

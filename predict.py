@@ -78,7 +78,7 @@ def load_pictures(files, size):
 def test_split(predictors, dataset=None, data_dir=None):
     """The dataset that the first checkpoint's run was made on (or another with the same classes). Raises UserError."""
     first = predictors[0]
-    saved = metrics.read_json(first.path.parent / "config.json").get("arguments", {})
+    saved = metrics.read_arguments(first.path.parent)
     split = data.load(
         dataset or saved.get("dataset", first.card["source"]), data_dir or saved.get("data_dir", "data"),
         image_size=max(each.card["image_size"] for each in predictors), limit_test=saved.get("limit_test", 0),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from errors import UserError
 
 # Arguments that say where and when a run was made, not what it is.
-PLACE = {"seed", "output_dir", "resume", "config", "list_models", "tag", "data_url", "device"}
+PLACE = {"seed", "output_dir", "resume", "resume_previous", "config", "list_models", "tag", "data_url", "device"}
 # Student's t: 97.5 % lie below, for 1 to 30 degrees of freedom; beyond them the next smaller number's value is taken.
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
         2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip

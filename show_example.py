@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import cli
+import metrics
 from errors import UserError
 
 DATASETS = ("cifar10", "cifar100", "folder", "shapes")
@@ -112,7 +113,7 @@ def show(args, predictors):
             who = f"{each['picture']}" + (f" ({each['truth']})" if truth is not None else "")
             who += f" {predictor.name}" if len(predictors) > 1 else ""
             said = ", ".join(f"{guess['class']} {100 * guess['probability']:.1f} %" for guess in one["top"])
-            print(f"{who}: {said}")
+            print(metrics.printable(f"{who}: {said}"))  # classes are called what the checkpoint says
     if path:
         print(f"picture: {path}")
 

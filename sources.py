@@ -418,16 +418,21 @@ def _shorter_side(path):
 @_guarded
 def decode(path, size):
     """A picture as uint8 (size, size, 3): upright, RGB, the shorter side resized to `size`, the middle cut out."""
+    with _open_picture(path) as picture:
+        return square(picture, size)
+
+
+def square(picture, size):
+    """`decode`, of a PIL picture."""
     from PIL import Image, ImageOps
 
-    with _open_picture(path) as picture:
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I"):  # 16 bits of grey, which convert would cut off at 255
-            picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
-        picture = picture.convert("RGB")
-        if picture.size != (size, size):
-            picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-        return np.asarray(picture)
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits of grey, which convert would cut off at 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    picture = picture.convert("RGB")
+    if picture.size != (size, size):
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
 
 
 # ---- shapes, made here -----------------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from models import MODELS
 
+# Arguments of a training script that a suite decides; not the command line.
+DECIDED = {"model", "model_arg", "pretrained", "list_models", "seed", "tag", "resume", "resume_previous", "config"}
+
 
 class Suite(NamedTuple):
     """Experiments, {label: arguments of the script}, and what is asked of them."""

@@ -96,7 +96,7 @@ class Table:
         """
         if kind == "csv":
             return self._csv()
-        shared = ", ".join(f"{key} {show(value)}" for key, value in self.common.items())
+        shared = metrics.printable(", ".join(f"{key} {show(value)}" for key, value in self.common.items()))
         if kind == "latex":
             return (f"% the same in all: {shared}\n" if shared else "") + latex_table(self.cells())
         lines = text_table(self.cells(), width) if kind == "text" else markdown_table(self.cells())
@@ -153,7 +153,7 @@ def _value(group, key, baseline, arguments):
     if key == "train":
         return replicates.summarize([(run.curve("train_acc")[1] or (None,))[-1] for run in group.counted])
     texts = {"run": group.name, "experiment": group.name, "status": group.status, "n": len(group.counted),
-             "on": group.measured_on, "of": group.reported}  # fmt: skip
+             "on": group.measured_on, "of": metrics.printable(group.reported)}  # fmt: skip
     if key in texts:
         return texts[key]
     if key in COLUMNS and key != "epochs" or key == "epochs" and group.figure(key):
@@ -187,7 +187,7 @@ def show(value, style="", scale=1):
         return f"{mean} ± {format(value.std / scale, style)}" if varies or value.std == 0 and style == ".2f" else mean
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return format(value / scale, style) if style else f"{value:g}" if isinstance(value, float) else str(value)
-    return value if isinstance(value, str) else _argument(value)
+    return _argument(value)
 
 
 # ---- rows of texts, with the same keys in each -----------------------------------------------------------------------
@@ -227,7 +227,7 @@ def print_table(rows):
 
 
 def markdown_table(rows):
-    lines = [list(rows[0]), ["--:" if _is_numeric(rows, key) else ":--" for key in rows[0]],
+    lines = [map(markdown_text, rows[0]), ["--:" if _is_numeric(rows, key) else ":--" for key in rows[0]],
              *([markdown_text(cell) for cell in row.values()] for row in rows)]  # fmt: skip
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

@@ -18,10 +18,12 @@ def build_parser():
 
 
 def main(argv=None):
+    parser = build_parser()
+    parser.parse_args(argv)  # --help and what is wrong in any case don't wait for torch
     import experiment  # here, where Ctrl-C ends with a line while torch is being imported, too
     import models
 
-    args, origin, state = experiment.arguments(build_parser(), argv, published="vit_tiny")
+    args, origin, state = experiment.arguments(parser, argv, published="vit_tiny")
     if args.list_models:
         return models.print_table()
     return experiment.run(args, origin, state)

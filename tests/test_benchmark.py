@@ -13,21 +13,22 @@ import benchmark
 import measure
 import memory
 import models
+import races
 import speeds
 from augment import Pipeline
 
 
 def test_both_sides_deliver_the_same_kind_of_batches():
-    examples = benchmark.random_examples(300)
-    theirs = benchmark.PilDataset(examples, jitter=True)
+    examples = races.random_examples(300)
+    theirs = races.PilDataset(examples, jitter=True)
     image, label = theirs[3]
-    inputs, _ = Pipeline(benchmark.MEAN, benchmark.STD, 32)(examples.images[3:4], examples.labels[3:4])
+    inputs, _ = Pipeline(races.MEAN, races.STD, 32)(examples.images[3:4], examples.labels[3:4])
     assert image.shape == inputs.shape[1:] and image.dtype == inputs.dtype and label == examples.labels[3]
 
 
 def test_things_are_measured_in_turn():
     order = []
-    seconds = benchmark.in_turn(benchmark.torch.device("cpu"), 2, a=lambda: order.append("a"), b=lambda: order.append("b"))
+    seconds = measure.in_turn(torch.device("cpu"), 2, a=lambda: order.append("a"), b=lambda: order.append("b"))
     assert order == ["a", "b"] * 3 and [len(v) for v in seconds.values()] == [2, 2]
 
 
@@ -57,7 +58,7 @@ def test_a_twin_is_the_same_architecture(name):
             assert network(torch.empty(2, 3, 32, 32)).shape == (2, 100)
         return sum(p.numel() for p in network.parameters()), counter.get_total_flops()
 
-    assert size_and_work(benchmark.timm_twin) == size_and_work(models.create_model)
+    assert size_and_work(races.timm_twin) == size_and_work(models.create_model)
 
 
 def test_twins_are_timed_in_turn(capsys):
@@ -157,7 +158,7 @@ def test_quick_functions_are_called_many_times_in_a_round(monkeypatch):
 
 def test_accuracy_of_runs_is_drawn_against_speed(tmp_path, train, monkeypatch):
     first, second = train("--epochs", 1, output="a"), train("--epochs", 1, "--seed", 1, output="b")
-    found = benchmark.accuracies([str(first), str(second)])
+    found = races.accuracies([str(first), str(second)])
     said = [json.loads((run / "summary.json").read_text())["test_acc"] for run in (first, second)]
     assert found == {"resnet20": pytest.approx(sum(said) / 2)}
     row = dict.fromkeys(speeds.COLUMNS) | {"model": "resnet20", "parameters": 1, "train_images_per_second": 10.0}

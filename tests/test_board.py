@@ -1,10 +1,13 @@
 """TensorBoard's files, read back as TensorBoard reads them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import board
+import data
 import metrics
 
 
@@ -34,8 +37,16 @@ def test_a_run_leaves_curves_pictures_hyper_parameters_and_its_confusion(train):
     assert 100 * right / 50 == pytest.approx(summary["test_acc"])  # of the weights that are reported
 
 
-def test_with_held_out_images_the_confusion_is_of_the_chosen_weights(train):
+def test_with_held_out_images_the_confusion_is_of_the_chosen_weights_and_of_the_one_pass_over_the_test(train, monkeypatch):
+    real, passes = data.Batches.epoch, []
+
+    def epoch(self, *place, **options):
+        passes.append(len(self.labels))
+        return real(self, *place, **options)
+
+    monkeypatch.setattr(data.Batches, "epoch", epoch)
     run = train("--epochs", 3, "--val-size", 20, "--ema-decay", 0)
+    assert (passes.count(20), passes.count(50)) == (3, 1)
     found = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
     text = found.Tensors("confusion/text_summary")[0].tensor_proto.string_val[0].decode()
     counts = [[int(cell) for cell in line.split("|")[2:-1]] for line in text.splitlines()[2:]]
@@ -58,3 +69,10 @@ def test_a_full_disk_at_the_end_fails_no_run(train, monkeypatch, capsys):
     run = train("--epochs", 1)
     assert metrics.read_json(run / "summary.json")["status"] == "finished"
     assert "TensorBoard's last figures could not be written (No space left" in capsys.readouterr().err
+
+
+def test_a_fault_in_the_last_pictures_leaves_the_run_finished(train, monkeypatch):
+    monkeypatch.setattr(board, "picture", None)
+    with pytest.raises(TypeError):
+        train("--epochs", 1)
+    assert metrics.read_json(Path("run/summary.json"))["status"] == "finished"

@@ -1,5 +1,6 @@
 """Where a value comes from, and how a wrong one is refused: before any work, in one line that says what would be right."""
 
+import os
 import subprocess
 import sys
 
@@ -139,10 +140,11 @@ def test_help_shows_defaults_and_every_argument(capsys):
     assert "(default: 128)" in text and "default: None" not in text
 
 
-def test_help_imports_nothing_that_it_does_not_need():
+@pytest.mark.parametrize("script", ["train", "train_vit", "train_sota", "benchmark", "compare_runs", "show_example"])
+def test_help_imports_nothing_that_it_does_not_need(script):
     code = (
-        "import sys, train\ntry: train.main(['--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('timm', 'torchvision', 'matplotlib', 'pandas', 'tensorboard') if m in sys.modules])"
+        f"import sys, {script}\ntry: {script}.main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'timm', 'torchvision', 'matplotlib', 'pandas', 'tensorboard') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
@@ -161,3 +163,22 @@ def test_a_script_ends_with_one_line_and_a_status(error, status, line, capsys):
         cli.run(main)
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == status and len(lines) == 1 and lines[0].endswith(line)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_output_that_finds_no_room_is_told_and_a_reader_that_goes_is_no_fault():
+    """Without PYTHONUNBUFFERED, so that the text is written when the script is done."""
+    def started(where):
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        return subprocess.Popen([sys.executable, ROOT / "compare_runs.py", "--help"], stdout=where, stderr=subprocess.PIPE,
+                                text=True, env=environment)  # fmt: skip
+
+    with open("/dev/full", "w") as full:
+        process = started(full)
+    err = process.communicate()[1]
+    assert process.returncode == 1 and len(err.splitlines()) == 1 and "No space left" in err
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = started(writing)
+    os.close(writing)
+    assert process.communicate()[1] == "" and process.returncode == 1

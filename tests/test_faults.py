@@ -136,11 +136,13 @@ def test_a_second_signal_ends_the_run_at_once(forks, whole, tmp_path, phase):
     assert equal(whole, cut)
 
 
-@pytest.mark.parametrize("name", ["train.py", "train_vit.py"])
-def test_ctrl_c_while_torch_is_being_imported_is_one_line(tmp_path, name):
+@pytest.mark.parametrize("words", ["train.py", "train_vit.py", "train_sota.py", "sweep.py eca", "benchmark.py data",
+                                   "show_example.py --checkpoint x"])  # fmt: skip
+def test_ctrl_c_while_torch_is_being_imported_is_one_line(tmp_path, words):
     """A torch that takes long, and is interrupted."""
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(300)\n")
-    done = subprocess.run([sys.executable, ROOT / name, "--epochs", "1"], capture_output=True, text=True, cwd=tmp_path,
+    name, *words = words.split()
+    done = subprocess.run([sys.executable, ROOT / name, *words], capture_output=True, text=True, cwd=tmp_path,
                           env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
     assert (done.returncode, done.stdout) == (130, "")
     assert len(done.stderr.splitlines()) == 1 and done.stderr.endswith("interrupted\n")

@@ -133,3 +133,14 @@ def test_what_is_no_table_is_named_and_numbers_beyond_reason_are_no_epochs(tmp_p
     assert metrics.Run(tmp_path / "metrics.csv").epochs == [1]
     (tmp_path / "summary.json").write_text("[" * 100_000)
     assert metrics.read_json(tmp_path / "summary.json") == {}
+
+
+def test_what_is_no_figure_or_seed_is_left_out(tmp_path):
+    write(tmp_path / "a", arguments={"seed": [1]}, test_acc=50.0, parameters=10**400, gmacs=True, peak_memory_mb=float("inf"))
+    found = metrics.Run(tmp_path / "a" / "metrics.csv")
+    assert found.figure("test") == 50 and found.seed == "a"
+    assert found.figure("parameters") is found.figure("gmacs") is found.figure("memory") is None
+    (tmp_path / "a" / "config.json").write_text('{"arguments": [1]}')
+    write(tmp_path / "b", "epoch,train_loss,test_loss", ["1,1e300,1", "2,1e38,2"])
+    assert metrics.Run(tmp_path / "b" / "metrics.csv").curve("train_loss") == ((2,), (1e38,))
+    assert metrics.read_arguments(tmp_path / "a") == metrics.read_arguments(tmp_path) == {}

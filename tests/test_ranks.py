@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import rows, stop_after, summary
 
 import checkpoint
@@ -50,6 +51,14 @@ def curve(directory):
     return torch.tensor([[float(row[name]) for name in names] for row in rows(directory)])
 
 
+def right(directory):
+    """The accuracy (%) that the confusion matrix in the run's events has."""
+    events = EventAccumulator(str(directory), size_guidance={"tensors": 0}).Reload()
+    text = events.Tensors("confusion/text_summary")[0].tensor_proto.string_val[0].decode()
+    counts = torch.tensor([[int(cell) for cell in line.split("|")[2:-1]] for line in text.splitlines()[2:]])
+    return 100 * counts.diagonal().sum().item() / counts.sum().item()
+
+
 @pytest.mark.parametrize(
     ("world", "model"),
     # Batch norm and ReLU magnify rounding: in float64 the gradients agree to 1e-13, in fp32 to half a percent. Hence the rate.
@@ -63,6 +72,7 @@ def test_the_curve_does_not_depend_on_the_number_of_ranks(train, tmp_path, world
     out, _ = finish(torchrun(world, *COMMON, *model, "--output-dir", tmp_path / "company"))
     assert f"on {world} x cpu" in out and len(out.splitlines()) == 4  # the first rank's lines, and nobody else's
     torch.testing.assert_close(curve(tmp_path / "company"), curve(alone), rtol=1e-5, atol=1e-5)
+    assert right(tmp_path / "company") == pytest.approx(summary(tmp_path / "company")["test_acc"], abs=1e-3)
     ours, theirs = (load_checkpoint(path / "last.pt")[0].state_dict() for path in (alone, tmp_path / "company"))
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():

@@ -27,6 +27,12 @@ def test_runs_that_differ_by_their_seed_only_are_one_group(tmp_path):
         replicates.group(load(tmp_path), ["depth"])
 
 
+def test_a_seed_that_went_on_from_the_save_before_is_of_the_same_experiment(tmp_path):
+    write_seeds(tmp_path, "a", [90.0], resume=None, resume_previous=False)
+    write(tmp_path / "a-s1", arguments={"model": "a", "seed": 1, "epochs": 2, "resume": "x", "resume_previous": True})
+    assert len(replicates.group(load(tmp_path))) == 1
+
+
 def test_a_mean_is_of_finished_runs_at_epochs_that_all_have(tmp_path):
     write_seeds(tmp_path, "a", [90.0, 92.0])
     write(tmp_path / "a-s2", rows=["1,10,0.1,2,20,1,34,5,9"], arguments={"model": "a", "seed": 2, "epochs": 2})

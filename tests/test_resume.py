@@ -18,6 +18,7 @@ from test_train import same, same_state, stop_after, summary, untimed
 import checkpoint
 import engine
 import experiment
+import resume
 import train as train_script
 import train_vit
 
@@ -166,17 +167,17 @@ def test_every_argument_is_refused_by_name_or_free(whole, script):
     }
     for name, option in words.items():
         arguments = ["--resume", str(whole), *option]
-        if name in experiment.FREE:
+        if name in resume.FREE:
             args, _, _ = experiment.arguments(script.build_parser(), arguments)
             assert getattr(args, name) != saved[name]
         else:
             with refused("can't go on with", f"{option[0]} is ", " there, not ") as error:
                 experiment.arguments(script.build_parser(), arguments)
             assert error.value.status == 2
-    together = [word for name, option in words.items() if name not in experiment.FREE for word in option]
+    together = [word for name, option in words.items() if name not in resume.FREE for word in option]
     with refused("can't go on with") as error:
         experiment.arguments(script.build_parser(), ["--resume", str(whole), *together])
-    for name in words.keys() - experiment.FREE:
+    for name in words.keys() - resume.FREE:
         assert f"{words[name][0]} is " in str(error.value)
 
 

@@ -23,6 +23,13 @@ def test_an_answer_is_the_models_and_names_what_it_looks_at(tmp_path):
     images = torch.tensor([200, 10, 10], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     top = predictor.logits(images).softmax(1)[0].topk(3)
     assert list(named.values()) == pytest.approx(top.values.tolist(), abs=1e-5) and looked.shape == (384, 384, 3)
+    turned = Image.new("RGB", (90, 90), (200, 10, 10))
+    turned.paste((0, 0, 250), (0, 0, 90, 30))
+    upright, exif = turned.rotate(90), Image.Exif()
+    exif[0x0112] = 6  # a camera's: turn it by 90 degrees clockwise to see it upright
+    upright.getexif().update(exif)
+    for one, other in zip(serve.try_picture(predictor, turned, 3), serve.try_picture(predictor, upright, 3)):
+        assert (one == other) if isinstance(one, dict) else (one == other).all()
     mixer = predict.Predictor(write_checkpoint(tmp_path / "mixer", model="mlp_mixer_tiny"), torch.device("cpu"))
     named, looked = serve.try_picture(mixer, Image.new("L", (9, 9)), 2)
     assert len(named) == 2 and looked is None

@@ -7,6 +7,7 @@ import pytest
 import torch
 from samples import write_checkpoint
 
+import assess
 import data
 import predict
 import show_example
@@ -141,3 +142,17 @@ def test_a_checkpoint_of_an_unknown_model_is_named(path):
     checkpoint.save(contents, path)
     with pytest.raises(UserError, match="unknown model 'resnet7'"):
         show(path)
+
+
+def test_classes_of_a_foreign_checkpoint_have_no_hold_on_the_terminal(tmp_path, capsys):
+    from PIL import Image
+
+    path = write_checkpoint(tmp_path / "run", classes=[f"\33[{i}J\n" for i in range(10)])
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    show(path, "--image", tmp_path / "a.png", "--topk", 10)
+    out = capsys.readouterr().out
+    assert out.count("?[") == 10 and len(out.splitlines()) == 2 and all(line.isprintable() for line in out.splitlines())
+    robust = {"pictures": 1, "mean": 1.0, "clean": 1.0, "by_corruption": {"fog": [1.0]}}
+    found = {"dataset": "\33[2J", "pictures": 1, "accuracy": 1.0, "top5": 1.0, "calibration_error": 1.0, "robustness": robust}
+    said = assess.in_words(found | {"classes": ["\33[2J\n", "b"], "by_class": [1.0, 2.0]})
+    assert len(said.splitlines()) == 4 and all(line.isprintable() for line in said.splitlines())

@@ -3,6 +3,7 @@
 Most runs here are made by a few lines in place of train.py; one test trains.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from conftest import ROOT
 from PIL import Image
 
 import launch
+import plans
 import replicates
 import sources
 import suites
@@ -92,7 +94,7 @@ def run(tmp_path, monkeypatch, few_shapes):
     """run("--seeds", 0, suite=TINY) -> exit status; runs are made by STAND_IN and lie in sweep/."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep, "python", lambda script: [sys.executable, str(tmp_path / "stand_in.py")])
+    monkeypatch.setattr(plans, "python", lambda script: [sys.executable, str(tmp_path / "stand_in.py")])
     monkeypatch.setattr(sources, "load_shapes", lambda: few_shapes)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
 
@@ -170,7 +172,7 @@ def test_a_suite_names_models_that_exist_and_asks_about_its_own_experiments(name
     suite = suites.SUITES[name]
     for _, ours, theirs in suite.questions:
         assert ours != theirs and {ours, theirs} <= set(suite.experiments)
-    runs = sweep.plan(name, {}, [0, 1], None)
+    runs = plans.plan(name, {}, [0, 1], None)
     assert len({run.path for run in runs}) == 2 * len(suite.experiments)
     assert all(re.fullmatch(rf"runs/sweep-{name}-cifar100?/[\w-]+-s[01]", str(run.path)) for run in runs)
     resolved = {str(vars(run.args)) for run in runs[: len(suite.experiments)]}
@@ -179,14 +181,14 @@ def test_a_suite_names_models_that_exist_and_asks_about_its_own_experiments(name
 
 def test_a_file_takes_the_place_of_published_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    runs = sweep.plan("vit-pretraining", {"weights": "vit.safetensors", "epochs": 2}, [0], None)
+    runs = plans.plan("vit-pretraining", {"weights": "vit.safetensors", "epochs": 2}, [0], None)
     assert [run.label for run in runs if "--weights vit.safetensors" in " ".join(run.start)] == ["vit_tiny-pretrained"]
     assert not any("--pretrained" in run.start for run in runs)
     assert all(run.start[1].endswith("train_vit.py") for run in runs)
-    assert all(run.args.weights for run in sweep.plan("resolution", {"weights": "vit.safetensors"}, [0], None))
+    assert all(run.args.weights for run in plans.plan("resolution", {"weights": "vit.safetensors"}, [0], None))
     for name in ("pretraining", "degradation"):  # two models, and none
         with pytest.raises(UserError, match="--weights: the suite"):
-            sweep.plan(name, {"weights": "x"}, [0], None)
+            plans.plan(name, {"weights": "x"}, [0], None)
 
 
 # ---- which runs are made ---------------------------------------------------------------------------------------------
@@ -221,6 +223,18 @@ def test_finished_runs_are_left_alone_cut_off_ones_go_on_and_others_start(run, c
     assert starts("project-s0") == starts("pad-s0") == starts("pad-s1") == starts("pad-s2") == ["start"]
     assert starts("project-s1") == ["go on"]
     assert run("--seeds", 0) == 0 and Path("sweep/results.md").read_text() == before
+
+
+def test_parts_of_a_batch_that_were_chosen_as_a_run_began_are_no_other_run(run):
+    assert run("--seeds", 0, "--micro-batch", "auto") == 0
+    for name in ("project-s0", "pad-s0"):  # as memory.cut_batches leaves them
+        config = json.loads(Path("sweep", name, "config.json").read_text())
+        config["arguments"] |= {"micro_batch": 16, "accumulate": 8}
+        config["from"] |= {"micro_batch": "auto", "accumulate": "--micro-batch"}
+        Path("sweep", name, "config.json").write_text(json.dumps(config))
+    assert run("--seeds", 0, "--micro-batch", "auto") == 0 and starts("pad-s0") == ["start"]
+    with pytest.raises(UserError, match="--micro-batch is 16 there, not 0"):
+        run("--seeds", 0)
 
 
 def test_another_run_in_the_way_is_refused_by_name_before_anything_runs(run):
@@ -379,14 +393,14 @@ def test_a_run_that_another_process_is_at_is_left_to_it(run):
 
     Path("sweep/pad-s0").mkdir(parents=True)
     Path("sweep/pad-s0/config.json").write_text('{"arguments": {}}')
-    with sweep.contextlib.closing(rundir.RunDir("sweep/pad-s0")), pytest.raises(UserError, match="being written by another"):
-        sweep.wait_until_free(Path("sweep/pad-s0"), seconds=0)
-    sweep.wait_until_free(Path("sweep/pad-s0"), seconds=0)
+    with contextlib.closing(rundir.RunDir("sweep/pad-s0")), pytest.raises(UserError, match="being written by another"):
+        plans.wait_until_free(Path("sweep/pad-s0"), seconds=0)
+    plans.wait_until_free(Path("sweep/pad-s0"), seconds=0)
 
 
 def test_one_sweep_at_a_time(run):
     assert run("--seeds", 0) == 0
-    with sweep.occupy(Path("sweep")), pytest.raises(UserError, match="being written by another process"):
+    with plans.occupy(Path("sweep")), pytest.raises(UserError, match="being written by another process"):
         run("--seeds", 0, 1)
 
 

@@ -67,6 +67,17 @@ def test_names_do_nothing_in_any_table(tmp_path):
     assert row == r"=1\textbar{}\textless{}b\textgreater{}\&\_\textbackslash{}x\{\$ & 66.50 \\"
     assert list(csv.reader(io.StringIO(table.render("csv"))))[1][0] == f"'{hostile}"
     assert "resnet20_no_eca" in tables.markdown_table([{"run": "resnet20_no_eca"}])  # reads as it is
+    assert tables.markdown_table([{"a|b": "1"}]).startswith("| a\\|b |\n")
+
+
+def test_a_config_or_summary_of_others_has_no_hold_on_the_terminal(tmp_path):
+    for name in "ab":
+        write(tmp_path / name, arguments={"model": "x\33[2J", "new\nline": name, "lr": 1}, status="finished", reported="\33[2J")
+    groups = replicates.group(metrics.load_runs([str(tmp_path / "*")]))
+    for kind in tables.KINDS:
+        text = tables.compare(groups, columns=["run", "of", "model", "*"]).render(kind)
+        text += tables.compare(groups[:1]).render(kind)
+        assert "x?" in text and all(line.isprintable() for line in text.splitlines())
 
 
 def test_a_table_wider_than_the_terminal_goes_on_below():
