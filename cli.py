@@ -137,7 +137,7 @@ def add_data(parser):
     group.add_argument("--limit-train", type=number(int, low=0), default=0, metavar="N", help="keep N training images (0: all)")
     group.add_argument("--limit-test", type=number(int, low=0), default=0, metavar="N", help="keep N test images (0: all)")
     group.add_argument("--resident", default="auto", choices=("auto", "device", "host"),
-                       help="where the pictures lie; auto: the device, if they take at most half of its memory")  # fmt: skip
+                       help="where the pictures lie; auto: the device, if they take at most a third of its memory")  # fmt: skip
     group.add_argument("--skip-bad-images", action="store_true", help="leave unreadable pictures of a folder out")
 
 
