@@ -158,7 +158,7 @@ class Training:
     def load_state_dict(self, state):
         """Raises UserError where the state is of another form."""
         training = state["training"]
-        self.optimizer.load_state_dict(ranks.optimizer_parts(training["optimizer"], self.optimizer))
+        optim.load_optimizer(self.optimizer, ranks.optimizer_parts(training["optimizer"], self.optimizer))
         if training["scaler"]:
             self.scaler.load_state_dict(training["scaler"])
         if self.ema:
