@@ -29,7 +29,7 @@ import optim
 import speeds
 from augment import Pipeline
 from data import Batches
-from measure import flop_ceiling, in_turn, machine, ready_batch, spread, training_step
+from measure import flop_ceiling, in_turn, machine, rate, ready_batch, spread, training_step
 from sources import ARCHIVES, Examples
 
 MEAN, STD = ARCHIVES["cifar10"].mean, ARCHIVES["cifar10"].std
@@ -112,7 +112,7 @@ def report(seconds, images, ours):
     for name, values in seconds.items():
         ratios = [theirs / mine for theirs, mine in zip(values, seconds[ours])]
         extra = "" if name == ours else f"   takes {spread(ratios)} times as long as {ours}"
-        print(f"  {name:<44}{spread([images / v for v in values], ',.0f')} images/s{extra}")
+        print(f"  {name:<44}{spread([images / v for v in values], rate)} images/s{extra}")
 
 
 
@@ -344,6 +344,7 @@ def main(argv=None):
     if getattr(args, "quick", False):
         args.batch_size, args.rounds = 16, 3
     device = engine.select_device(args.device)
+    engine.make_deterministic(False)  # on a GPU: the fastest convolutions, as in a training run
     if args.command == "models":
         args.models = args.models and [models.canonical(name) for name in args.models]
         if args.output:

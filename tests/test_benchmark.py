@@ -104,6 +104,15 @@ def test_a_table_of_models_is_printed_and_written(capsys, tmp_path, monkeypatch)
     assert (place / "models.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_speeds_have_three_digits_however_small():
+    assert [measure.rate(x) for x in (0.2657, 0.3, 12.345, 99.96, 4567.8)] == ["0.266", "0.300", "12.3", "100", "4,568"]
+    row = dict.fromkeys((*speeds.COLUMNS, *speeds.TIMES)) | {"model": "eva_giant", "train_images_per_second": 0.2657}
+    cells = speeds.cells(row)
+    assert (cells["train images/s"], cells["inference images/s"], cells["model"]) == ("0.266", "", "eva_giant")
+    assert measure.spread([2.0, 0.2657, 300.0], measure.rate) == "2.00 (0.266 to 300)"
+    assert measure.spread([1.0]) == "1.00 (1.00 to 1.00)"
+
+
 def test_the_suite_of_the_largest_says_on_a_small_machine_that_they_do_not_fit(capsys, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 1e8)
     monkeypatch.setattr(models, "create_model", only_on_meta(models.create_model))
