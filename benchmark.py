@@ -57,9 +57,9 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     if getattr(args, "quick", False):
         args.batch_size, args.rounds = 16, 3
-    import races  # here, where Ctrl-C ends with a line while torch is being imported, too
+    import comparisons  # here, where Ctrl-C ends with a line while torch is being imported, too
 
-    races.run(args)
+    comparisons.run(args)
     return 0
 
 

@@ -138,7 +138,7 @@ def add_data(parser):
     group.add_argument("--limit-train", type=number(int, low=0), default=0, metavar="N", help="keep N training images (0: all)")
     group.add_argument("--limit-test", type=number(int, low=0), default=0, metavar="N", help="keep N test images (0: all)")
     group.add_argument("--resident", default="auto", choices=("auto", "device", "host"),
-                       help="where the pictures lie; auto: the device, if they take at most half of its memory")  # fmt: skip
+                       help="where the pictures lie; auto: the device, if they take at most a third of its memory")  # fmt: skip
     group.add_argument("--skip-bad-images", action="store_true", help="leave unreadable pictures of a folder out")
 
 
@@ -146,7 +146,8 @@ def add_training(parser, *, epochs):
     auto = number_or_auto
     group = parser.add_argument_group("training", "A model's recipe and the optimizer bring values other than these defaults.")
     group.add_argument("--epochs", type=number(int, low=1), default=epochs, metavar="N", help="in total, also with --resume")
-    group.add_argument("--batch-size", type=number(int, low=1), default=128, metavar="N", help="of all devices together")
+    group.add_argument("--batch-size", type=auto(kind=int, low=1), action=BatchSize, default=128, metavar="N",
+                       help="of all devices together; auto: the recipe's, in parts that fit: --micro-batch auto")  # fmt: skip
     group.add_argument("--optimizer", default="sgd", choices=("sgd", "adam", "adamw", "muon"), help="brings its own rates")
     group.add_argument("--lr", type=number(low=0), default=0.1, metavar="X", help="highest learning rate")
     group.add_argument("--momentum", type=number(low=0, high=0.9999), default=0.9, metavar="X", help="Adam's first beta, too")
@@ -202,6 +203,16 @@ def add_run(parser):
     group.add_argument("--resume-previous", action="store_true",
                        help="with --resume: where last.pt is damaged, go on from the save before it (previous.pt)")  # fmt: skip
     group.add_argument("--config", metavar="FILE", help="take arguments from a run's config.json")
+
+
+class BatchSize(argparse.Action):
+    """A number, or None, "auto": the batch stays what it would be, and its parts become as large as memory allows."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        if value is None:
+            namespace.micro_batch = None
+        else:
+            namespace.batch_size = value
 
 
 def explicit(parser, argv):

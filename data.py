@@ -111,7 +111,7 @@ class Batches:
     augment.Pipeline. With shuffle, every epoch has its own permutation, common to all ranks, and the incomplete last
     batch is left out; without, every image comes once, in order. repeats: how often a batch has each of its images, with
     other draws of the augmentation (arXiv 1901.09335); an epoch has as many batches as without. resident: where the pictures
-    lie, "device" or "host"; "auto" is the device while they take at most half of its free memory.
+    lie, "device" or "host"; "auto" is the device while they take at most a third of its free memory.
     """
 
     def __init__(self, examples, batch_size, pipeline, *, device="cpu", seed=0, shuffle=True, repeats=1, rank=0, world=1,
@@ -121,10 +121,13 @@ class Batches:
         if shuffle and world > 1 and batch_size < 2 * world:
             raise UserError(f"--batch-size {batch_size} is too small for {world} processes: each needs two images", status=2)
         device = torch.device(device)
-        self.streamed = resident == "host" or (resident == "auto" and not _fits(examples.images, device))
+        self.streamed = _streams(examples.images, device, resident)
         if self.streamed:
-            images = examples.images.permute(0, 2, 3, 1).contiguous()
-            self.host_images = images.pin_memory() if device.type == "cuda" else images
+            # Only the batches that are sent are pinned: of all pictures it would be a second copy, in each process, of up to
+            # twice their size (torch rounds pinned memory up to a power of two).
+            self.host_images = examples.images.permute(0, 2, 3, 1).contiguous()
+            # One for all epochs: memory that one stream has used is not given to another.
+            self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         else:
             self.prepared = pipeline.prepare(examples.images.to(device))
         self.labels = examples.labels.to(device)
@@ -158,37 +161,52 @@ class Batches:
             if self.world > 1:
                 draws = augment.RankGenerator(generator, rank_rows(len(whole), self.rank, self.world), len(whole))
             if self.streamed:
-                yield self.pipeline(next(arriving), self.labels[index.to(self.labels.device)], draws)
+                images, index = next(arriving)
+                yield self.pipeline(images, self.labels[index], draws)
             else:
                 yield self.pipeline.batch(self.prepared, self.labels, index, draws)
 
     def _send_ahead(self, indices):
-        """Yields the images of each index on the device; a thread gathers and sends the next while the last are worked on."""
-        device = self.labels.device
-        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        """Yields (images, index) on the device; a thread gathers and sends the next while the last are worked on.
+
+        The index goes with its images: sent by itself, from memory that isn't pinned, it would wait for all work before it.
+        """
+        device, stream = self.labels.device, self.stream
 
         def send(index):
             shape = (len(index), *self.host_images.shape[1:])
             gathered = torch.empty(shape, dtype=torch.uint8, pin_memory=stream is not None)
             torch.index_select(self.host_images, 0, index, out=gathered)
             if stream is None:
-                return gathered.to(device), None
+                return gathered.to(device), index.to(device), None
             with torch.cuda.stream(stream):
-                return gathered.to(device, non_blocking=True), stream.record_event()
+                sent = [tensor.to(device, non_blocking=True) for tensor in (gathered, index.pin_memory())]
+                return *sent, stream.record_event()
 
         with ThreadPoolExecutor(1) as thread:
             pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
             while pending:
-                images, sent = pending.pop().result()
+                images, index, sent = pending.pop().result()
                 pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
                 if sent:
                     torch.cuda.current_stream(device).wait_event(sent)
-                    images.record_stream(torch.cuda.current_stream(device))
-                yield images.permute(0, 3, 1, 2)
+                    for tensor in (images, index):
+                        tensor.record_stream(torch.cuda.current_stream(device))
+                yield images.permute(0, 3, 1, 2), index
 
     def __iter__(self):
         return self.epoch(0)
 
 
 def _fits(images, device):
-    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
+    """A third: a border for cropping is half as much again, and while it is made the pictures lie there twice."""
+    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 3
+
+
+def resident_bytes(images, device, resident="auto"):
+    """Of a GPU's memory, what Batches will take for these pictures, with their border for cropping."""
+    return 0 if device.type != "cuda" or _streams(images, device, resident) else int(1.6 * images.nbytes)
+
+
+def _streams(images, device, resident):
+    return resident == "host" or (resident == "auto" and not _fits(images, device))

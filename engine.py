@@ -73,6 +73,8 @@ def select_device(name):
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("Expected one of those below")
+        if name == "cuda" and torch.cuda.is_available():
+            return device  # no tensor to try it: of several processes, each would take memory of the first GPU
         torch.empty(1, device=device)
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
@@ -223,12 +225,12 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
             if show:
                 show(progress, loss_sum / total)
             if any(askers) or (not company and stop and stop()):
-                _check_state(model, optimizer, progress, rate)  # what is saved now must be good
+                _check_state(model, optimizer, progress, rate, ranks)  # what is saved now must be good
                 progress.seconds = time.perf_counter() - begin
                 raise Interrupted
         synchronize(device)
         progress.seconds = time.perf_counter() - begin
-        _check_state(model, optimizer, progress, lr_at(progress.step - 1))
+        _check_state(model, optimizer, progress, lr_at(progress.step - 1), ranks)
 
         figures = {
             "epoch": progress.epoch + 1,
@@ -315,14 +317,18 @@ def _gradients_stay_local(model, local):
     return model.no_sync() if local and hasattr(model, "no_sync") else nullcontext()
 
 
-def _check_state(model, optimizer, progress, rate):
-    """Raises NonFiniteLoss unless weights, statistics and the optimizer's averages, which can overflow alone, are finite."""
+def _check_state(model, optimizer, progress, rate, ranks):
+    """Raises NonFiniteLoss unless weights, statistics and the optimizer's averages, which can overflow alone, are finite.
+
+    Of a sharded model, each rank sees a part: all of them raise, or none.
+    """
     named = [*model.state_dict().items()]
     named += [(f"the optimizer's {name}", value) for state in optimizer.state.values() for name, value in state.items()
               if isinstance(value, torch.Tensor) and value.ndim]  # but its counts, which lie on the CPU at times
     floats = [(name, value) for name, value in named if value.is_floating_point()]
     own = [value.to_local() if hasattr(value, "to_local") else value for _, value in floats]  # of a sharded model, a part
-    finite = torch.stack([value.isfinite().all() for value in own]).tolist()
+    finite = torch.stack([value.isfinite().all() for value in own])
+    finite = (ranks.sum((~finite).float()) == 0 if ranks.sharded else finite).tolist()
     if not all(finite):
         name = next(name for (name, _), good in zip(floats, finite) if not good)
         raise NonFiniteLoss(_advice(f"{name} is not finite", progress, rate, done="stopped"))

@@ -106,7 +106,7 @@ class Training:
     def load_state_dict(self, state):
         """Raises UserError where the state is of another form."""
         training = state["training"]
-        self.optimizer.load_state_dict(ranks.optimizer_parts(training["optimizer"], self.optimizer))
+        optim.load_optimizer(self.optimizer, ranks.optimizer_parts(training["optimizer"], self.optimizer))
         if training["scaler"]:
             self.scaler.load_state_dict(training["scaler"])
         if self.ema:
@@ -158,7 +158,10 @@ def _run(args, origin, state, company, before):
         model, company = ranks.shard(model, company), replace(company, sharded=True)
     else:
         model = model.to(device, memory_format=torch.channels_last)
-    at_once = memory.cut_batches(args, origin, model, options, split.num_classes, dtype, company) or EVAL_BATCH
+    beside = sum(data.resident_bytes(part.images, device, args.resident) for part in (split.train, split.val or split.test))
+    at_once = memory.cut_batches(args, origin, model, options, split.num_classes, dtype, company, beside)
+    # Of all ranks together, when they evaluate; of each, when it computes features.
+    evaluated, at_once = at_once * company.world or EVAL_BATCH, at_once or EVAL_BATCH
     plain = Pipeline(mean, std, args.image_size)
     train_pipeline, curve_pipeline = _train_pipeline(args, mean, std, split.num_classes), plain
     curve = "val" if split.val else "test"
@@ -177,7 +180,7 @@ def _run(args, origin, state, company, before):
         train_examples, args.batch_size, train_pipeline, seed=args.seed, repeats=args.repeated_augment, resident=resident,
         **place,
     )  # fmt: skip
-    curve_batches = data.Batches(curve_examples, at_once, curve_pipeline, shuffle=False, resident=resident, **place)
+    curve_batches = data.Batches(curve_examples, evaluated, curve_pipeline, shuffle=False, resident=resident, **place)
 
     _resolve_auto(args, origin, args.epochs, args.epochs * len(batches))
     if state:
@@ -221,7 +224,7 @@ def _run(args, origin, state, company, before):
                     _show_batch(directory, batches, mean, std)
             _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop, company)
             if split.val:
-                test_batches = data.Batches(split.test, at_once, plain, shuffle=False, resident=args.resident, **place)
+                test_batches = data.Batches(split.test, evaluated, plain, shuffle=False, resident=args.resident, **place)
                 tested = _test_chosen(training, directory, test_batches, dtype, stop, company)
             company.sum(training.confusion.counts)
             if not company.first:

@@ -56,8 +56,14 @@ def repeated(device, rounds, function):
 
 
 def spread(values, style=".2f"):
-    """The median, with the least and the most."""
-    return f"{statistics.median(values):{style}} ({min(values):{style}} to {max(values):{style}})"
+    """The median, with the least and the most; style: a format, or a function."""
+    show = style if callable(style) else f"{{:{style}}}".format
+    return f"{show(statistics.median(values))} ({show(min(values))} to {show(max(values))})"
+
+
+def rate(value):
+    """A number a second in three significant digits, or whole: 0.266, 12.3, 4,567."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def machine(device):

@@ -172,11 +172,11 @@ def of_run(args, options, num_classes, *, device, dtype, world=1):
     return replace(need, **{name: getattr(need, name) // world for name in shared})
 
 
-def cut_batches(args, origin, model, options, num_classes, dtype, ranks):
+def cut_batches(args, origin, model, options, num_classes, dtype, ranks, beside=0):
     """Has --accumulate follow --micro-batch, "auto" (None) resolved; returns the images of a forward pass, or 0 for any number.
 
-    On CUDA by trying, elsewhere by the estimate against the free memory; all ranks find the same. Raises UserError where not
-    even one image fits.
+    On CUDA by trying, elsewhere by the estimate against the free memory; all ranks find the same. beside: bytes that the data
+    will take of the device. Raises UserError where not even one image fits.
     """
     asked = {"config": 1, "command line": 2}
     if asked.get(origin.get("accumulate"), 0) > asked.get(origin.get("micro_batch"), 0):
@@ -188,7 +188,7 @@ def cut_batches(args, origin, model, options, num_classes, dtype, ranks):
     share = max(shares)
     if args.micro_batch is None:
         need = of_run(args, options, num_classes, device=ranks.device.type, dtype=dtype, world=ranks.world)
-        args.micro_batch = _largest(args, need, model, num_classes, dtype, ranks, share)
+        args.micro_batch = _largest(args, need, model, dtype, ranks, share, beside)
         origin["micro_batch"] = "auto"
     if not args.freeze_backbone:  # its features are no pictures
         args.accumulate = min(-(-share // args.micro_batch), *shares)
@@ -196,12 +196,16 @@ def cut_batches(args, origin, model, options, num_classes, dtype, ranks):
     return args.micro_batch
 
 
-def _largest(args, need, model, num_classes, dtype, ranks, share):
-    free = available(ranks.device) + _bytes([*model.parameters(), *model.buffers()])  # the model is there already
+def _largest(args, need, model, dtype, ranks, share, beside):
+    there = _bytes([*model.parameters(), *model.buffers()])  # the model's part that lies on the device already
+    free = max(0, available(ranks.device) + there - beside)
+    # What is not there yet, and a tenth, as in the estimate: for batches while they are made, and for what lies in fragments.
+    later = need.optimizer + need.average + beside + int((1 - SPARE) * free)
+    together = ranks.world > 1 and (ranks.sharded or args.sync_bn)  # a rank without memory would leave the others waiting
 
     def fits(images):
-        if ranks.device.type == "cuda" and not ranks.sharded and not args.freeze_backbone:
-            good = step_fits(model, images, args.image_size, dtype, reserve=need.optimizer + need.average)
+        if ranks.device.type == "cuda" and not together and not args.freeze_backbone:
+            good = step_fits(model, images, args.image_size, dtype, reserve=later)
         else:
             good = images <= need.largest(free)
         return not ranks.any(not good)
@@ -253,7 +257,9 @@ def step_fits(model, images, image_size, dtype, reserve=0):
     try:
         step()
         return True
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     finally:
         model.zero_grad(set_to_none=True)
@@ -278,8 +284,12 @@ def explained(args, world=1):
 
 
 def is_out_of_memory(error):
-    """Whether an exception says that there is no more memory: CUDA's, the CPU allocator's or Python's."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Whether an exception says that there is no more memory: CUDA's or its libraries', the CPU allocator's or Python's."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in NO_MEMORY)
+
+
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+             "Failed to CUDA calloc")  # fmt: skip
 
 
 # ---- of a machine --------------------------------------------------------------------------------------------------------
@@ -328,4 +338,5 @@ def _storage(tensor):
 
 
 def _bytes(tensors):
-    return sum(t.numel() * t.element_size() for t in tensors)
+    own = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)  # of a sharded one, a part
+    return sum(t.numel() * t.element_size() for t in own)

@@ -61,10 +61,12 @@ def create_optimizer(name, groups, lr, momentum=0.9, fused=True):
     """An optimizer of OPTIMIZERS over parameter groups that carry their own weight decay.
 
     momentum: of SGD (Nesterov) and Muon, and Adam's and AdamW's first beta; fused: one kernel for all parameters, where the
-    device has it. Not with a GradScaler: torch's fused SGD, whose first step is skipped, goes on from momentum that was
-    never initialised.
+    device has it, else torch's choice (a few kernels on CUDA). Not with a GradScaler: torch's fused SGD, whose first step is
+    skipped, goes on from momentum that was never initialised. Nor is there one of SGD for parameters of which each device
+    has a part.
     """
-    fused = fused and groups[0]["params"][0].device.type in ("cpu", "cuda")
+    fused = (fused and groups[0]["params"][0].device.type in ("cpu", "cuda")) or None  # False would be a kernel a parameter
+    fused = None if name == "sgd" and hasattr(groups[0]["params"][0], "full_tensor") else fused
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
     if name in ("adam", "adamw"):
@@ -75,6 +77,13 @@ def create_optimizer(name, groups, lr, momentum=0.9, fused=True):
 
         return Muon(groups, lr, momentum=momentum, nesterov=True)
     raise UserError(f"unknown optimizer {name!r}: the names are {', '.join(OPTIMIZERS)}", status=2)
+
+
+def load_optimizer(optimizer, state):
+    """optimizer.load_state_dict, but which kernels it takes is of the device and precision now, not of those that saved it."""
+    own = [{key: group[key] for key in ("fused", "foreach") if key in group} for group in optimizer.param_groups]
+    groups = [group | kernels for group, kernels in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def learning_rate(schedule, lr, steps, warmup_steps=0, final=0.0):

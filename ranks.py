@@ -13,12 +13,16 @@ models that are larger than a device. The first rank writes the run's directory 
 import contextlib
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 
 from errors import UserError
+
+# For one rank to decode a folder or to write gigabytes to a slow disk while the others wait: nccl gives up after ten minutes.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Ranks:
 
     def any(self, flag):
         """Whether the flag is set on some rank."""
-        return bool(flag) if self.world == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+        return bool(flag) if self.world == 1 else bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)).item())
 
     def spread(self, tensors):
         """Gives every rank the first one's values, in place."""
@@ -68,7 +72,8 @@ class Ranks:
         if self.world == 1 or self.sharded:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+        # Gradients lie in the buffers that are sent: a second copy of them would be as large as the model.
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def world_size():
@@ -100,23 +105,28 @@ def join(device, batch_size):
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("nccl", device_id=device, timeout=PATIENCE)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    ended_well = False
     try:
         with contextlib.ExitStack() as stack:
             if rank:
                 silence = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stdout(silence))
             yield Ranks(device, rank, world, local)
+        ended_well = True
     except (RuntimeError, dist.DistError) as error:
         if not _was_left_alone(error):
             raise
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"another process of this run ended, or can't be reached ({reason})") from error
     finally:
-        with contextlib.suppress(RuntimeError):
-            dist.destroy_process_group()
+        # After an error nccl would wait here for what the others don't join, and the error would not be told: cli.run ends
+        # the process when it has been.
+        if ended_well or device.type != "cuda":
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group()
 
 
 def _was_left_alone(error):
@@ -142,12 +152,18 @@ def shard(model, company):
 
 
 def whole(state):
-    """A state dict, nested as it may be, whose parts are put together, on the CPU. All ranks have to call it together."""
+    """A state dict, nested as it may be, whose parts are put together, on the first rank's CPU; the others get None for them.
+
+    All ranks have to call it together. On one machine the hosts of eight GPUs are one, which need not hold it eight times.
+    """
     if isinstance(state, dict):
         return {key: whole(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
         return type(state)(map(whole, state))
-    return state.full_tensor().cpu() if hasattr(state, "full_tensor") else state
+    if not hasattr(state, "full_tensor"):
+        return state
+    full = state.full_tensor()
+    return full.cpu() if dist.get_rank() == 0 else None
 
 
 def parts(state, like):

@@ -30,12 +30,13 @@ SUITES = {
     "sota": [name for name, model in models.MODELS.items() if model.large],
     "all": list(models.MODELS),
 }
-# Column: (heading, format, what the number is divided by)
+# Column: (heading, format or function, what the number is divided by)
 COLUMNS = {
     "model": ("model", "", 1), "image_size": ("px", ".0f", 1), "parameters": ("parameters", ",.0f", 1),
     "gmacs": ("GMACs", ".3f", 1), "activation_bytes": ("activations MB", ".1f", 1e6), "batch_size": ("batch", ".0f", 1),
-    "precision": ("precision", "", 1), "train_ms": ("step ms", "", 1), "train_images_per_second": ("train images/s", ",.1f", 1),
-    "train_us_per_image": ("µs/image", ",.0f", 1), "inference_images_per_second": ("inference images/s", ",.1f", 1),
+    "precision": ("precision", "", 1), "train_ms": ("step ms", "", 1),
+    "train_images_per_second": ("train images/s", measure.rate, 1), "train_us_per_image": ("µs/image", ",.0f", 1),
+    "inference_images_per_second": ("inference images/s", measure.rate, 1),
     "peak_memory_bytes": ("peak GB", ".2f", GB), "train_flops_per_second": ("TFLOP/s", ".3f", 1e12),
     "of_ceiling": ("% of ceiling", ".0f", 0.01), "status": ("", "", 1),
 }  # fmt: skip
@@ -122,7 +123,8 @@ def cells(row):
     """The row as texts under the headings of COLUMNS."""
     out = {}
     for key, (heading, style, unit) in COLUMNS.items():
-        out[heading] = "" if row[key] is None else tables.show(row[key], style, unit) if style else str(row[key])
+        own = callable(style) and row[key] is not None
+        out[heading] = style(row[key] / unit) if own else tables.show(row[key], style, unit)
     if row["train_ms"] is not None:
         out["step ms"] = f"{row['train_ms']:.1f} ({row['train_ms_least']:.1f} to {row['train_ms_most']:.1f})"
     return out

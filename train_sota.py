@@ -33,10 +33,10 @@ def main(argv=None):
     import experiment  # here, where Ctrl-C ends with a line while torch is being imported, too
     import memory
     import models
-    import rehearsal
+    import preflight
 
     if given.get("smoke"):
-        return rehearsal.smoke(parser, argv, main, OWN)
+        return preflight.smoke(parser, argv, main, OWN)
     args, origin, state = experiment.arguments(parser, argv)
     own = {name: vars(args).pop(name, None) for name in OWN}
     for name in OWN:
@@ -44,12 +44,12 @@ def main(argv=None):
     if args.list_models:
         return models.print_table()
     if own["dry_run"]:
-        return rehearsal.dry_run(args, origin, own["gpu_memory"])
+        return preflight.dry_run(args, origin, own["gpu_memory"])
     if own["gpu_memory"]:
         raise UserError("--gpu-memory goes with --dry-run", status=2)
 
     def before(args, options, num_classes, dtype, company):
-        rehearsal.say_need(args, options, num_classes, dtype, company.device.type, memory.available(company.device))
+        preflight.say_need(args, options, num_classes, dtype, company.device.type, memory.available(company.device))
 
     return experiment.run(args, origin, state, before)
 

@@ -300,9 +300,10 @@ def require_published(name):
 
 def checkpoint_gradients(model, name):
     """Makes the model compute its blocks again in the backward pass. Raises UserError where it can't."""
-    if not hasattr(model, "set_grad_checkpointing"):
-        raise UserError(f"{name} has no gradient checkpointing: leave --grad-checkpointing out", status=2)
-    model.set_grad_checkpointing(True)
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:  # some of timm's have it to say that they don't
+        raise UserError(f"{name} has no gradient checkpointing: leave --grad-checkpointing out", status=2) from error
 
 
 def choose_attention(model, device, dtype):

@@ -50,13 +50,17 @@ def add_adapters(model, rank, layers):
     require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    if not hasattr(model, "get_classifier"):
-        raise UserError("this model doesn't tell its classifier: leave --lora-rank out", status=2)
+    _check_classifier(model)
     logging.getLogger("peft").setLevel(logging.ERROR)
     config = LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=list(dict.fromkeys(layers)))
     inject_adapter_in_model(config, model)
     model.get_classifier().requires_grad_(True)
     return model
+
+
+def _check_classifier(model):
+    if not hasattr(model, "get_classifier"):
+        raise UserError("this model doesn't tell its classifier: leave --lora-rank out", status=2)
 
 
 class Counted(torch.nn.Module):
@@ -74,6 +78,7 @@ class Counted(torch.nn.Module):
 
 def add_counted(model, rank, layers):
     """As add_adapters, without peft, for a model on the meta device."""
+    _check_classifier(model)
     model.requires_grad_(False)
     for name in dict.fromkeys(layers):
         model.set_submodule(name, Counted(model.get_submodule(name), rank))

@@ -10,19 +10,19 @@ from conftest import refused
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
+import comparisons
 import measure
 import memory
 import models
-import races
 import speeds
 from augment import Pipeline
 
 
 def test_both_sides_deliver_the_same_kind_of_batches():
-    examples = races.random_examples(300)
-    theirs = races.PilDataset(examples, jitter=True)
+    examples = comparisons.random_examples(300)
+    theirs = comparisons.PilDataset(examples, jitter=True)
     image, label = theirs[3]
-    inputs, _ = Pipeline(races.MEAN, races.STD, 32)(examples.images[3:4], examples.labels[3:4])
+    inputs, _ = Pipeline(comparisons.MEAN, comparisons.STD, 32)(examples.images[3:4], examples.labels[3:4])
     assert image.shape == inputs.shape[1:] and image.dtype == inputs.dtype and label == examples.labels[3]
 
 
@@ -58,7 +58,7 @@ def test_a_twin_is_the_same_architecture(name):
             assert network(torch.empty(2, 3, 32, 32)).shape == (2, 100)
         return sum(p.numel() for p in network.parameters()), counter.get_total_flops()
 
-    assert size_and_work(races.timm_twin) == size_and_work(models.create_model)
+    assert size_and_work(comparisons.timm_twin) == size_and_work(models.create_model)
 
 
 def test_twins_are_timed_in_turn(capsys):
@@ -103,6 +103,15 @@ def test_a_table_of_models_is_printed_and_written(capsys, tmp_path, monkeypatch)
     markdown = (place / "models.md").read_text()
     assert markdown.count("\n| ") == 2 + 3 and "does not fit" in markdown
     assert (place / "models.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_speeds_have_three_digits_however_small():
+    assert [measure.rate(x) for x in (0.2657, 0.3, 12.345, 99.96, 4567.8)] == ["0.266", "0.300", "12.3", "100", "4,568"]
+    row = dict.fromkeys((*speeds.COLUMNS, *speeds.TIMES)) | {"model": "eva_giant", "train_images_per_second": 0.2657}
+    cells = speeds.cells(row)
+    assert (cells["train images/s"], cells["inference images/s"], cells["model"]) == ("0.266", "", "eva_giant")
+    assert measure.spread([2.0, 0.2657, 300.0], measure.rate) == "2.00 (0.266 to 300)"
+    assert measure.spread([1.0]) == "1.00 (1.00 to 1.00)"
 
 
 def test_the_suite_of_the_largest_says_on_a_small_machine_that_they_do_not_fit(capsys, monkeypatch):
@@ -158,7 +167,7 @@ def test_quick_functions_are_called_many_times_in_a_round(monkeypatch):
 
 def test_accuracy_of_runs_is_drawn_against_speed(tmp_path, train, monkeypatch):
     first, second = train("--epochs", 1, output="a"), train("--epochs", 1, "--seed", 1, output="b")
-    found = races.accuracies([str(first), str(second)])
+    found = comparisons.accuracies([str(first), str(second)])
     said = [json.loads((run / "summary.json").read_text())["test_acc"] for run in (first, second)]
     assert found == {"resnet20": pytest.approx(sum(said) / 2)}
     row = dict.fromkeys(speeds.COLUMNS) | {"model": "resnet20", "parameters": 1, "train_images_per_second": 10.0}

@@ -29,6 +29,13 @@ def test_the_default_recipe_is_the_published_one():
     assert origin["model"] == "command line" and origin["batch_size"] == "default"
 
 
+def test_a_batch_of_auto_is_the_recipes_in_parts_that_fit():
+    args, origin = resolve("--model", "convnext_tiny", "--batch-size", "auto")
+    assert args.batch_size == resolve("--model", "convnext_tiny")[0].batch_size and origin["batch_size"] != "command line"
+    assert args.micro_batch is None and origin["micro_batch"] == "command line"
+    assert resolve("--batch-size", "auto", "--micro-batch", 8)[0].micro_batch == 8
+
+
 @pytest.mark.parametrize("model", models.MODELS)
 def test_the_naive_baseline_has_nothing_added(model):
     args, _ = resolve("--model", model, "--augment", "none", "--optimizer", "adam")

@@ -119,6 +119,18 @@ def test_pictures_on_the_host_give_the_same_bits(options):
         assert len(batches) == len(device) - start and same_batches(batches, list(host.epoch(2, start=start)))
 
 
+def test_pictures_lie_on_a_gpu_with_their_border_and_the_copy_it_is_made_of(monkeypatch):
+    images, gpu = examples(64).images, torch.device("cuda")
+    made, padding = Pipeline(MEAN, STD, 32, ("crop",)).prepare(images)
+    assert padding and images.nbytes + made.nbytes < 3 * images.nbytes and made.nbytes < 1.6 * images.nbytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * images.nbytes, 0))
+    assert data._fits(images, gpu) and data.resident_bytes(images, gpu) >= made.nbytes
+    assert data.resident_bytes(images, gpu, "host") == 0 and data.resident_bytes(images, torch.device("cpu")) == 0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * images.nbytes - 1, 0))
+    assert not data._fits(images, gpu) and data.resident_bytes(images, gpu) == 0
+    assert data.resident_bytes(images, gpu, "device") > 0
+
+
 def test_an_epoch_from_the_host_may_be_left_in_the_middle():
     batches = Batches(examples(50), 8, Pipeline(MEAN, STD, 32), resident="host")
     before = threading.active_count()

@@ -13,6 +13,7 @@ import engine
 import optim
 import sources
 from augment import Pipeline
+from ranks import Ranks
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -53,6 +54,14 @@ def test_figures_are_sums_over_examples_and_steps_are_counted():
     assert rows[0]["train_loss"] == pytest.approx(losses / count, rel=1e-6)
     assert rows[0]["train_acc"] == pytest.approx(100 * correct / count)
     assert (progress.epoch, progress.step, progress.batch) == (1, 3, 0)
+
+
+def test_a_rank_stops_for_what_is_not_finite_in_the_part_of_another(monkeypatch):
+    ranks = Ranks(torch.device("cpu"), sharded=True)
+    fit(net(), epochs=1, ranks=ranks)
+    monkeypatch.setattr(Ranks, "sum", lambda self, values: values + 1 if values.dtype == torch.float32 else values)
+    with pytest.raises(engine.NonFiniteLoss, match="0.weight is not finite at step 3"):
+        engine._check_state(net(), start(net()), engine.Progress(step=3), 0.1, ranks)
 
 
 def test_evaluation_counts_every_image_once():

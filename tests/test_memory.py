@@ -10,8 +10,9 @@ from conftest import refused
 
 import memory
 import models
+import optim
 from models import lora
-from ranks import Ranks
+from ranks import Ranks, shard, whole
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -150,19 +151,21 @@ def test_a_batch_is_cut_into_the_fewest_parts_that_fit(images):
 class Hungry(nn.Module):
     """(B, 3, H, W) -> (B, 4), for at most `most` images."""
 
-    def __init__(self, most):
+    def __init__(self, most, error):
         super().__init__()
+        self.error = error
         self.norm, self.fc, self.most, self.seen = nn.BatchNorm2d(3), nn.Linear(3, 4), most, []
 
     def forward(self, x):
         self.seen.append((len(x), self.fc.weight.grad is not None))
         if len(x) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise self.error
         return self.fc(self.norm(x).mean((2, 3)))
 
 
-def test_a_tried_step_leaves_the_model_as_it_was():
-    model = Hungry(4)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory")])
+def test_a_tried_step_leaves_the_model_as_it_was(error):
+    model = Hungry(4, error)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     assert memory.step_fits(model, 4, 8, None) and not memory.step_fits(model, 5, 8, None)
     assert model.seen == [(4, False), (4, True), (5, False)]  # the second pass beside the gradients of the first
@@ -203,6 +206,36 @@ def test_what_was_asked_for_is_left_alone(monkeypatch):
     assert cut(monkeypatch, 0, micro_batch=4, freeze_backbone=True)[1].accumulate == 1
 
 
+def test_a_micro_batch_is_tried_on_a_gpu_beside_what_comes_later(monkeypatch):
+    """The optimizer's state, the average, the pictures, and a tenth; but not where a rank would wait for another."""
+    tried, gpu = [], torch.device("cuda")
+    monkeypatch.setattr(memory, "step_fits", lambda model, images, *rest, reserve: tried.append((images, reserve)) or True)
+    monkeypatch.setattr(memory, "available", lambda device: 10**9)
+    monkeypatch.setattr(Ranks, "any", lambda self, flag: flag)
+    need, (model, _) = need_of(), build("vit_custom")
+    args = SimpleNamespace(model="vit_custom", image_size=32, freeze_backbone=False, sync_bn=True)
+    assert memory._largest(args, need, model, None, Ranks(gpu), 32, 10**8) == 32
+    free = 9 * 10**8 + need.parameters
+    assert tried == [(32, need.optimizer + need.average + 10**8 + int((1 - memory.SPARE) * free))]
+    assert memory._largest(args, need, model, None, Ranks(gpu, world=2), 16, 0) == 16 and len(tried) == 1
+
+
+def test_what_lies_on_a_device_of_a_sharded_model_is_a_part():
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
+    try:
+        model = shard(nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64)), Ranks(CPU, rank=1, world=4))
+        assert memory._bytes(model.parameters()) == 4 * (64 * 64 + 3 * 64) // 4
+        state = whole(model.state_dict())
+        assert state["0.weight"] is None and state["1.running_var"].shape == (64,)  # it is the first rank that writes
+        optimizer = optim.create_optimizer("sgd", optim.param_groups(model, 0.1), 0.1)  # torch has no fused kernel for parts
+        model(torch.ones(2, 64)).sum().backward()
+        optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_running_out_of_memory_says_what_to_try():
     args = SimpleNamespace(batch_size=64, accumulate=2, image_size=448)
     with refused("out of memory with 32 images of 448 px at once: try --micro-batch 16", "CUDA out of memory"), \
@@ -210,6 +243,8 @@ def test_running_out_of_memory_says_what_to_try():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.\nmore")
     with refused("out of memory with 1 images", "--grad-checkpointing"), memory.explained(args, world=32):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried …")
+    with refused("out of memory with 32 images"), memory.explained(args):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     with pytest.raises(RuntimeError, match="shapes"), memory.explained(args):
         raise RuntimeError("shapes don't fit")
 

@@ -62,6 +62,24 @@ def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_state(name):
     assert descend(again, other, 3) == descend(model, optimizer, 3)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_kernels_are_those_of_now_and_not_those_of_the_saved_state(name, fused):
+    """As of a run that goes on with a GradScaler, in parts, or on another kind of device."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for p in params:
+        p.grad = torch.full((3,), 0.5)
+    before, after = (
+        optim.create_optimizer(name, [dict(params=[p])], 0.1, fused=kind) for p, kind in zip(params, (fused, not fused))
+    )
+    before.step()
+    params[1].data.copy_(params[0].data)
+    optim.load_optimizer(after, copy.deepcopy(before.state_dict()))
+    assert [each.param_groups[0]["fused"] for each in (before, after)] == [fused or None, not fused or None]
+    before.step(), after.step()
+    torch.testing.assert_close(*params)
+
+
 def test_an_unknown_optimizer_and_schedule_are_named():
     with pytest.raises(UserError, match="unknown optimizer 'sgdd'.*sgd, adam"):
         optim.create_optimizer("sgdd", [dict(params=[torch.zeros(1)])], 0.1)

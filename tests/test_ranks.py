@@ -16,7 +16,7 @@ from test_train import rows, stop_after, summary
 import checkpoint
 import sources
 from models.weights import load_checkpoint
-from ranks import Ranks, SyncBatchNorm
+from ranks import Ranks, SyncBatchNorm, join
 
 NO_BATCH_NORM = ("--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=2", "--model-arg", "heads=2",
                  "--drop-path", 0, "--lr", 1e-3)  # fmt: skip
@@ -154,6 +154,25 @@ def test_synchronised_batch_norm_is_batch_norm_of_a_process_alone(tmp_path):
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_after_an_error_nccl_is_not_waited_for(monkeypatch):
+    """Taking it down in order would wait for collectives that the other ranks may never join."""
+    began, ended = [], []
+    for key, value in dict(RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, LOCAL_WORLD_SIZE=2).items():
+        monkeypatch.setenv(key, str(value))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: began.append((backend, options)))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append(1))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name, left in (("cuda", 0), ("cpu", 1)):
+        with pytest.raises(ValueError, match="wrong"), join(torch.device(name), 8):
+            raise ValueError("wrong")
+        assert len(ended) == left
+    with join(torch.device("cuda"), 8) as company:
+        assert company.device == torch.device("cuda", 0)
+    assert len(ended) == 2 and [backend for backend, _ in began] == ["nccl", "gloo", "nccl"]
+    assert all(options["timeout"].total_seconds() > 600 for _, options in began)
 
 
 def test_a_process_alone_talks_to_nobody():

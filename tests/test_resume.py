@@ -20,6 +20,7 @@ import engine
 import experiment
 import resume
 import train as train_script
+import train_sota
 import train_vit
 
 # ---- killed ----------------------------------------------------------------------------------------------------------
@@ -156,11 +157,12 @@ def _takes(action, word):
         return None
 
 
-@pytest.mark.parametrize("script", [train_script, train_vit])
+@pytest.mark.parametrize("script", [train_script, train_vit, train_sota])
 def test_every_argument_is_refused_by_name_or_free(whole, script):
-    """Not a list of fields: whatever option is added later must be one or the other."""
+    """Not a list of fields: whatever option is added later must be one or the other, or be train_sota.py's for one call."""
     saved = checkpoint.load(whole / "last.pt")["training"]["arguments"]
-    actions = [action for action in script.build_parser()._actions if action.dest not in SAYS_WHERE]
+    of_the_call = SAYS_WHERE | set(getattr(script, "OWN", ()))
+    actions = [action for action in script.build_parser()._actions if action.dest not in of_the_call]
     words = {
         action.dest: [action.option_strings[0]] + [another(action, saved[action.dest])] * (action.nargs != 0)
         for action in actions
@@ -179,6 +181,17 @@ def test_every_argument_is_refused_by_name_or_free(whole, script):
         experiment.arguments(script.build_parser(), ["--resume", str(whole), *together])
     for name in words.keys() - resume.FREE:
         assert f"{words[name][0]} is " in str(error.value)
+
+
+def test_what_train_sota_has_of_its_own_goes_with_a_run_and_leaves_it_alone(copy, capsys):
+    before = files(copy)
+    assert train_sota.main(["--resume", str(copy), "--dry-run", "--gpu-memory", "24"]) == 0
+    assert "resnet20, 32 px, 10 classes" in capsys.readouterr().out
+    for words, message in ((["--smoke"], "leave --resume out"), (["--gpu-memory", "24"], "--gpu-memory goes with --dry-run")):
+        with refused("", message) as error:
+            train_sota.main(["--resume", str(copy), *words])
+        assert error.value.status == 2
+    assert files(copy) == before
 
 
 def test_the_command_that_began_a_run_goes_on_with_it(train, monkeypatch):

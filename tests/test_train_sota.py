@@ -71,6 +71,12 @@ def test_a_dry_run_follows_the_arguments(capsys, tmp_path):
     assert "convnext_xxlarge, 256 px, 1000 classes: 846,471,016" in dry_run(capsys, "--model", "convnext_xxlarge")
 
 
+@pytest.mark.parametrize("name", ["resnet20", "timm/resnet10t", "hornet_tiny"])
+def test_a_dry_run_says_what_does_not_go_with_a_model(capsys, name):
+    text = dry_run(capsys, "--model", name, "--image-size", 32, "--gpu-memory", 24)
+    assert "--lora-rank 16                            not with this model\n" in text and "\n--freeze-backbone  " in text
+
+
 def test_a_run_says_first_what_it_needs(train_small, capsys):
     train_small("--epochs", 1)
     text = capsys.readouterr().out

@@ -24,7 +24,7 @@ import optim
 import speeds
 from augment import Pipeline
 from data import Batches
-from measure import flop_ceiling, in_turn, machine, ready_batch, spread, training_step
+from measure import flop_ceiling, in_turn, machine, rate, ready_batch, spread, training_step
 from sources import ARCHIVES, Examples
 
 MEAN, STD = ARCHIVES["cifar10"].mean, ARCHIVES["cifar10"].std
@@ -66,7 +66,7 @@ def report(seconds, images, ours):
     for name, values in seconds.items():
         ratios = [theirs / mine for theirs, mine in zip(values, seconds[ours])]
         extra = "" if name == ours else f"   takes {spread(ratios)} times as long as {ours}"
-        print(f"  {name:<44}{spread([images / v for v in values], ',.0f')} images/s{extra}")
+        print(f"  {name:<44}{spread([images / v for v in values], rate)} images/s{extra}")
 
 
 def measure_data(args, device):

@@ -65,9 +65,13 @@ def dry_run(args, origin, gpu_memory):
             key, _, value = flag.partition("=")
             vars(changed)[key] = {"": True, "16": 16}.get(value, value)
             words.append(f"--{key.replace('_', '-')} {value}".strip())
-        found = need if not flags else memory.of_run(
-            changed, options, classes, device=device, dtype=dtype, world=ranks.world_size()
-        )  # fmt: skip
+        try:
+            found = need if not flags else memory.of_run(
+                changed, options, classes, device=device, dtype=dtype, world=ranks.world_size()
+            )  # fmt: skip
+        except UserError:  # the run itself has been counted by now
+            print(f"{' '.join(words):<40}  not with this model")
+            continue
         print(f"{' '.join(words):<40}{found.fixed / GB:>18.2f}{found.image / GB:>13.3f}{found.largest(free):>16}")
     return 0
 
