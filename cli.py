@@ -281,6 +281,8 @@ def _convert(parser, config):
 
 
 def _convert_value(action, value):
+    if isinstance(action, BatchSize) and value in (None, "auto"):
+        raise ValueError("auto is for the command line; a run's config.json has the number")
     if value is None and action.default is None:
         return None
     if value is None and action.type:
