@@ -121,7 +121,7 @@ def _curves(plt, groups, panels, size, x, smooth, log):
         figures.tidy(axis)
         if logarithmic and ends:
             axis.set_yscale("log")
-            _plain_numbers(axis.yaxis)
+            figures.plain_numbers(axis.yaxis)
         if not ends:
             axis.text(0.5, 0.5, "not in these files", transform=axis.transAxes, ha="center", color="gray")
             axis.set(xticks=[], yticks=[])
@@ -141,15 +141,6 @@ def _smoothed(values, window):
     window = min(window, len(values))
     kernel = np.ones(window)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
-
-
-def _plain_numbers(axis):
-    """0.2, 0.5, 1 instead of powers of ten, which loss and error rate rarely reach."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _write_ends(axis, ends, style, size):
@@ -283,7 +274,7 @@ def _efficiency(plt, groups, size):
         costs = [cost for cost, _ in points]
         if max(costs) > 10 * min(costs):
             axis.set_xscale("log")
-            _plain_numbers(axis.xaxis)
+            figures.plain_numbers(axis.xaxis)
         else:
             axis.locator_params(axis="x", nbins=5)
         axis.margins(0.12)

@@ -76,3 +76,12 @@ def tidy(axis):
     axis.grid(alpha=0.25, linewidth=0.5)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def plain_numbers(axis):
+    """0.2, 0.5, 1 instead of powers of ten, on a logarithmic axis (matplotlib's XAxis or YAxis)."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -11,6 +11,7 @@ import csv
 import gc
 import io
 import statistics
+import textwrap
 from pathlib import Path
 
 import torch
@@ -179,15 +180,19 @@ def draw(rows, path, heading, accuracy=None):
         return False
     plt = figures.pyplot(font=9)
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    axis.set_xscale("log")
-    if not accuracy:
+    ranges = [max(values) / min(values) for values in zip(*(point[:2] for point in points))]
+    if ranges[0] > 10:
+        axis.set_xscale("log")
+        figures.plain_numbers(axis.xaxis)
+    if ranges[1] > 10 and not accuracy:
         axis.set_yscale("log")
+        figures.plain_numbers(axis.yaxis)
     for i, (x, y, name) in enumerate(points):
         axis.plot(x, y, "o", color=figures.COLOURS[i % len(figures.COLOURS)], markersize=5)
         axis.annotate(figures.plain(name, 30), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
     axis.set_xlabel("training images a second")
     axis.set_ylabel("test accuracy (%)" if accuracy else "parameters (millions)")
-    axis.set_title(figures.plain(heading, 110), fontsize=8)
+    axis.set_title("\n".join(textwrap.wrap(figures.plain(heading, 300), 110)), fontsize=8)
     axis.margins(x=0.12, y=0.08)
     figures.tidy(axis)
     figures.save(figure, path)
