@@ -57,7 +57,7 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     if getattr(args, "quick", False):
         args.batch_size, args.rounds = 16, 3
-    import comparisons  # here, where Ctrl-C ends with a line while torch is being imported, too
+    from bench import comparisons  # here, where Ctrl-C ends with a line while torch is being imported, too
 
     comparisons.run(args)
     return 0

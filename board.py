@@ -9,9 +9,7 @@ import sys
 
 import torch
 
-import metrics
-import replicates
-import tables
+from analysis import metrics, replicates, tables
 
 MOST_NAMES = 20
 CELL = 24  # pixels

@@ -13,8 +13,8 @@ import signal
 import sys
 import time
 
+from analysis.metrics import printable
 from errors import UserError
-from metrics import printable
 
 OF_THE_CALL = ("config", "resume", "resume_previous", "output_dir", "list_models", "tag")  # not taken over by --config
 

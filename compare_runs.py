@@ -14,9 +14,7 @@ import time
 from pathlib import Path
 
 import cli
-import metrics
-import replicates
-import tables
+from analysis import metrics, replicates, tables
 from errors import UserError
 
 PANELS, X, SIZES = ("curves", "error", "efficiency", "bars"), ("epoch", "step", "seconds"), ("screen", "page", "column")
@@ -89,7 +87,7 @@ def places(args, runs):
 def check_places(args):
     """Raises UserError for what could not be written, before anything is."""
     if not args.no_figures and args.output:
-        import figures
+        from analysis import figures
 
         figures.check_places(args.output)
     wanted = [("--table", path, tuple(tables.KINDS.values())) for path in args.table]
@@ -105,19 +103,19 @@ def compare(args):
     if args.sort or args.reverse:
         table.sort(args.sort or "test", args.reverse)
     print(table.render(args.format, tables.terminal_width()), end="", flush=True)  # first: figures take seconds
-    import figures
+    from analysis import figures
 
     for path in map(Path, args.table):
         kind = next(kind for kind, suffix in tables.KINDS.items() if suffix == path.suffix)
         figures.write(path, table.render(kind).encode())
     if not args.no_figures:
-        import curves
+        from analysis import curves
 
         for panel, files in places(args, [run for group in groups for run in group.runs]).items():
             curves.draw(groups, files, panel, x=args.x, smooth=args.smooth, log=args.log, size=args.size)
             print(f"{panel}: {' '.join(map(str, files))}", file=sys.stderr)
     if args.html:
-        import report
+        from analysis import report
 
         figures.write(args.html, report.page(groups, table).encode())
         print(f"page: {args.html}", file=sys.stderr)

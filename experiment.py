@@ -22,13 +22,13 @@ import cli
 import data
 import engine
 import memory
-import metrics
 import models
 import optim
 import probe
 import ranks
 import resume
 import rundir
+from analysis import metrics
 from augment import Pipeline
 from errors import UserError
 from models import lora

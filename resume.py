@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 import checkpoint
-import metrics
 import models
 import optim
 import rundir
+from analysis import metrics
 from errors import UserError
 
 # What may differ when a run goes on; --epochs where the schedule allows it (see check_epochs).

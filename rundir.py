@@ -24,8 +24,8 @@ import torch
 from filelock import FileLock, Timeout
 
 import checkpoint
+from analysis.metrics import read_json, read_metrics
 from errors import UserError
-from metrics import read_json, read_metrics
 
 FILES = ("config.json", "metrics.csv", "best.pt", "last.pt", "previous.pt", "summary.json")
 

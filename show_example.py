@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import cli
-import metrics
+from analysis import metrics
 from errors import UserError
 
 DATASETS = ("cifar10", "cifar100", "folder", "shapes")
@@ -61,7 +61,7 @@ def check(args):
     if len(args.checkpoint) > 1 and (modes or args.errors):
         raise UserError(f"{(modes or choices)[0]} takes one checkpoint", status=2)
     if args.output and not args.export:
-        import figures
+        from analysis import figures
 
         figures.check_places([args.output])
 
@@ -70,7 +70,7 @@ def pictures(args, predictors):
     """(images, names, truth or None, logits of each model, name of the picture file) as the arguments choose them."""
     import torch
 
-    import predict
+    from show import predict
 
     if args.image:
         images, names = predict.load_pictures(args.image, max(each.card["image_size"] for each in predictors))
@@ -91,7 +91,7 @@ def pictures(args, predictors):
 
 
 def show(args, predictors):
-    import tiles
+    from show import tiles
 
     images, names, truth, logits, stem = pictures(args, predictors)
     labels, path = predictors[0].classes, None
@@ -122,17 +122,17 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     check(args)
     import engine
-    import predict
+    from show import predict
 
     predictors = predict.load_all(args.checkpoint, engine.select_device(args.device))
     first = predictors[0]
     if args.export:
-        import export
+        from show import export
 
         directory = Path(args.output or first.path.parent / f"export-{args.export}")
         print(export.export(first, args.export, directory))
     elif args.report:
-        import assess
+        from show import assess
 
         test = predict.test_split(predictors, args.dataset, args.data_dir)
         path = Path(args.output or first.path.parent / "report.png")
@@ -140,7 +140,7 @@ def main(argv=None):
         print(json.dumps(found, indent=2) if args.json else assess.in_words(found))
         print(f"report: {path} {path.with_suffix('.json')}", file=sys.stderr)
     elif args.serve:
-        import serve
+        from show import serve
 
         serve.serve(first, args.topk, args.host, args.port)
     else:

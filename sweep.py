@@ -5,7 +5,7 @@
     python sweep.py zoo --jobs 4                                      # four runs at once, each on a GPU of its own
     python sweep.py zoo --launcher submitit --slurm-partition gpu     # a SLURM job array (needs pip install submitit)
 
-The suites stand in suites.py. A run lies in runs/sweep-<suite>-<dataset>/<experiment>-s<seed>, and what it printed beside it,
+The suites stand in sweeps/suites.py. A run lies in runs/sweep-<suite>-<dataset>/<experiment>-s<seed>, and what it printed beside it,
 in a .log. The same command given again leaves finished runs alone, goes on with those that were cut off and makes the others.
 A run that fails stops none of the rest. At the end results.md and curves.png, in the same directory, hold the means over the
 seeds, and for each question of the suite the difference that answers it, with its standard error and a 95 % interval.
@@ -23,7 +23,7 @@ from errors import UserError
 
 def suite(name):
     """An argparse type: a name of SUITES."""
-    from suites import SUITES
+    from sweeps.suites import SUITES
 
     if name not in SUITES:
         near = difflib.get_close_matches(name, SUITES, n=3, cutoff=0.4)
@@ -34,7 +34,7 @@ def suite(name):
 
 def build_parser():
     """A sweep's own arguments, and a training script's, which hold for all runs, but for those that a suite decides."""
-    from suites import DECIDED, SUITES
+    from sweeps.suites import DECIDED, SUITES
 
     parser = cli.training_parser(__doc__.split("\n")[0], model=None, epochs=None)
     for action in parser._actions:
@@ -76,9 +76,11 @@ def main(argv=None):
     twice = {seed for seed in args.seeds if args.seeds.count(seed) > 1}
     if twice:
         raise UserError(f"--seeds names {min(twice)} twice", 2)
-    import findings  # here, where Ctrl-C ends with a line while torch is being imported, too
-    import launch
-    import plans
+    from sweeps import (
+        findings,  # here, where Ctrl-C ends with a line while torch is being imported, too
+        launch,
+        plans,
+    )
 
     of_runs = {action.dest for action in cli.training_parser("", model=None, epochs=None)._actions} - {"output_dir"}
     given = {key: value for key, value in cli.explicit(parser, argv).items() if key in of_runs}

@@ -6,10 +6,9 @@ import pytest
 import torch
 from samples import write_checkpoint
 
-import assess
-import corruptions
 import show_example
 import sources
+from show import assess, corruptions
 
 
 def test_confusion_accuracy_and_calibration_by_hand():

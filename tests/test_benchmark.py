@@ -10,12 +10,10 @@ from conftest import refused
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
-import comparisons
-import measure
 import memory
 import models
-import speeds
 from augment import Pipeline
+from bench import comparisons, measure, speeds
 
 
 def test_both_sides_deliver_the_same_kind_of_batches():

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import board
 import data
-import metrics
+from analysis import metrics
 
 
 def test_a_run_leaves_curves_pictures_hyper_parameters_and_its_confusion(train):

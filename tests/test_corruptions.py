@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import corruptions
+from show import corruptions
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 from samples import write, write_seeds
 
-import curves
-import figures
-import metrics
-import replicates
+from analysis import curves, figures, metrics, replicates
 
 matplotlib.use("Agg")
 

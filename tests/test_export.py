@@ -10,9 +10,8 @@ import torch
 from conftest import ROOT
 from samples import write_checkpoint
 
-import export
-import predict
 from errors import UserError
+from show import export, predict
 
 HOSTILE = ["a|b", "```\nimport os\n", "<b>", *"defghij"]
 

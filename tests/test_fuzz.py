@@ -15,11 +15,11 @@ from test_sources import archive_contents, pickled, publish, write_archive
 
 import checkpoint
 import experiment
-import metrics
 import models
 import rundir
 import sources
 import train
+from analysis import metrics
 from errors import UserError
 
 FUZZ = settings(max_examples=150, deadline=None, derandomize=True, database=None,

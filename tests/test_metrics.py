@@ -5,7 +5,7 @@ import os
 import pytest
 from samples import HEADER, write
 
-import metrics
+from analysis import metrics
 from errors import UserError
 
 

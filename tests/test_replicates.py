@@ -3,8 +3,7 @@
 import pytest
 from samples import write, write_seeds
 
-import metrics
-import replicates
+from analysis import metrics, replicates
 from errors import UserError
 
 

@@ -6,10 +6,7 @@ import shutil
 import pytest
 from samples import write_seeds
 
-import metrics
-import replicates
-import report
-import tables
+from analysis import metrics, replicates, report, tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 

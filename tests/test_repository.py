@@ -9,6 +9,8 @@ from pathlib import Path
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+MODULES = [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).glob("*.py"))]
 
 
 def tracked():
@@ -21,8 +23,9 @@ def test_the_tree_in_the_readme_is_the_tree():
     named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.strip()}
     hidden = {".gitignore", "pyproject.toml", "LICENSE", "README.md", "requirements.txt"}
     there = {Path(name).parts[0] for name in tracked()} - hidden
-    there |= {f"models/{Path(name).name}" for name in tracked() if name.startswith("models/")}
-    there = {".ci/run" if name == ".ci" else name for name in there} - {"models"}
+    there |= {name for name in tracked() if Path(name).parts[0] in PACKAGES}
+    there = {".ci/run" if name == ".ci" else name for name in there} - {*PACKAGES}
+    there -= {f"{name}/__init__.py" for name in PACKAGES if name != "models"}  # they only say what the package is
     assert named == there
 
 
@@ -42,17 +45,17 @@ def test_scripts_that_the_readme_calls_exist_and_take_its_arguments():
 
 
 def test_modules_do_nothing_when_they_are_imported():
-    """No module at the top level parses, prints or sets a seed outside a function or `if __name__`."""
+    """No module parses, prints or sets a seed outside a function or `if __name__`."""
     effects = re.compile(r"(print|torch\.manual_seed|torch\.set_\w+|random\.seed|np\.random|open)\b")
-    for path in [*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py")]:
+    for path in MODULES:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert not effects.match(line), f"{path}:{number}"
 
 
 def test_requirements_name_what_the_code_imports():
     named = {re.split("[>=]", line)[0] for line in (ROOT / "requirements.txt").read_text().splitlines() if line[0] != "#"}
-    own = {path.stem for path in ROOT.glob("*.py")} | {"models"}
-    nodes = [n for p in [*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py")] for n in ast.walk(ast.parse(p.read_text()))]
+    own = {path.stem for path in ROOT.glob("*.py")} | {*PACKAGES}
+    nodes = [n for path in MODULES for n in ast.walk(ast.parse(path.read_text()))]
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     imported = {name.split(".")[0] for name in imported} - own

@@ -13,8 +13,7 @@ from conftest import ROOT
 from PIL import Image
 from samples import write_checkpoint
 
-import predict
-import serve
+from show import predict, serve
 
 
 def test_an_answer_is_the_models_and_names_what_it_looks_at(tmp_path):

@@ -7,13 +7,12 @@ import pytest
 import torch
 from samples import write_checkpoint
 
-import assess
 import data
-import predict
 import show_example
 import sources
 from errors import UserError
 from models.weights import load_checkpoint
+from show import assess, predict
 
 
 @pytest.fixture

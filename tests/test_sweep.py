@@ -20,14 +20,12 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-import launch
-import plans
-import replicates
 import sources
-import suites
 import sweep
 import train
+from analysis import replicates
 from errors import UserError
+from sweeps import launch, plans, suites
 
 # Takes train.py's arguments and leaves what it leaves. resnet20 is right in 60, 62, 64 … %, with shortcut=pad 1.5 better.
 STAND_IN = '''

@@ -6,9 +6,7 @@ import io
 import pytest
 from samples import write, write_seeds
 
-import metrics
-import replicates
-import tables
+from analysis import metrics, replicates, tables
 from errors import UserError
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_curves import drawn, extent, overlaps
 
-import figures
-import tiles
+from analysis import figures
+from show import tiles
 
 __all__ = ["drawn"]  # a fixture
 

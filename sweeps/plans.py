@@ -18,13 +18,13 @@ from pathlib import Path
 import cli
 import data
 import experiment
-import metrics
 import models
 import rundir
+from analysis import metrics
 from errors import UserError
-from suites import DECIDED, SUITES
+from sweeps.suites import DECIDED, SUITES
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 # Arguments that say where a run is made or lies, not what it is.
 PLACE = {"device", "data_dir", "data_url", "output_dir", "resume", "resume_previous", "config"}
 

@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 
 import checkpoint
 import engine
-import metrics
 import models
 import optim
-import speeds
+from analysis import metrics
 from augment import Pipeline
+from bench import speeds
+from bench.measure import flop_ceiling, in_turn, machine, rate, ready_batch, spread, training_step
 from data import Batches
-from measure import flop_ceiling, in_turn, machine, rate, ready_batch, spread, training_step
 from sources import ARCHIVES, Examples
 
 MEAN, STD = ARCHIVES["cifar10"].mean, ARCHIVES["cifar10"].std

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-import figures
+from analysis import figures
 
 PANELS = {
     "curves": (("train_loss", "training loss"), ("eval_loss", "evaluation loss"),

@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 
 import engine
-import figures
-import measure
 import memory
 import models
-import tables
+from analysis import figures, tables
+from bench import measure
 from errors import UserError
 from memory import GB
 from models.published import native_size

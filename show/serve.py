@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import sources
-import tables
+from analysis import tables
 from errors import UserError
 
 SIDE = 384  # pixels of the explanation on the page

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 import data
-import metrics
 import sources
+from analysis import metrics
 from augment import Pipeline
 from errors import UserError
 from models.weights import load_checkpoint
@@ -42,7 +42,7 @@ class Predictor:
 
     def explain(self, images, classes):
         """(heat (N, S, S) in [0, 1], the method's name); see explain.py."""
-        import explain
+        from show import explain
 
         found = [explain.explain(self.model, self.inputs(part), picked)
                  for part, picked in zip(images.split(BATCH), classes.split(BATCH))]  # fmt: skip

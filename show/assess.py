@@ -9,10 +9,9 @@ import json
 
 import torch
 
-import corruptions
 import data
-import figures
-import metrics
+from analysis import figures, metrics
+from show import corruptions
 
 BINS = 15
 FEW = 5  # pictures of a bin that is not drawn

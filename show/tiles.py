@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-import figures
+from analysis import figures
 
 TILE, LINE = 1.75, 0.27  # inches: a picture's side, and the height of a bar with its name
 

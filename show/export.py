@@ -13,9 +13,7 @@ import warnings
 
 import torch
 
-import figures
-import metrics
-import tables
+from analysis import figures, metrics, tables
 from errors import UserError
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "safetensors": "model.safetensors"}

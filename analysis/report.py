@@ -10,10 +10,7 @@ import base64
 import html
 import math
 
-import curves
-import figures
-import replicates
-import tables
+from analysis import curves, figures, replicates, tables
 from errors import UserError
 
 POINTS = 100_000  # more of them, and a browser becomes slow

@@ -4,11 +4,8 @@
 """
 
 import checkpoint
-import curves
-import metrics
-import replicates
-import tables
-from suites import SUITES
+from analysis import curves, metrics, replicates, tables
+from sweeps.suites import SUITES
 
 NOTE = """\
 Differences are of final test accuracy, in points, experiment minus baseline. Standard errors are over seeds: of the mean of

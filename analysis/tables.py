@@ -14,8 +14,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import metrics
-import replicates
+from analysis import metrics, replicates
 from errors import UserError
 
 KINDS = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex"}

@@ -1,0 +1,1 @@
+"""What runs wrote, read back: tables, curves and a page. Without torch."""

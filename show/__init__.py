@@ -1,0 +1,1 @@
+"""Checkpoints at work: predictions, explanations, reports, exports."""

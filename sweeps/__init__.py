@@ -1,0 +1,1 @@
+"""Lists of experiments: what they are, how they run, what they say together."""
