@@ -5,10 +5,11 @@
     python sweep.py zoo --jobs 4                                      # four runs at once, each on a GPU of its own
     python sweep.py zoo --launcher submitit --slurm-partition gpu     # a SLURM job array (needs pip install submitit)
 
-The suites stand in sweeps/suites.py. A run lies in runs/sweep-<suite>-<dataset>/<experiment>-s<seed>, and what it printed beside it,
-in a .log. The same command given again leaves finished runs alone, goes on with those that were cut off and makes the others.
-A run that fails stops none of the rest. At the end results.md and curves.png, in the same directory, hold the means over the
-seeds, and for each question of the suite the difference that answers it, with its standard error and a 95 % interval.
+The suites stand in sweeps/suites.py. A run lies in runs/sweep-<suite>-<dataset>/<experiment>-s<seed>, and what it printed
+beside it, in a .log. The same command given again leaves finished runs alone, goes on with those that were cut off and makes
+the others. A run that fails stops none of the rest. At the end results.md and curves.png, in the same directory, hold the
+means over the seeds, and for each question of the suite the difference that answers it, with its standard error and a 95 %
+interval.
 """
 
 import argparse

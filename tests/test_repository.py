@@ -44,6 +44,16 @@ def test_scripts_that_the_readme_calls_exist_and_take_its_arguments():
             assert option == "--help" or f'"{option}"' in source, f"{name} has no {option}"
 
 
+def test_the_tests_that_the_readme_names_exist():
+    named, file = 0, None
+    for path, name in re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", README):
+        file = path or file
+        if name:
+            assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
+            named += 1
+    assert named > 20
+
+
 def test_modules_do_nothing_when_they_are_imported():
     """No module parses, prints or sets a seed outside a function or `if __name__`."""
     effects = re.compile(r"(print|torch\.manual_seed|torch\.set_\w+|random\.seed|np\.random|open)\b")
