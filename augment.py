@@ -148,8 +148,8 @@ def _resampling(start, length, full, size, kind):
     """Matrices (B, size, full) that resample `length` pixels from `start` to `size` pixels, each row summing to one."""
     scale = (length.float() / size).view(-1, 1, 1)
     stretch = scale.clamp(min=1)  # antialiasing: when shrinking, the kernel grows with the step
-    centre = start.view(-1, 1, 1) + scale * (torch.arange(size).view(1, -1, 1) + 0.5)
-    source = torch.arange(full).view(1, 1, -1)
+    centre = start.view(-1, 1, 1) + scale * (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5)
+    source = torch.arange(full, device=start.device).view(1, 1, -1)
     weights = _filter((source + 0.5 - centre) / stretch, kind)
     weights *= (source >= start.view(-1, 1, 1)) & (source < (start + length).view(-1, 1, 1))
     return weights / weights.sum(2, keepdim=True)
@@ -161,8 +161,9 @@ def resized_crop(images, top, left, height, width, size, interpolation="bilinear
     top, left, height, width: int64 (B,) on the CPU. torchvision's resized_crop takes one box for all; with a box an
     image the resize is two matrix products with matrices made of that image's box.
     """
-    rows = _send(_resampling(top, height, images.shape[2], size, interpolation), images.device)
-    columns = _send(_resampling(left, width, images.shape[3], size, interpolation), images.device)
+    top, left, height, width = _send(torch.stack([top, left, height, width]), images.device)  # small: the host needn't wait
+    rows = _resampling(top, height, images.shape[2], size, interpolation)
+    columns = _resampling(left, width, images.shape[3], size, interpolation)
     out = rows[:, None] @ images.float() @ columns[:, None].transpose(2, 3)  # (B, 3, size, size)
     return _like(out, images)
 

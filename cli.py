@@ -16,7 +16,9 @@ import time
 from analysis.metrics import printable
 from errors import UserError
 
-OF_THE_CALL = ("config", "resume", "resume_previous", "output_dir", "list_models", "tag")  # not taken over by --config
+OF_THE_CALL = ("config", "resume", "resume_previous", "output_dir", "list_models")  # not taken over by --config
+DATASETS = ("cifar10", "cifar100", "folder", "shapes")
+AUGMENTATIONS = ("crop", "flip", "color_jitter", "rand_augment", "trivial_augment", "random_resized_crop")  # augment.TRANSFORMS
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -25,6 +27,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):
         if action.default is argparse.SUPPRESS or action.default is None or action.default is False or action.default == []:
             return action.help or ""
+        if getattr(action, "of_recipe", False):
+            return f"{action.help} (without a recipe: %(default)s)"
         return super()._get_help_string(action)
 
 
@@ -79,13 +83,11 @@ def number_or_auto(**bounds):
 
 
 def augmentations(text):
-    """Names of augment.TRANSFORMS, separated by commas, or "none"; kept as text."""
-    from augment import TRANSFORMS
-
+    """Names of AUGMENTATIONS, separated by commas, or "none"; kept as text."""
     names = [] if text == "none" else text.split(",")
     for name in names:
-        if name not in TRANSFORMS:
-            raise argparse.ArgumentTypeError(f"it takes none or names from {', '.join(TRANSFORMS)}, not {name!r}")
+        if name not in AUGMENTATIONS:
+            raise argparse.ArgumentTypeError(f"it takes none or names from {', '.join(AUGMENTATIONS)}, not {name!r}")
     return text
 
 
@@ -98,6 +100,9 @@ def training_parser(description, *, model, epochs):
     add_training(parser, epochs=epochs)
     add_machine(parser)
     add_run(parser)
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            action.of_recipe = group.title in ("training", "augmentation")
     return parser
 
 
@@ -117,7 +122,7 @@ def add_model(parser, default):
 def add_transfer(parser):
     group = parser.add_argument_group("transfer", "Starting from weights brings a recipe of its own: few epochs, a small rate.")
     group.add_argument("--pretrained", action="store_true", help="start from published weights (timm's models; needs network)")
-    group.add_argument("--weights", metavar="FILE", help="start from a .pt or .safetensors file, or a run's best.pt")
+    group.add_argument("--weights", metavar="FILE", help="start from a .pt or .safetensors file, or a run")
     group.add_argument("--freeze-backbone", action="store_true",
                        help="train the classifier only, on features that are computed once (linear probing)")  # fmt: skip
     group.add_argument("--lora-rank", type=number(int, low=0), default=0, metavar="R",
@@ -128,7 +133,7 @@ def add_transfer(parser):
 
 def add_data(parser):
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="cifar10", choices=("cifar10", "cifar100", "folder", "shapes"),
+    group.add_argument("--dataset", default="cifar10", choices=DATASETS,
                        help="folder: DATA_DIR/train/<class>/*.png|jpg and test/; shapes: made here, no files")  # fmt: skip
     group.add_argument("--data-dir", default="data", metavar="DIR", help="where archives are looked for and downloaded to")
     group.add_argument("--data-url", metavar="URL", help="where to download the archive instead of the published places")
@@ -144,7 +149,8 @@ def add_data(parser):
 
 def add_training(parser, *, epochs):
     auto = number_or_auto
-    group = parser.add_argument_group("training", "A model's recipe and the optimizer bring values other than these defaults.")
+    group = parser.add_argument_group("training", "What a model's recipe and the optimizer bring comes before these defaults; "
+                                      "--list-models names the recipes.")  # fmt: skip
     group.add_argument("--epochs", type=number(int, low=1), default=epochs, metavar="N", help="in total, also with --resume")
     group.add_argument("--batch-size", type=auto(kind=int, low=1), action=BatchSize, default=128, metavar="N",
                        help="of all devices together; auto: the recipe's, in parts that fit: --micro-batch auto")  # fmt: skip
@@ -168,8 +174,8 @@ def add_training(parser, *, epochs):
                        "at most N images on each device (0: as --accumulate says; auto: as many as fit)")  # fmt: skip
     group = parser.add_argument_group("augmentation")
     group.add_argument("--augment", type=augmentations, default="crop,flip", metavar="LIST",
-                       help="none, or from crop, flip, color_jitter, rand_augment, trivial_augment, random_resized_crop; "
-                       "none turns mixing, cutout and erasing off, too, unless they are asked for")  # fmt: skip
+                       help=f"none, or from {', '.join(AUGMENTATIONS)}; none turns mixing, cutout and erasing off, too, "
+                       "unless they are asked for")  # fmt: skip
     group.add_argument("--crop-padding", default="reflect", choices=("reflect", "zero"), help="the border that crop adds")
     group.add_argument("--mixup", type=number(low=0), default=0.2, metavar="ALPHA", help="MixUp's alpha (0: none)")
     group.add_argument("--cutmix", type=number(low=0), default=1.0, metavar="ALPHA", help="CutMix's alpha (0: none)")

@@ -70,7 +70,10 @@ def stratified(labels, count, seed=0):
 
 def _portion(examples, count, flag, name, leave=0):
     if count > len(examples) - leave:
-        raise UserError(f"{flag} {count} asks for too much: {name} has {len(examples)} examples here", status=2)
+        left = f", and {leave} must be left to train on" * bool(leave)
+        raise UserError(f"{flag} {count} asks for too much: {name} has {len(examples)} examples here{left}", status=2)
+    if leave and count < leave:
+        raise UserError(f"{flag} {count} is less than an image of each of the {leave} classes", status=2)
     return stratified(examples.labels, count)
 
 
@@ -183,7 +186,9 @@ class Batches:
                 sent = [tensor.to(device, non_blocking=True) for tensor in (gathered, index.pin_memory())]
                 return *sent, stream.record_event()
 
-        with ThreadPoolExecutor(1) as thread:
+        # A thread begins on the first GPU, and would leave a context there.
+        begin = dict(initializer=torch.cuda.set_device, initargs=(device,)) if stream is not None else {}
+        with ThreadPoolExecutor(1, **begin) as thread:
             pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
             while pending:
                 images, index, sent = pending.pop().result()

@@ -107,11 +107,13 @@ def autocast(device, dtype):
 def make_deterministic(on):
     """Same seed, machine and versions: the same bits (on), or the fastest convolution for each shape (off).
 
-    Call it before the first matrix product on a GPU: cuBLAS reads its setting then.
+    Either way fp32 is fp32: left alone, torch lets convolutions round to TF32, and matrix products not. Call it before the
+    first matrix product on a GPU: cuBLAS reads its setting then.
     """
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not on
+    torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(on)
 
 
@@ -188,13 +190,13 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
             parts = list(zip(inputs.tensor_split(accumulate), targets.tensor_split(accumulate)))
             reads = []
             for i, (x, y) in enumerate(parts):
-                with autocast(device, dtype):
-                    logits = model(x)
-                loss = loss_fn(logits.float(), y)
-                figures = [loss.detach() * len(y), _count_correct(logits.detach(), y)]
-                figures += [torch.full_like(loss, asked)] * company
-                reads.append(_Readback(ranks.sum(torch.stack(figures))))
                 with _gradients_stay_local(model, i < len(parts) - 1):
+                    with autocast(device, dtype):
+                        logits = model(x)
+                    loss = loss_fn(logits.float(), y)
+                    figures = [loss.detach() * len(y), _count_correct(logits.detach(), y)]
+                    figures += [torch.full_like(loss, asked)] * company
+                    reads.append(_Readback(ranks.sum(torch.stack(figures))))
                     scaler.scale(loss * (len(y) * ranks.world / total)).backward()
             loss_sum, correct, *askers = map(sum, zip(*(read.tolist() for read in reads)))
 
@@ -313,7 +315,10 @@ def _count_correct(logits, targets):
 
 
 def _gradients_stay_local(model, local):
-    """DistributedDataParallel's no_sync for all but the last part of a batch; nothing for a plain model."""
+    """DistributedDataParallel's no_sync, around forward and backward, for all but the last part of a batch.
+
+    Nothing for a plain model, and for a sharded one: there, gradients kept for later would be those of the whole model.
+    """
     return model.no_sync() if local and hasattr(model, "no_sync") else nullcontext()
 
 

@@ -9,10 +9,10 @@ The order matters: everything that can be refused is refused before the run's di
 import contextlib
 import copy
 import math
+import os
 import signal
 import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from analysis import metrics
 from augment import Pipeline
 from errors import UserError
 from models import lora
-from models.weights import load_weights
+from models.weights import load_weights, weights_file
 from terminal import Reporter, StopSignal
 
 EVAL_BATCH = 500
@@ -161,7 +161,8 @@ def _run(args, origin, state, company, before):
     beside = sum(data.resident_bytes(part.images, device, args.resident) for part in (split.train, split.val or split.test))
     at_once = memory.cut_batches(args, origin, model, options, split.num_classes, dtype, company, beside)
     # Of all ranks together, when they evaluate; of each, when it computes features.
-    evaluated, at_once = at_once * company.world or EVAL_BATCH, at_once or EVAL_BATCH
+    most = min(EVAL_BATCH, 4 * max(1, args.batch_size // args.accumulate))  # four parts of training: nothing is kept here
+    evaluated, at_once = at_once * company.world or most, at_once or most
     plain = Pipeline(mean, std, args.image_size)
     train_pipeline, curve_pipeline = _train_pipeline(args, mean, std, split.num_classes), plain
     curve = "val" if split.val else "test"
@@ -304,8 +305,8 @@ def _check_before_work(args, origin, state, options, company):
         raise UserError(f"--cutout {args.cutout} leaves nothing of pictures of {args.image_size} px", status=2)
     if args.warmup_epochs is not None and args.warmup_epochs >= args.epochs and args.schedule != "constant":
         raise UserError(f"--warmup-epochs {args.warmup_epochs:g} is as long as the run ({args.epochs} epochs)", status=2)
-    if args.weights and state is None and not Path(args.weights).is_file():
-        raise UserError(f"there is no weights file {args.weights}", status=2)
+    if args.weights and state is None:
+        weights_file(args.weights)
     if args.pretrained:
         models.require_published(args.model)
     if args.batch_size % args.repeated_augment:
@@ -314,6 +315,8 @@ def _check_before_work(args, origin, state, options, company):
         raise UserError("--fsdp goes without --freeze-backbone, --optimizer muon and --amp fp16", 2)
     if args.fsdp and (args.lora_rank or args.ema_device != "same"):
         raise UserError("--fsdp goes without --lora-rank and --ema-device cpu", 2)
+    if args.fsdp and "RANK" not in os.environ and state is None:
+        raise UserError("--fsdp divides a model among processes: start them with torchrun --nproc-per-node=N", 2)
     if args.lora_rank and args.freeze_backbone:
         raise UserError("--lora-rank trains what --freeze-backbone keeps: give one of them", 2)
     if args.lora_rank:

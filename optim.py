@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import math
 
 import torch
@@ -144,7 +145,9 @@ class Ema:
         self.model = (copied or copy.deepcopy(model, there)).eval().requires_grad_(False)  # the averaged model, to be evaluated
         pairs = [pair for pair in zip(self.model.parameters(), model.parameters()) if pair[1].requires_grad]
         pairs += zip(self.model.buffers(), model.buffers())  # what is frozen stays as it is
-        self.floats = [(a, b) for a, b in pairs if a.is_floating_point()]
+        floats = [(a, b) for a, b in pairs if a.is_floating_point()]
+        # Of a sharded model the parameters are DTensors and the buffers are not: one call takes one kind.
+        self.floats = [list(same) for _, same in itertools.groupby(floats, lambda pair: hasattr(pair[0], "full_tensor"))]
         self.others = [(a, b) for a, b in pairs if not a.is_floating_point()]
 
     @torch.no_grad()
@@ -152,8 +155,9 @@ class Ema:
         """Call after each optimizer step. Early on the average is over the steps so far, not over the horizon."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        here = [b.to(a.device) if self.host else b for a, b in self.floats]
-        torch._foreach_lerp_([a for a, _ in self.floats], here, 1 - decay)
+        for same in self.floats:
+            here = [b.to(a.device) if self.host else b for a, b in same]
+            torch._foreach_lerp_([a for a, _ in same], here, 1 - decay)
         for a, b in self.others:
             a.copy_(b)
 

@@ -38,8 +38,10 @@ def say_need(args, options, num_classes, dtype, device, free):
     share, most = -(-args.batch_size // ranks.world_size()), need.largest(free)
     wanted = args.micro_batch or min(share, max(1, most)) if args.micro_batch != 0 else -(-share // args.accumulate)
     verdict = "fits" if wanted <= most else f"does not fit, {most} at once would" if most else "does not fit"
-    print(f"needs {in_gb(need.total(wanted))} GB for {wanted} image{'s' * (wanted > 1)} at once, {-(-share // wanted)} times "
-          f"for a batch of {share}; {in_gb(free)} GB are free, of which a tenth is spared: {verdict}")  # fmt: skip
+    times = -(-share // wanted)
+    print(f"needs {in_gb(need.total(wanted))} GB for {wanted} image{'s' * (wanted > 1)} at once, "
+          f"{times} time{'s' * (times > 1)} for a batch of {share}; {in_gb(free)} GB are free, of which a tenth is spared: "
+          f"{verdict}")  # fmt: skip
     return need
 
 
@@ -97,6 +99,8 @@ def smoke(parser, argv, main, own):
     for key in ("pretrained", "weights", "resume", "config", "freeze_backbone"):
         if key in given:
             raise UserError(f"--smoke tries a small copy with fresh weights: leave --{key.replace('_', '-')} out", status=2)
+    if given.get("dry_run"):
+        raise UserError("--smoke trains and --dry-run doesn't: give one of them", status=2)
     if ranks.in_company():
         raise UserError("--smoke is for one process", status=2)
     name, options, size = models.canonical(given.pop("model", parser.get_default("model"))), {}, 32
@@ -117,7 +121,7 @@ def smoke(parser, argv, main, own):
     if status := main(words):
         return status
     again = ["--resume", chosen["output_dir"], "--epochs", str(chosen["epochs"] + 1)]
-    if status := main(again + ["--device", given["device"]] * ("device" in given)):
+    if status := main(again + (["--device", given["device"]] if "device" in given else [])):
         return status
     model, card = load_checkpoint(Path(chosen["output_dir"]) / "best.pt")
     print(f"smoke: trained, saved, evaluated, resumed; best.pt holds {sum(p.numel() for p in model.parameters()):,} parameters "

@@ -50,6 +50,10 @@ def arguments(parser, given):
         )
         raise UserError(f"can't go on with {path}: {says}", status=2)
     defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
+    changed = {key for key, value in given.items() if value != saved.get(key) and not key.startswith("resume")}
+    origin = origin | dict.fromkeys(changed, "command line")
+    if "micro_batch" in changed:
+        origin["accumulate"] = "--micro-batch"  # it follows: how a batch is cut is of the machine
     args = argparse.Namespace(**(defaults | saved | given))
     args.output_dir = str(path)
     return args, origin, state

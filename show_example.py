@@ -20,8 +20,6 @@ import cli
 from analysis import metrics
 from errors import UserError
 
-DATASETS = ("cifar10", "cifar100", "folder", "shapes")
-
 
 def build_parser():
     parser = cli.Parser(__doc__.split("\n")[0])
@@ -34,7 +32,7 @@ def build_parser():
     group.add_argument("--count", type=cli.number(int, low=1, high=100), metavar="N",
                        help="how many (default: 16; of several checkpoints 8)")  # fmt: skip
     group.add_argument("--seed", type=cli.number(int, low=0), default=0, metavar="N", help="of the random choice of pictures")
-    group.add_argument("--dataset", choices=DATASETS, help="instead of the run's own")
+    group.add_argument("--dataset", choices=cli.DATASETS, help="instead of the run's own")
     group.add_argument("--data-dir", metavar="DIR", help="instead of the run's own")
     group = parser.add_argument_group("what is shown")
     group.add_argument("--topk", type=cli.number(int, low=1, high=20), default=3, metavar="K", help="classes to show")

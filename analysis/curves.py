@@ -82,7 +82,7 @@ def _look(groups, place):
 
 
 def _headline(group):
-    found = group.figure("test") or group.figure("last")
+    found = group.accuracy
     return found.mean if found else -math.inf
 
 
@@ -92,13 +92,15 @@ def _headline(group):
 def _curves(plt, groups, panels, size, x, smooth, log):
     figure, axes = _subplots(plt, len(panels), size)
     handles, all_ends = {}, []
+    mixed = len({group.measured_on.removesuffix(" (ema)") for group in groups if group.measured_on}) > 1 and len(groups) <= MOST
     for axis, (name, title) in zip(axes.flat, panels):
-        ends = []
+        ends, places = [], set()
         logarithmic = log and not name.endswith("_acc")
         for i, group in enumerate(groups):
             at, mean, std = (np.asarray(values, dtype=float) for values in group.band(name, x))
             if not len(at):
                 continue
+            places |= {at[0], at[-1]}
             look = _look(groups, i)
             look["linewidth"] *= size.font / 10
             named = "alpha" not in look
@@ -112,12 +114,15 @@ def _curves(plt, groups, panels, size, x, smooth, log):
                 low = np.maximum(shown - spread, 1e-9 + 0.5 * shown.min()) if logarithmic else shown - spread
                 axis.fill_between(at, low, shown + spread, color=look["color"], alpha=0.15, linewidth=0)
             if named:
-                handles.setdefault(group.label, line)
+                on = f", {group.measured_on}" * (mixed and bool(group.measured_on))
+                handles.setdefault(group.label + on, line)
                 ends.append((mean[-1], at[-1], shown[-1], look["color"]))
         axis.set_title(title)
         axis.set_xlabel(X_TITLES[x])
         axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         axis.margins(x=0.02)
+        if len(places) == 1:  # one epoch: no fractions of it beside it
+            axis.set_xticks([*places])
         figures.tidy(axis)
         if logarithmic and ends:
             axis.set_yscale("log")
@@ -148,11 +153,13 @@ def _write_ends(axis, ends, style, size):
     from matplotlib.transforms import ScaledTranslation
 
     margin = axis.transAxes + ScaledTranslation((10 if len(ends) < 8 else 18) / 72, 0, axis.figure.dpi_scale_trans)
+    last = max((x for _, x, _, _ in ends), default=0)
     leader = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 1}
     return [
         axis.annotate(
             style.format(value), (x, y), xytext=(1, 0.5), textcoords=margin, color=_dark(colour), fontsize=size.font * 0.8,
-            va="center", annotation_clip=False, arrowprops=leader | {"color": colour},
+            va="center", annotation_clip=False,
+            arrowprops=leader | {"color": colour, "linestyle": "-" if x > 0.98 * last else ":"},  # no curve that goes on
         )
         for value, x, y, colour in ends
     ]  # fmt: skip
@@ -252,7 +259,7 @@ def _efficiency(plt, groups, size):
         points = []
         scale = 1e6 if name == "parameters" else 1
         for i, group in enumerate(groups):
-            cost, accuracy = group.figure(name), group.figure("test") or group.figure("last")
+            cost, accuracy = group.figure(name), group.accuracy
             if cost is None or accuracy is None or cost.mean <= 0:
                 continue
             points.append((cost.mean / scale, accuracy.mean))
@@ -263,7 +270,7 @@ def _efficiency(plt, groups, size):
             handle = axis.errorbar(*points[-1], yerr=accuracy.std, capsize=2, elinewidth=0.8, linestyle="", **look)
             if not quiet:
                 handles.setdefault(group.label, handle[0])
-        axis.set(title=title.split(" (")[0], xlabel=title)
+        axis.set_xlabel(title)
         if axis in axes[:, 0]:
             axis.set_ylabel("test accuracy (%)")
         figures.tidy(axis)
@@ -274,20 +281,21 @@ def _efficiency(plt, groups, size):
         costs = [cost for cost, _ in points]
         if max(costs) > 10 * min(costs):
             axis.set_xscale("log")
+            axis.set_xlabel(f"{title}, logarithmic")
             figures.plain_numbers(axis.xaxis)
         else:
             axis.locator_params(axis="x", nbins=5)
         axis.margins(0.12)
-        front = {"color": "#444444", "linestyle": ":", "linewidth": 1, "drawstyle": "steps-post", "zorder": 1}
-        (line,) = axis.plot(*zip(*pareto(points)), **front)
-        handles["Pareto front"] = handles.pop("Pareto front", line)  # stays the last
+        if len(front := pareto(points)) > 1:
+            (line,) = axis.plot(*zip(*front), color="#444444", linestyle=":", linewidth=1, drawstyle="steps-post", zorder=1)
+            handles["Pareto front"] = handles.pop("Pareto front", line)  # stays the last
     _legend(figure, handles, size, groups)
     return figure
 
 
 def _bars(plt, groups, size):
     """Test accuracy: mean over seeds, standard deviation, and each run as a dot. Bars begin at zero, as lengths must."""
-    found = [(group, group.figure("test") or group.figure("last")) for group in groups]
+    found = [(group, group.accuracy) for group in groups]
     found = [(group, figure) for group, figure in found if figure]
     width = size.width * size.columns * 0.75
     figure, axis = plt.subplots(figsize=(width, 0.8 + size.font * 2.3 / 72 * max(1, len(found))), layout="constrained")
@@ -302,7 +310,7 @@ def _bars(plt, groups, size):
         low = min([accuracy.mean - (accuracy.std or 0), *group.tests.values()])
         place = {"xy": (low, row), "xytext": (-6, 0), "ha": "right"} if end > 50 else {"xy": (end, row), "xytext": (6, 0)}
         axis.annotate(text, **place, textcoords="offset points", va="center", fontsize=size.font * 0.85)
-    axis.set_yticks(range(len(found)), [figures.plain(group.label, 44 if size.columns > 1 else 26) for group, _ in found])
+    axis.set_yticks(range(len(found)), [figures.plain(group.label, 70 if size.columns > 1 else 34) for group, _ in found])
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
     figures.tidy(axis)

@@ -91,6 +91,8 @@ def find_metrics(patterns):
                 raise UserError(f"there are no metrics at {path} (runs/*/metrics.csv names all runs)", status=2)
             if begun or (file.is_file() and file.suffix == ".csv"):
                 found.setdefault(file.resolve(), file)
+    if not found and any(Path(pattern).is_file() for pattern in patterns):
+        raise UserError(f"{' '.join(patterns)[:200]}: metrics are .csv files (runs/*/metrics.csv names all runs)", status=2)
     if not found:
         raise UserError(f"there are no metrics at {' '.join(patterns)[:200]} (runs/*/metrics.csv names all runs)", status=2)
     return list(found.values())
@@ -209,6 +211,13 @@ class Run:
     def figure(self, name):
         """A number of the run: last, best, test, top5 (%), epochs, parameters, gmacs, seconds, speed, to90, to95, or None."""
         return self.figures.get(name)
+
+    @property
+    def accuracy(self):
+        """Test accuracy in percent, or where there is no summary the last evaluation's; None of a run of ours whose curve is of
+        held-out images and that has not been tested yet."""
+        instead = self.figure("last") if not self.own or self.measured.endswith("test") else None
+        return instead if self.figure("test") is None else self.figure("test")
 
     @cached_property
     def figures(self):

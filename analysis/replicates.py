@@ -40,12 +40,15 @@ def summarize(values):
 class Group:
     """Runs of one experiment as one row and one curve; a single run is a group, too.
 
-    Figures and curves are those of its finished runs, where there are any: others have not come as far.
+    Figures and curves are those of its finished runs, where there are any: others have not come as far. Of runs that are
+    the same but for their place, seed and all, the last one counts: they would pass for seeds that were never drawn.
     """
 
     def __init__(self, name, runs):
         self.name, self.runs, self._bands = name, runs, {}
-        self.counted = [run for run in runs if run.status == "finished"] or [run for run in runs if run.epochs] or runs
+        counted = [run for run in runs if run.status == "finished"] or [run for run in runs if run.epochs] or runs
+        self.counted = list({_identity(run): run for run in counted}.values())
+        self.repeats = len(counted) - len(self.counted)
 
     @property
     def label(self):
@@ -75,9 +78,28 @@ class Group:
 
     @property
     def tests(self):
-        """{seed: test accuracy, or where there is no summary the last evaluation's}, of the runs that have one."""
-        found = {run.seed: run.figure("last") if run.figure("test") is None else run.figure("test") for run in self.counted}
-        return {seed: value for seed, value in found.items() if value is not None}
+        """{seed: test accuracy} of the runs that have one; where several are of one seed, {run: accuracy}: nothing pairs."""
+        found = {run.path: run.accuracy for run in self.counted if run.accuracy is not None}
+        seeds = {run.seed: run.accuracy for run in self.counted if run.accuracy is not None}
+        return seeds if len(seeds) == len(found) else found
+
+    @property
+    def accuracy(self):
+        """Figure of the runs' test accuracies, or None."""
+        return summarize(list(self.tests.values()))
+
+    @property
+    def whole(self):
+        """Whether its runs are finished, as far as they say."""
+        return all(run.status in ("finished", "") for run in self.counted)
+
+    @property
+    def test_images(self):
+        """What says which test pictures its accuracy is of, as far as the runs' arguments do; None where none has any."""
+        if not any(run.arguments for run in self.runs):
+            return None
+        return tuple(str(self.argument(name)) for name in ("dataset", "limit_test")) + (
+            (str(self.argument("data_dir")),) if self.argument("dataset") == "folder" else ())  # fmt: skip
 
     def argument(self, name):
         """The value that the runs share, as JSON holds it; "several" where they don't, None where none has it."""
@@ -129,14 +151,26 @@ def group(runs, by=("arguments",)):
     return groups
 
 
+def _identity(run):
+    """Equal for runs that differ by their place only."""
+    return _key(run, ("arguments",)), run.seed
+
+
 def _key(run, by):
     if "run" in by or not run.arguments:
         return run.path
     arguments = run.arguments
     if "arguments" in by:
-        left_out = PLACE | ({"data_dir"} if arguments.get("dataset") != "folder" else set())
+        left_out = PLACE | ({"data_dir"} if arguments.get("dataset") != "folder" else set()) | _as_memory_allowed(run)
         return str(sorted((key, str(value)) for key, value in arguments.items() if key not in left_out))
     return tuple(str(arguments.get(name)) for name in by)
+
+
+def _as_memory_allowed(run):
+    """Arguments that the machine chose, and might choose otherwise for another seed."""
+    origin = run.config.get("from")
+    origin = origin if isinstance(origin, dict) else {}
+    return {name for name in ("micro_batch", "accumulate") if origin.get(name) in ("auto", "--micro-batch")}
 
 
 def _common_name(runs):

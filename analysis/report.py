@@ -10,7 +10,7 @@ import base64
 import html
 import math
 
-from analysis import curves, figures, replicates, tables
+from analysis import curves, figures, replicates
 from errors import UserError
 
 POINTS = 100_000  # more of them, and a browser becomes slow
@@ -53,9 +53,9 @@ PAGE = """<!doctype html>
   content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
 <style>{style}</style></head><body>
 <h1>{title}</h1>
-<p class="quiet">A click on a heading sorts. Accuracies are in percent: mean ± sample standard deviation over n runs.</p>
+<p class="quiet">A click on a heading sorts. Accuracies are in percent: mean ± sample standard deviation over n seeds.</p>
 <div class="wide">{table}</div>
-{common}
+{said}
 <h2>Curves</h2>
 <p class="quiet">Bands: one standard deviation over seeds. A click on a name hides its curves, two show it alone.{thinned}</p>
 {plot}
@@ -68,10 +68,9 @@ PAGE = """<!doctype html>
 def page(groups, table, title="Runs compared"):
     """The page as text. groups: replicates.Group; table: tables.Table of them. Raises UserError without plotly."""
     plot, thinned = _plot(groups)
-    common = ", ".join(f"{key} {tables.show(value)}" for key, value in table.common.items())
     return PAGE.format(
         title=html.escape(title), style=STYLE, sort=SORT, table=_table(table), plot=plot, pictures=_pictures(groups),
-        common=f'<p class="quiet">The same in all: {html.escape(common)}.</p>' if common else "",
+        said="\n".join(f'<p class="quiet">{html.escape(sentence)}</p>' for sentence in table.said()),
         thinned=f" Every {thinned}th epoch is drawn." if thinned > 1 else "",
     )  # fmt: skip
 

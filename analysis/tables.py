@@ -45,8 +45,8 @@ COLUMNS = {
     "gmacs": Column("GMACs", ".3f"),
     "seconds": Column("time", "time"),
     "speed": Column("images/s", ",.0f", True),
-    "to90": Column("to 90 %", "time"),
-    "to95": Column("to 95 %", "time"),
+    "to90": Column("to 90 % of final", "time"),
+    "to95": Column("to 95 % of final", "time"),
     "memory": Column("memory MB", ",.0f"),
     "train": Column("last train %", ".2f", True),
     "difference": Column("difference", "+.2f", True),
@@ -61,11 +61,13 @@ OF_BASELINE = ("difference", "error", "interval", "verdict")
 
 @dataclass
 class Table:
-    """columns: Column by key; rows: texts, numbers, replicates.Figure or None by key; common: arguments that all rows share."""
+    """columns: Column by key; rows: texts, numbers, replicates.Figure or None by key; common: arguments that all rows share;
+    notes: sentences that whoever reads the figures must know."""
 
     columns: dict
     rows: list
     common: dict = field(default_factory=dict)
+    notes: list = field(default_factory=list)
 
     def sort(self, key, reverse=False):
         """Sorts by a column, best first, rows without a value last. Raises UserError."""
@@ -95,15 +97,21 @@ class Table:
         """
         if kind == "csv":
             return self._csv()
-        shared = metrics.printable(", ".join(f"{key} {show(value)}" for key, value in self.common.items()))
+        said = self.said()
         if kind == "latex":
-            return (f"% the same in all: {shared}\n" if shared else "") + latex_table(self.cells())
-        lines = text_table(self.cells(), width) if kind == "text" else markdown_table(self.cells())
-        said = f"the same in all: {shared}" if kind == "text" else f"The same in all: {markdown_text(shared)}."
-        return lines + (f"\n{said}\n" if shared else "")
+            return "".join(f"% {sentence}\n" for sentence in said) + latex_table(self.cells())
+        if kind == "text":
+            return text_table(self.cells(), width) + "".join(f"\n{sentence}\n" for sentence in said)
+        return markdown_table(self.cells()) + "".join(f"\n{markdown_text(sentence)}\n" for sentence in said)
+
+    def said(self):
+        """The sentences below the table: what the runs have in common, and the notes."""
+        given = {key: value for key, value in self.common.items() if value is not None and value != []}
+        shared = metrics.printable(", ".join(f"{key} {show(value)}" for key, value in given.items()))
+        return [f"The same in all: {shared}."] * bool(shared) + self.notes
 
     def _csv(self):
-        """Numbers as they are, in a column each: mean, standard deviation (of runs over seeds), seconds not rounded."""
+        """Numbers as they are, in a column each: mean, standard deviation (over seeds), seconds not rounded."""
         spread = {key for key in self.columns if any(isinstance(row[key], replicates.Figure) and row[key].std is not None
                                                      for row in self.rows)}  # fmt: skip
         text = io.StringIO()
@@ -139,14 +147,30 @@ def compare(groups, columns=None, baseline=None):
         empty = {key for key in found if key not in ("run", "status") and all(row[key] in (None, "") for row in rows)}
         empty |= {"n"} if all(len(group.runs) == 1 for group in groups) else set()
         found = {key: column for key, column in found.items() if key not in empty}
-    return Table(found, rows, replicates.noteworthy(groups, common))
+    return Table(found, rows, replicates.noteworthy(groups, common), list(_notes(groups, baseline)))
+
+
+def _notes(groups, baseline):
+    for group in groups:
+        if group.repeats:
+            yield metrics.printable(f"{group.name}: n counts seeds; of runs that repeat one, the last counts.")
+    data = dict.fromkeys(str(g.argument("dataset")) for g in groups if g.argument("dataset"))
+    if len(data) > 1:
+        yield metrics.printable(f"These are several data sets ({', '.join(data)}): accuracies compare within one only.")
+    if baseline:
+        yield metrics.printable(f"Differences are from {baseline.name}, in points of test accuracy, over the seeds that both "
+                                "have (paired), else between the means; intervals are 95 %, by Student's t.")  # fmt: skip
 
 
 def _value(group, key, baseline, arguments):
     if key in OF_BASELINE:
+        if baseline and None not in (group.test_images, baseline.test_images) and group.test_images != baseline.test_images:
+            return "other test pictures" if key == "verdict" else None
         found = replicates.difference(group.tests, baseline.tests) if baseline and group is not baseline else None
         if found is None or (found.error is None and key in ("error", "interval")):
             return None
+        if key == "verdict" and not (group.whole and baseline.whole):
+            return "not finished"
         return {"difference": found.value, "error": found.error, "verdict": found.verdict,
                 "interval": found.error is not None and f"{found.low:+.2f} to {found.high:+.2f}"}[key]  # fmt: skip
     if key == "train":

@@ -240,6 +240,8 @@ def parse_options(pairs, name, image_size=None, drop_path=None):
     in the same way drop_path, where it is not None.
     """
     options = {}
+    if drop_path is not None and name in MODELS and "drop_path" not in MODELS[name].options:
+        raise UserError(f"{name} takes no --drop-path", status=2)
     if drop_path is not None:
         pairs = [f"{'drop_path' if name in MODELS else 'drop_path_rate'}={drop_path}", *pairs]
     for pair in pairs:

@@ -74,7 +74,7 @@ class Attention(nn.Module):
         own = None
         if self.temperature is not None:
             q = q * (self.temperature / self.scale).to(q.dtype)
-            own = torch.zeros(N, N, dtype=q.dtype, device=x.device).fill_diagonal_(-torch.inf)
+            own = q.new_zeros(N, N).masked_fill(torch.eye(N, dtype=torch.bool, device=x.device), -torch.inf)
         return self.proj(attend(q, k, v, self.scale, own).transpose(1, 2).reshape(B, N, D))
 
 
@@ -135,7 +135,7 @@ class ViT(nn.Module):
     def forward_features(self, x):
         """(B, 3, H, W) -> (B, N, D)"""
         x = self.patch_embed(x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:
             again = self.grad_checkpointing and self.training
             x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False) if again else block(x)

@@ -25,12 +25,20 @@ def plain_keys(state):
     return out
 
 
+def weights_file(path):
+    """The file that --weights names: a run's directory stands for its best.pt. Raises UserError where there is none."""
+    found = Path(path) / "best.pt" if Path(path).is_dir() else Path(path)
+    if not found.is_file():
+        raise UserError(f"there is no weights file {found}", status=2)
+    return found
+
+
 def read_weights(path):
     """(state dict, card or None) of a file: plain, under "state_dict" or "model", or a run's best.pt or last.pt.
 
     Of a run's file, the weights are its moving average, if it has one; its card says what they were made with.
     """
-    card = None
+    card, path = None, weights_file(path)
     if Path(path).suffix == ".safetensors":
         state = _read_safetensors(path)
     else:
@@ -59,8 +67,6 @@ def _read_safetensors(path):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not Path(path).is_file():
-        raise UserError(f"there is no weights file {path}")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -113,11 +119,17 @@ def classifier_keys(model):
 def load_checkpoint(path):
     """(model in evaluation mode, card) of a run's best.pt or last.pt (its moving average, if it has one), on the CPU.
 
-    The card says what is needed to use it: model, options, num_classes, classes, image_size, mean, std, dataset.
+    The card says what is needed to use it: model, options, num_classes, classes, image_size, mean, std, dataset. Added are
+    "epoch", after which the weights were saved (None: within one), and "metric", what a best.pt was chosen by (else None).
     """
     contents = checkpoint.load(path)
     try:
-        card = contents["card"]
+        metric, training = contents.get("metric"), contents.get("training", {})
+        within = training.get("progress", {}).get("batch", 0)
+        epoch = metric["epoch"] if metric else None if within else training.get("progress", {}).get("epoch")
+        if metric:
+            metric = {"selected_on": str(metric["selected_on"]), "value": float(metric["value"])}
+        card = contents["card"] | {"epoch": epoch if epoch is None else int(epoch), "metric": metric}
         weights = contents["ema"]["average"] if contents.get("ema") else contents["state_dict"]
         with torch.device("meta"):  # nothing is allocated before the weights are known to fit
             model = create_model(card["model"], card["num_classes"], **card["options"])

@@ -36,8 +36,8 @@ def measure(predictor, split, corrupted=500):
     }  # fmt: skip
     every = [value for values in accuracies.values() for value in values]
     return {
-        "checkpoint": str(predictor.path), "dataset": split.name, "pictures": len(split.test), "classes": predictor.classes,
-        **found,
+        "checkpoint": str(predictor.path), "weights": predictor.standing()[1], "dataset": split.name,
+        "pictures": len(split.test), "classes": predictor.classes, **found,
         "robustness": {"pictures": len(test), "clean": _accuracy(logits, test.labels), "mean": sum(every) / len(every),
                        "by_corruption": accuracies},
     }  # fmt: skip
@@ -86,6 +86,7 @@ def in_words(found):
     tough = found["robustness"]
     weakest = min(tough["by_corruption"].items(), key=lambda each: sum(each[1]))
     lines = [
+        f"weights of {found['weights']}",
         f"{found['dataset']}, {found['pictures']:,} test pictures: top-1 {found['accuracy']:.2f}, top-5 {found['top5']:.2f} %",
         f"by class: {worst[0]} {worst[1]:.1f} % to {best[0]} {best[1]:.1f} %",
         f"expected calibration error: {found['calibration_error']:.2f} %",
@@ -115,6 +116,8 @@ def draw(found, path):
     _by_class(axes[0, 1], found)
     _robustness(figure, axes[1, 0], found)
     _reliability(axes[1, 1], found)
+    figure.suptitle(figures.plain(f"{found['dataset']}, {found['pictures']:,} test pictures, {found['checkpoint']}: "
+                                  f"weights of {found['weights']}", 150), fontsize=9)  # fmt: skip
     figures.save(figure, path, dpi=110)
 
 
@@ -167,7 +170,7 @@ def _reliability(axis, found):
     axis.set(title=f"reliability: expected calibration error {found['calibration_error']:.2f} %", xlabel="mean confidence (%)",
              ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))  # fmt: skip
     figures.tidy(axis)
-    legend = axis.legend(frameon=False, loc="lower right")
+    legend = axis.legend(frameon=False, loc="best")  # above the line where confidence is too high, below it else
     legend.legend_handles[-1].set_sizes([40])
 
 

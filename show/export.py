@@ -7,6 +7,7 @@ nothing is left to be done differently. safetensors holds the weights only; its 
 is read back, and its logits compared with the checkpoint's, before it counts as written.
 """
 
+import contextlib
 import copy
 import json
 import warnings
@@ -14,6 +15,7 @@ import warnings
 import torch
 
 from analysis import figures, metrics, tables
+from checkpoint import first_line
 from errors import UserError
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "safetensors": "model.safetensors"}
@@ -39,22 +41,31 @@ def export(predictor, kind, directory):
     model = Deployed(copy.deepcopy(predictor.model).cpu(), card["mean"], card["std"]).eval()
     size = card["image_size"]
     images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    made = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {directory} can't be made: {error.strerror}", status=2) from error
-    temporary = directory / f".{file.name}.tmp"
+    temporary, written = directory / f".{file.name}.tmp", False
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters' own, of things that were decided here
-            {"onnx": _write_onnx, "torchscript": _write_torchscript, "safetensors": _write_safetensors}[kind](
-                model, images, card, temporary
-            )
-            checked = _check(kind, temporary, model, images, card)
+            write = {"onnx": _write_onnx, "torchscript": _write_torchscript, "safetensors": _write_safetensors}[kind]
+            try:
+                write(model, images, card, temporary)
+                checked = _check(kind, temporary, model, images, card)
+            except (UserError, OSError):
+                raise
+            except Exception as error:  # exporters and runtimes have errors of their own for what they don't know
+                raise UserError(f"{card['model']} can't be exported as {kind}: {first_line(error)}") from error
         figures.write(directory / "README.md", readme(predictor, kind).encode())
         temporary.replace(file)
+        written = True
     finally:
         temporary.unlink(missing_ok=True)
+        if made and not written:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
     return f"{file} ({file.stat().st_size / 2**20:.1f} MB): {checked}; how to use it: {directory / 'README.md'}"
 
 
@@ -154,6 +165,7 @@ README = """\
 | input | pictures, uint8 RGB, (B, 3, {image_size}, {image_size}){inside} |
 | output | logits, float32, (B, {num_classes}) |
 | classes, in this order | {names} |
+| weights of | {weights} |
 | test accuracy | {accuracy} |
 | parameters | {parameters} |
 | seed | {seed} |
@@ -178,8 +190,7 @@ for k in np.argsort(-logits[0])[:3]:
 
 def readme(predictor, kind):
     """The card: what the file is, what it was measured to be worth, and code that runs."""
-    card, summary = predictor.card, metrics.read_json(predictor.path.parent / "summary.json")
-    accuracy, on = summary.get("test_acc"), summary.get("reported", "")
+    card, (accuracy, which) = predictor.card, predictor.standing()
     limited = metrics.read_arguments(predictor.path.parent).get("limit_test")
     parameters = sum(p.numel() for p in predictor.model.parameters())
     words = {key: card[key] for key in ("model", "num_classes", "image_size", "options", "mean", "std", "classes")}
@@ -190,6 +201,6 @@ def readme(predictor, kind):
         inside="" if kind == "safetensors" else "; normalisation is inside",
         names=tables.markdown_text(metrics.printable(", ".join(card["classes"]))),
         listed=repr(list(card["classes"])).replace("`", "\\x60"),  # nothing in a name ends the block of code
-        accuracy=(f"{accuracy:.2f} % ({on}{f'; {limited} pictures' if limited else ''})"
-                  if isinstance(accuracy, float) else "not known"),
+        weights=which, accuracy=(f"{accuracy:.2f} %{f' ({limited} pictures)' if limited else ''}"
+                                 if isinstance(accuracy, float) else "not known"),
     )  # fmt: skip

@@ -31,6 +31,18 @@ class Predictor:
         self.pipeline = Pipeline(self.card["mean"], self.card["std"], self.card["image_size"])
         self.name = metrics.printable(self.path.resolve().parent.name)
 
+    def standing(self):
+        """(test accuracy in percent as its run measured it for these weights or None, in words which weights they are)."""
+        metric, epoch = self.card["metric"], self.card["epoch"]
+        summary = metrics.read_json(self.path.parent / "summary.json")
+        if metric and metric["selected_on"] == "test":
+            return metric["value"], f"epoch {epoch}, the best on these test pictures"
+        if metric:
+            return summary.get("test_acc"), f"epoch {epoch}, the best on held-out pictures"
+        if epoch is not None and epoch == summary.get("epochs") and summary.get("reported") == "last epoch":
+            return summary.get("test_acc"), f"epoch {epoch}, the last"
+        return None, "the middle of an epoch" if epoch is None else f"epoch {epoch}"
+
     def inputs(self, images):
         """Normalised float (N, 3, S, S) on the model's device."""
         return self.pipeline(images.to(self.device), None)[0]
@@ -67,7 +79,7 @@ def load_pictures(files, size):
     pictures = []
     for file in files:
         if not Path(file).is_file():
-            raise UserError(f"there is no picture {file}", status=2)
+            raise UserError(f"there is no picture file {file}", status=2)
         picture = sources.decode(file, size)
         if isinstance(picture, str):
             raise UserError(f"{file} can't be read as a picture ({picture})")

@@ -102,7 +102,7 @@ def _bars(axis, answer, i, true, labels, marked=False):
     room = int(axis.get_position().width * axis.figure.get_figwidth() * 72 / 4.9) - 9  # letters beside the number
     for k, (kind, p) in enumerate(zip(answer.classes[i].tolist(), answer.probabilities[i].tolist())):
         first_wrong = k == 0 and true is not None and kind != true
-        colour = figures.RIGHT if kind == true or true is None else figures.WRONG if first_wrong else figures.OTHER
+        colour = figures.RIGHT if kind == true else figures.WRONG if first_wrong else figures.OTHER
         mark = (" ✓" if kind == true else " ✗") if marked and true is not None and k == 0 else ""
         axis.text(0, k + 0.36, figures.plain(labels[kind], room) + mark, fontsize=8, va="center")
         axis.text(1, k + 0.36, f"{100 * p:.1f} %", fontsize=8, va="center", ha="right")

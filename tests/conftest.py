@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; more threads 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once in a process, and tests of --deterministic come late
 sys.path.insert(0, str(ROOT))
 
 from errors import UserError  # noqa: E402

@@ -34,8 +34,8 @@ def write_seeds(root, name, accuracies, **arguments):
     return sorted(root.glob(f"{name}-s*/metrics.csv"))
 
 
-def write_checkpoint(directory, model="resnet20", seed=0, classes=sources.SHAPES, test_acc=50.0, **options):
-    """best.pt, config.json and summary.json; returns the path of best.pt."""
+def write_checkpoint(directory, model="resnet20", seed=0, classes=sources.SHAPES, test_acc=50.0, metric=None, **options):
+    """best.pt, config.json and summary.json; returns the path of best.pt, chosen by `metric` or the last of three epochs."""
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     net = create_model(model, len(classes), **options)
@@ -43,8 +43,9 @@ def write_checkpoint(directory, model="resnet20", seed=0, classes=sources.SHAPES
         "model": model, "options": options, "num_classes": len(classes), "classes": list(classes), "image_size": 32,
         "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "dataset": "shapes", "source": "shapes", "seed": seed,
     }  # fmt: skip
-    checkpoint.save({"card": card, "state_dict": net.state_dict()}, directory / "best.pt")
+    of = {"metric": metric} if metric else {"training": {"progress": {"epoch": 3, "batch": 0}}}
+    checkpoint.save({"card": card, "state_dict": net.state_dict(), **of}, directory / "best.pt")
     arguments = {"dataset": "shapes", "limit_test": 50, "data_dir": "data"}
     (directory / "config.json").write_text(json.dumps({"arguments": arguments}))
-    (directory / "summary.json").write_text(json.dumps({"test_acc": test_acc, "reported": "last epoch"}))
+    (directory / "summary.json").write_text(json.dumps({"test_acc": test_acc, "reported": "last epoch", "epochs": 3}))
     return directory / "best.pt"

@@ -52,5 +52,6 @@ def test_many_classes_with_long_names_are_drawn(tmp_path):
     torch.manual_seed(0)
     found = assess.classification(torch.randn(300, 100), torch.arange(300) % 100, 100)
     tough = {"pictures": 300, "clean": 1.0, "mean": 1.0, "by_corruption": {"fog": [1.0, 2, 3, 4, 5]}}
-    assess.draw({"classes": names, "pictures": 300, "robustness": tough, **found}, tmp_path / "x.png")
+    said = {"dataset": "x", "checkpoint": "runs/x/best.pt", "weights": "epoch 3"}
+    assess.draw({"classes": names, "pictures": 300, **said, "robustness": tough, **found}, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000

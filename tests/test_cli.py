@@ -7,7 +7,9 @@ import sys
 import pytest
 from conftest import ROOT
 
+import augment
 import cli
+import data
 import experiment
 import models
 import optim
@@ -95,7 +97,11 @@ def test_a_config_may_hold_texts_where_the_command_line_would():
 
 def test_what_belongs_to_one_call_is_not_taken_from_a_config():
     args, _ = resolve(config={"output_dir": "x", "resume": "y", "tag": "z", "model": "resnet20"})
-    assert (args.output_dir, args.resume, args.tag, args.model) == (None, None, None, "resnet20")
+    assert (args.output_dir, args.resume, args.tag, args.model) == (None, None, "z", "resnet20")
+
+
+def test_what_is_named_without_torch_is_what_there_is():
+    assert cli.DATASETS == data.DATASETS and set(cli.AUGMENTATIONS) == set(augment.TRANSFORMS)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,7 @@ def test_help_shows_defaults_and_every_argument(capsys):
         schedule warmup-epochs label-smoothing augment mixup cutmix cutout ema-decay clip-grad accumulate amp compile
         deterministic device seed val-size eval-every output-dir tag resume config limit-train limit-test list-models"""
     assert all(f"--{option} " in text for option in common.split())
-    assert "(default: 128)" in text and "default: None" not in text
+    assert "(without a recipe: 128)" in text and "default: None" not in text
 
 
 @pytest.mark.parametrize("script", ["train", "train_vit", "train_sota", "benchmark", "compare_runs", "show_example"])

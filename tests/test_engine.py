@@ -1,5 +1,6 @@
 """The loop: exact figures, the same update however a batch is cut, stopping after any step, and before a bad one."""
 
+import contextlib
 import copy
 import math
 
@@ -91,6 +92,27 @@ def test_accumulation_gives_the_update_of_the_whole_batch(parts):
     fit(cut, accumulate=parts)
     for a, b in zip(whole.parameters(), cut.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_but_the_last_keep_their_gradients_from_the_other_ranks():
+    """DistributedDataParallel decides in the forward pass whether the backward pass that follows sends."""
+
+    class Parallel(torch.nn.Linear):
+        local, seen = False, ()
+
+        @contextlib.contextmanager
+        def no_sync(self):
+            self.local = True
+            yield
+            self.local = False
+
+        def forward(self, x):
+            self.seen += (self.local,)
+            return super().forward(x.flatten(1))
+
+    model = Parallel(3 * 8 * 8, 10)
+    fit(model, accumulate=3)
+    assert model.seen[:3] == (True, True, False) and not model.local
 
 
 def test_clipping_bounds_the_gradient():

@@ -29,7 +29,7 @@ def test_the_file_gives_the_checkpoints_logits_and_its_readme_runs(tmp_path, kin
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", export.FILES[kind]]
 
     card = (tmp_path / "out/README.md").read_text()
-    assert "50.00 % (last epoch; 50 pictures)" in card and "a\\|b" in card
+    assert "| epoch 3, the last |" in card and "| 50.00 % (50 pictures) |" in card and "a\\|b" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
     Image.fromarray(pixels.numpy()).save(tmp_path / "out/picture.png")
@@ -40,11 +40,37 @@ def test_the_file_gives_the_checkpoints_logits_and_its_readme_runs(tmp_path, kin
     assert done.stdout == wanted, done.stderr
 
 
-@pytest.mark.parametrize("options", [{"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}])
-def test_a_transformer_is_exported_too(tmp_path, options):
-    path = write_checkpoint(tmp_path / "run", model="timm/vit_tiny_patch16_224", **options)
-    predictor = predict.Predictor(path, torch.device("cpu"))
-    assert "its logits are the checkpoint's" in export.export(predictor, "torchscript", tmp_path / "out")
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [("timm/vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}),
+     ("vit_custom", {"depth": 2, "width": 24, "heads": 2}), ("vit_small_data", {"depth": 2, "width": 24, "heads": 2})],
+)  # fmt: skip
+def test_a_transformer_is_exported_too(tmp_path, kind, model, options):
+    if kind == "onnx":
+        pytest.importorskip("onnxscript", reason="no onnxscript")
+        pytest.importorskip("onnxruntime", reason="no onnxruntime")
+    predictor = predict.Predictor(write_checkpoint(tmp_path / "run", model=model, **options), torch.device("cpu"))
+    assert "its logits are the checkpoint's" in export.export(predictor, kind, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("on", "says"), [("test", ("epoch 1, the best on these test pictures", "61.00 %")),
+                                          ("val", ("epoch 1, the best on held-out pictures", "50.00 %"))])  # fmt: skip
+def test_the_card_has_the_accuracy_of_its_own_weights(tmp_path, on, says):
+    path = write_checkpoint(tmp_path / "run", metric={"name": f"{on}_acc", "selected_on": on, "epoch": 1, "value": 61.0})
+    card = export.readme(predict.Predictor(path, torch.device("cpu")), "safetensors")
+    assert all(f"| {word}" in card for word in says)
+
+
+def test_a_model_that_an_exporter_does_not_know_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("no function for aten::strange\nmore of it")
+
+    monkeypatch.setattr(export, "_write_torchscript", fail)
+    predictor = predict.Predictor(write_checkpoint(tmp_path / "run"), torch.device("cpu"))
+    with pytest.raises(UserError, match=r"\Aresnet20 can't be exported as torchscript: no function for aten::strange\Z"):
+        export.export(predictor, "torchscript", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_gives_other_logits_is_not_written(tmp_path, monkeypatch):
@@ -58,4 +84,4 @@ def test_what_gives_other_logits_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_write_safetensors", spoil)
     with pytest.raises(UserError, match="logits differ by"):
         export.export(predictor, "safetensors", tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()

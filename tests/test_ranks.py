@@ -20,6 +20,8 @@ from ranks import Ranks, SyncBatchNorm, join
 
 NO_BATCH_NORM = ("--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=2", "--model-arg", "heads=2",
                  "--drop-path", 0, "--lr", 1e-3)  # fmt: skip
+EVA = ("--model", "timm/eva_giant_patch14_336", "--model-arg", "depth=2", "--model-arg", "embed_dim=48", "--model-arg",
+       "num_heads=3", "--image-size", 28, "--lr", 1e-3)  # with buffers that are averaged, too
 COMMON = (*TINY[:-2], "--batch-size", 36, "--limit-train", 144, "--epochs", 2, "--amp", "off", "--device", "cpu",
           "--ema-decay", 0.8)  # fmt: skip
 
@@ -62,13 +64,14 @@ def right(directory):
 @pytest.mark.parametrize(
     ("world", "model"),
     # Batch norm and ReLU magnify rounding: in float64 the gradients agree to 1e-13, in fp32 to half a percent. Hence the rate.
-    [(2, NO_BATCH_NORM), (3, (*NO_BATCH_NORM, "--accumulate", 2)), (2, ("--model", "resnet20", "--sync-bn", "--lr", 1e-5)),
+    [(2, NO_BATCH_NORM), (2, (*EVA, "--fsdp")),
+     (3, (*NO_BATCH_NORM, "--accumulate", 2)), (2, ("--model", "resnet20", "--sync-bn", "--lr", 1e-5)),
      (3, (*NO_BATCH_NORM, "--fsdp", "--limit-test", 49, "--clip-grad", 1))],
-    ids=["2", "3", "sync-bn", "fsdp"],
+    ids=["2", "fsdp-buffers", "3", "sync-bn", "fsdp"],
 )
 def test_the_curve_does_not_depend_on_the_number_of_ranks(train, tmp_path, world, model):
     """Accuracies are compared too: of all images, each counted once."""
-    alone = train(*COMMON, *model, output="alone")
+    alone = train(*COMMON, *(word for word in model if word != "--fsdp"), output="alone")
     out, _ = finish(torchrun(world, *COMMON, *model, "--output-dir", tmp_path / "company"))
     assert f"on {world} x cpu" in out and len(out.splitlines()) == 4  # the first rank's lines, and nobody else's
     torch.testing.assert_close(curve(tmp_path / "company"), curve(alone), rtol=1e-5, atol=1e-5)

@@ -1,5 +1,7 @@
 """Runs over seeds: which belong together, and what they say. (What two differ by is tested with the sweeps.)"""
 
+import json
+
 import pytest
 from samples import write, write_seeds
 
@@ -30,6 +32,40 @@ def test_a_seed_that_went_on_from_the_save_before_is_of_the_same_experiment(tmp_
     write_seeds(tmp_path, "a", [90.0], resume=None, resume_previous=False)
     write(tmp_path / "a-s1", arguments={"model": "a", "seed": 1, "epochs": 2, "resume": "x", "resume_previous": True})
     assert len(replicates.group(load(tmp_path))) == 1
+
+
+def test_a_repeated_seed_is_no_other_seed(tmp_path):
+    write_seeds(tmp_path, "a", [90.0, 92.0], micro_batch=8)
+    again = {"model": "a", "seed": 0, "epochs": 2, "micro_batch": 8, "output_dir": "elsewhere"}
+    write(tmp_path / "b", arguments=again, status="finished", test_acc=91.0, test_top5=99.0)
+    (group,) = replicates.group(load(tmp_path))
+    assert group.accuracy == (91.5, pytest.approx(0.7071, abs=1e-4), 2) and group.repeats == 1 and len(group.runs) == 3
+    (mixed,) = replicates.group(load(tmp_path), ["epochs"])
+    assert mixed.repeats == 1 and len(mixed.counted) == 2
+
+
+def test_runs_of_one_seed_and_other_arguments_all_count_and_pair_with_nothing(tmp_path):
+    write_seeds(tmp_path, "a", [90.0])
+    write_seeds(tmp_path, "b", [80.0])
+    (group,) = replicates.group(load(tmp_path), ["epochs"])
+    assert group.accuracy.mean == 85 and group.accuracy.n == 2 and 0 not in group.tests
+
+
+def test_how_memory_had_a_batch_cut_is_no_other_experiment(tmp_path):
+    for seed, parts in enumerate((2, 3)):
+        given = {"model": "a", "seed": seed, "accumulate": parts, "micro_batch": 60 // parts}
+        path = write(tmp_path / f"a-s{seed}", arguments=given)
+        config = json.loads((path / "config.json").read_text())
+        config["from"] |= {"accumulate": "--micro-batch", "micro_batch": "auto"}
+        (path / "config.json").write_text(json.dumps(config))
+    assert len(replicates.group(load(tmp_path))) == 1
+
+
+def test_a_run_with_held_out_images_has_no_test_accuracy_before_the_test(tmp_path):
+    write(tmp_path / "a", "epoch,train_loss,val_acc", ["1,2,70"], arguments={"model": "a", "seed": 0})
+    write(tmp_path / "b", arguments={"model": "b", "seed": 0})
+    a, b = replicates.group(load(tmp_path))
+    assert a.accuracy is None and b.accuracy.mean == 66.5 and not b.whole
 
 
 def test_a_mean_is_of_finished_runs_at_epochs_that_all_have(tmp_path):

@@ -113,7 +113,7 @@ def test_several_checkpoints_must_know_the_same_classes(path, tmp_path):
     [
         (["--index", "50"], "pictures 0 to 49"),
         (["--index", "-2"], "--index -2"),
-        (["--image", "nothing.png"], "no picture nothing"),
+        (["--image", "nothing.png"], "no picture file nothing"),
         (["--image", "text.png"], "can't be read as a picture"),
         (["--image", "a", "--index", "1"], "together"),
         (["--report", "--export", "onnx"], "together"),
@@ -152,6 +152,7 @@ def test_classes_of_a_foreign_checkpoint_have_no_hold_on_the_terminal(tmp_path, 
     out = capsys.readouterr().out
     assert out.count("?[") == 10 and len(out.splitlines()) == 2 and all(line.isprintable() for line in out.splitlines())
     robust = {"pictures": 1, "mean": 1.0, "clean": 1.0, "by_corruption": {"fog": [1.0]}}
-    found = {"dataset": "\33[2J", "pictures": 1, "accuracy": 1.0, "top5": 1.0, "calibration_error": 1.0, "robustness": robust}
+    found = {"dataset": "\33[2J", "pictures": 1, "accuracy": 1.0, "top5": 1.0, "calibration_error": 1.0, "robustness": robust,
+             "weights": "\33[2J"}  # fmt: skip
     said = assess.in_words(found | {"classes": ["\33[2J\n", "b"], "by_class": [1.0, 2.0]})
-    assert len(said.splitlines()) == 4 and all(line.isprintable() for line in said.splitlines())
+    assert len(said.splitlines()) == 5 and all(line.isprintable() for line in said.splitlines())

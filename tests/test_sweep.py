@@ -404,7 +404,13 @@ def test_one_sweep_at_a_time(run):
 
 # ---- from end to end -------------------------------------------------------------------------------------------------
 
-DRIVER = "import sys, cli, suites, sweep\nfrom test_sweep import TINY\nsuites.SUITES['tiny'] = TINY\ncli.run(sweep.main)"
+DRIVER = """
+import cli, sweep
+from sweeps import suites
+from test_sweep import TINY
+suites.SUITES["tiny"] = TINY
+cli.run(sweep.main)
+"""
 
 
 def test_killed_in_the_middle_and_started_again_a_sweep_gives_the_same_tables(tmp_path, monkeypatch, few_shapes):

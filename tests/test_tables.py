@@ -21,10 +21,10 @@ def test_a_row_holds_what_its_runs_say(groups):
     first, second = tables.compare(groups).cells()
     assert first["run"] == "alpha" and first["n"] == "2" and first["test %"] == "91.00 ± 1.41" and second["lr"] == "0.2"
     assert first["parameters"] == "5,000" and first["GMACs"] == "0.500" and first["images/s"] == "105"
-    assert first["time (s)"] == "10" and first["to 90 % (s)"] == "5"
+    assert first["time (s)"] == "10" and first["to 90 % of final (s)"] == "5"
     assert first["test % is of"] == "last epoch" and first["curve on"] == "test"
     text = tables.compare(groups).render("text")
-    assert text.endswith("\nthe same in all: epochs 2\n") and text.count("epochs 2") == 1
+    assert text.endswith("\nThe same in all: epochs 2.\n") and text.count("epochs 2") == 1
 
 
 def test_columns_sorting_and_the_baseline(groups):
@@ -40,6 +40,24 @@ def test_columns_sorting_and_the_baseline(groups):
     for call in (lambda: tables.compare(groups, ["colour"]), lambda: table.sort("colour")):
         with pytest.raises(UserError, match="colour: .*run"):
             call()
+
+
+def test_what_a_reader_must_know_stands_below(tmp_path):
+    write_seeds(tmp_path, "a", [90.0, 91.0], dataset="cifar10", limit_test=0)
+    write_seeds(tmp_path, "b", [50.0, 51.0], dataset="cifar100", limit_test=0)
+    write_seeds(tmp_path, "c", [92.0], dataset="cifar10", limit_test=0)
+    write(tmp_path / "c-s1", arguments={"model": "c", "seed": 1, "epochs": 2, "dataset": "cifar10", "limit_test": 100})
+    write(tmp_path / "d", arguments={"model": "d", "seed": 0, "epochs": 2, "dataset": "cifar10", "limit_test": 0})
+    groups = replicates.group(metrics.load_runs([str(tmp_path / "*")]))
+    table = tables.compare(groups, ["run", "difference", "verdict"], baseline=groups[0])
+    rows = {row["run"]: row for row in table.rows}
+    assert rows["b"]["difference"] is None and rows["b"]["verdict"] == "other test pictures"
+    assert rows["c-s1"]["verdict"] == "other test pictures" and rows["c-s0"]["difference"] == 2.0
+    assert rows["d"]["verdict"] == "not finished"
+    for kind in ("text", "markdown", "latex"):
+        text = table.render(kind)
+        assert "several data sets (cifar10, cifar100)" in text and "Differences are from a, in points" in text
+    assert "Differences" not in table.render("csv")
 
 
 def test_rows_without_a_value_come_last_whichever_way(groups, tmp_path):

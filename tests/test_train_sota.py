@@ -219,7 +219,8 @@ def test_a_smoke_run_goes_the_whole_way(name, tmp_path, monkeypatch, few_shapes,
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources, "load_shapes", lambda: few_shapes)
-    assert train_sota.main(["--model", name, "--smoke", "--device", "cpu"]) == 0
+    device = [] if name == "vit_custom" else ["--device", "cpu"]  # as the README has it, it is chosen
+    assert train_sota.main(["--model", name, "--smoke", *device]) == 0
     text = capsys.readouterr().out
     (directory,) = (tmp_path / "runs").iterdir()
     assert "smoke" in directory.name and "from epoch 2, step 4" in text
@@ -243,6 +244,8 @@ def test_a_smoke_run_goes_the_whole_way(name, tmp_path, monkeypatch, few_shapes,
         (("--accumulate", 2, "--micro-batch", 4), "--accumulate and --micro-batch say the same in two ways", 2),
         (("--lora-rank", 2, "--freeze-backbone", "--augment", "none"), "--lora-rank trains what --freeze-backbone keeps", 2),
         (("--lora-rank", 2, "--fsdp"), "--fsdp goes without --lora-rank and --ema-device cpu", 2),
+        (("--fsdp",), "--fsdp divides a model among processes: start them with torchrun --nproc-per-node=N", 2),
+        (("--smoke", "--dry-run"), "--smoke trains and --dry-run doesn't: give one of them", 2),
         (("--gpu-memory", 80), "--gpu-memory goes with --dry-run", 2),
         (("--smoke", "--pretrained"), "--smoke tries a small copy with fresh weights: leave --pretrained out", 2),
         (("--dry-run", "--dataset", "folder"), "--data-dir data has no train/<class>/", 2),
