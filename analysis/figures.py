@@ -82,6 +82,7 @@ def plain_numbers(axis):
     """0.2, 0.5, 1 instead of powers of ten, on a logarithmic axis (matplotlib's XAxis or YAxis)."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_data_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))  # of more, the numbers would touch
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -38,7 +38,7 @@ def read_weights(path):
 
     Of a run's file, the weights are its moving average, if it has one; its card says what they were made with.
     """
-    card, path = None, weights_file(path)
+    card = None
     if Path(path).suffix == ".safetensors":
         state = _read_safetensors(path)
     else:
@@ -79,6 +79,7 @@ def load_weights(model, path):
     A classifier of another shape stays fresh; positions and patch embeddings of another size are resampled. Raises UserError
     when the file fits another architecture: anything but the classifier missing or of another shape.
     """
+    path = weights_file(path)
     (state, card), own = read_weights(path), model.state_dict()
     state = _adapt(state, model, path)
     classifier = classifier_keys(model)

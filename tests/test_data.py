@@ -293,7 +293,8 @@ def test_limits_keep_shares_and_leave_the_other_part_alone(odd_split):
     (dict(limit_train=10002), "--limit-train 10002 asks for too much: shapes has 10001"),
     (dict(limit_test=2002), "--limit-test 2002 asks for too much: shapes has 2001"),
     (dict(val_size=9992), "--val-size 9992 asks for too much"),
-    (dict(limit_train=50, val_size=41), "--val-size 41 asks for too much: shapes has 50"),
+    (dict(limit_train=50, val_size=41), "--val-size 41 asks for too much: shapes has 50 examples here, and 10 must be left"),
+    (dict(val_size=9), "--val-size 9 is less than an image of each of the 10 classes"),
 ])  # fmt: skip
 def test_asking_for_more_than_there_is_is_refused(odd_split, options, said):
     with refused(said) as caught:

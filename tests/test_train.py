@@ -425,6 +425,8 @@ BAD = [
     (("--device", "meta"), "--device meta"),
     (("--pretrained",), "no published weights"),
     (("--weights", "nothing.pt"), "no weights file nothing.pt"),
+    (("--weights", "."), "no weights file best.pt"),
+    (("--drop-path", 0.1), "resnet20 takes no --drop-path"),
     (("--device", "cuda:77"), "--device cuda:77"),
     (("--dataset", "folder", "--data-dir", "nowhere"), "no folder nowhere"),
     (("--dataset", "cifar10", "--data-dir", "empty", "--data-url", "http://127.0.0.1:9/x"), "--dataset shapes"),
@@ -492,6 +494,7 @@ def test_weights_from_a_file(train, tmp_path, capsys, kind):
     fresh = model.fc.weight.clone()
     line, card = load_weights(model, path)
     assert (card is not None) == (kind == "best.pt")
+    assert kind != "best.pt" or load_weights(model, path.parent) == (line, card)  # its run
     assert "\n" not in line
     if kind == "best.pt":
         assert "new" not in line

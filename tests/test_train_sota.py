@@ -88,6 +88,16 @@ def test_a_run_says_first_what_it_needs(train_small, capsys):
 # ---- to make it fit ----------------------------------------------------------------------------------------------------
 
 
+def test_a_run_that_was_cut_in_parts_goes_on_in_smaller_ones(train_small):
+    """What to do after running out of memory; how a batch is cut was on the command line, and --accumulate would be refused."""
+    cut = train_small("--epochs", 1, "--accumulate", 2, "--schedule", "constant", "--warmup-epochs", 0, "--ema-decay", 0.5)
+    again = train_small("--resume", cut, "--epochs", 2, "--micro-batch", 8, "--device", "cpu")
+    config = json.loads((again / "config.json").read_text())
+    assert (config["arguments"]["micro_batch"], config["arguments"]["accumulate"]) == (8, 4)
+    assert config["from"]["micro_batch"] == config["from"]["epochs"] == "command line"
+    assert config["from"]["accumulate"] == "--micro-batch"
+
+
 def test_parts_of_a_batch_are_accumulated(train_small):
     """The global batch stays: as many steps, and the same ones as with --accumulate."""
     cut = train_small("--epochs", 1, "--micro-batch", 12, output="cut")

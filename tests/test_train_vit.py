@@ -197,6 +197,6 @@ def test_more_bad_input(train, train_small, weights, tmp_path):
         train_small("--weights", tmp_path / "cut.pt")
     with refused("resnet20 has no gradient checkpointing"):
         train("--grad-checkpointing")
-    with refused("resnet20 has no option 'drop_path'"):
+    with refused("resnet20 takes no --drop-path"):
         train("--drop-path", 0.1)
     assert not (tmp_path / "run").exists()
