@@ -185,7 +185,8 @@ def _common_name(runs):
 def arguments(groups):
     """(names of the arguments that differ between groups, {name: value} of those that are the same in all)."""
     having = [g for g in groups if any(run.arguments for run in g.runs)]
-    names = dict.fromkeys(name for g in having for run in g.runs for name in run.arguments if name not in PLACE)
+    names = dict.fromkeys(name for g in having for run in g.runs for name in run.arguments
+                          if name not in PLACE | _as_memory_allowed(run))  # fmt: skip
     values = {name: [g.argument(name) for g in having] for name in names}
     if "dataset" in values and any(value != values["dataset"][0] for value in values["dataset"]):
         values.pop("data_dir", None)  # other data lies elsewhere: that is no difference of its own
