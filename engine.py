@@ -12,8 +12,9 @@ import math
 import os
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -303,6 +304,9 @@ def peak_memory_mb(device):
     """Largest memory so far: of tensors on a GPU, of the whole process on a CPU; None where the system doesn't tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with suppress(OSError, StopIteration):  # of Linux; its ru_maxrss would count what the process that started this one took
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:"))
     if resource is None:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

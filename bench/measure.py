@@ -125,10 +125,6 @@ def reset_peak(device):
 
 def peak(device):
     """Largest memory in bytes since reset_peak: of tensors on a GPU, of the whole process on Linux; None elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if device.type == "cpu" and sys.platform == "linux":
-        with suppress(OSError, StopIteration):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    if device.type == "cuda" or (device.type == "cpu" and sys.platform == "linux"):
+        return 2**20 * engine.peak_memory_mb(device)
     return None

@@ -42,12 +42,12 @@ def weights_of(directory, file="last.pt"):
 
 def test_a_dry_run_of_the_largest_takes_little(tmp_path):
     """In a process of its own, whose memory is measured; that it is quick is no test's affair."""
-    code = "import resource, sys, train_sota; train_sota.main('--model eva_giant --dry-run --gpu-memory 80'.split()); "
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    code = "import sys, torch, engine, train_sota; train_sota.main('--model eva_giant --dry-run --gpu-memory 80'.split()); "
+    code += "print(engine.peak_memory_mb(torch.device('cpu')), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stderr) < 3 * 2**20  # kB
+    assert 300 < float(done.stderr) < 3000
     assert "eva_giant, 336 px, 1000 classes: 1,013,005,672 parameters, 620.3 GMACs" in done.stdout
     for line in ("parameters 4.05, gradients 4.05, adamw's state 8.10, moving average 4.05", "--grad-checkpointing",
                  "--ema-device cpu", "--lora-rank 16", "80.00 GB are free"):  # fmt: skip
