@@ -23,7 +23,7 @@ import optim
 from analysis import metrics
 from augment import Pipeline
 from bench import speeds
-from bench.measure import flop_ceiling, in_turn, machine, rate, ready_batch, spread, training_step
+from bench.measure import flop_ceiling, in_turn, machine, rate, ready_batch, reset_peak, spread, training_step
 from data import Batches
 from sources import ARCHIVES, Examples
 
@@ -197,6 +197,7 @@ def measure_checkpoint(args, device):
             checkpoint.save(state, last, previous=last.with_name("previous.pt"))
             checkpoint.save({"state_dict": ema.model.state_dict()}, best)
 
+        reset_peak(torch.device("cpu"))  # what the step took before would hide what a save takes
         before = engine.peak_memory_mb(torch.device("cpu"))
         save()
         size = last.stat().st_size / 2**20
