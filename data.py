@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 import augment
+import imagefolder
 import sources
 from errors import UserError
 
@@ -37,7 +38,7 @@ def load(name, data_dir="data", *, data_url=None, image_size=None, val_size=0, l
     if name == "shapes":
         loaded = sources.load_shapes()
     elif name == "folder":
-        loaded = sources.load_folder(Path(data_dir), image_size or 32, skip_bad_images)
+        loaded = imagefolder.load_folder(Path(data_dir), image_size or 32, skip_bad_images)
     elif name in sources.ARCHIVES:
         loaded = sources.load_archive(name, Path(data_dir), data_url)
     else:

@@ -46,7 +46,7 @@ def export(predictor, kind, directory):
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {directory} can't be made: {error.strerror}", status=2) from error
-    temporary, written = directory / f".{file.name}.tmp", False
+    temporary = directory / f".{file.name}.tmp"
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters' own, of things that were decided here
@@ -60,11 +60,10 @@ def export(predictor, kind, directory):
                 raise UserError(f"{card['model']} can't be exported as {kind}: {first_line(error)}") from error
         figures.write(directory / "README.md", readme(predictor, kind).encode())
         temporary.replace(file)
-        written = True
     finally:
         temporary.unlink(missing_ok=True)
-        if made and not written:
-            with contextlib.suppress(OSError):
+        if made:
+            with contextlib.suppress(OSError):  # what was written stands in the way
                 directory.rmdir()
     return f"{file} ({file.stat().st_size / 2**20:.1f} MB): {checked}; how to use it: {directory / 'README.md'}"
 

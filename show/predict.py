@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import data
-import sources
+import imagefolder
 from analysis import metrics
 from augment import Pipeline
 from errors import UserError
@@ -80,7 +80,7 @@ def load_pictures(files, size):
     for file in files:
         if not Path(file).is_file():
             raise UserError(f"there is no picture file {file}", status=2)
-        picture = sources.decode(file, size)
+        picture = imagefolder.decode(file, size)
         if isinstance(picture, str):
             raise UserError(f"{file} can't be read as a picture ({picture})")
         pictures.append(torch.from_numpy(np.array(picture)))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import sources
+import imagefolder
 from analysis import tables
 from errors import UserError
 
@@ -37,7 +37,7 @@ def build(predictor, topk):
 
 def try_picture(predictor, picture, topk):
     """({class: probability} of the topk, uint8 RGB (SIDE, SIDE, 3) of where it looks or None) of a PIL picture of any size."""
-    images = torch.from_numpy(sources.square(picture, predictor.card["image_size"]).copy()).permute(2, 0, 1)[None]
+    images = torch.from_numpy(imagefolder.square(picture, predictor.card["image_size"]).copy()).permute(2, 0, 1)[None]
     probabilities = predictor.logits(images).softmax(1)[0]
     top = probabilities.topk(min(topk, len(probabilities)))
     named = {predictor.classes[c]: p for c, p in zip(top.indices.tolist(), top.values.tolist())}
@@ -46,7 +46,7 @@ def try_picture(predictor, picture, topk):
     except UserError:  # a model that can't be looked into answers all the same
         return named, None
     heat = F.interpolate(heat[None], (SIDE, SIDE), mode="bilinear")[0, 0, :, :, None].numpy()
-    gray = np.array(Image.fromarray(sources.square(picture, SIDE)).convert("L"))[..., None]
+    gray = np.array(Image.fromarray(imagefolder.square(picture, SIDE)).convert("L"))[..., None]
     colour = np.array([249, 142, 9])
     return named, (gray * (1 - 0.65 * heat) + colour * 0.65 * heat).astype(np.uint8)
 

@@ -379,6 +379,7 @@ def load_data(name, directory, url, published, until, notes):
     """
     import checkpoint
     import data
+    import imagefolder
     import sources
 
     if published:
@@ -392,7 +393,7 @@ def load_data(name, directory, url, published, until, notes):
 
         return decode_all
 
-    patch(sources, "_decode_all", noting)
+    patch(imagefolder, "_decode_all", noting)
     wait_for(until)
     split = data.load(name, directory, data_url=url)
     print(checkpoint.digest([split.train.images, split.train.labels, split.test.images, split.test.labels]))

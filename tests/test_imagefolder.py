@@ -17,7 +17,7 @@ from test_checkpoint import Hostile
 
 import checkpoint
 import data
-import sources
+import imagefolder
 from augment import Pipeline
 from data import Batches
 
@@ -51,8 +51,8 @@ def load(root, image_size=32, **options):
 @pytest.fixture
 def decoded(monkeypatch):
     """The names of the pictures that are decoded, as they come."""
-    names, decode = [], sources.decode
-    monkeypatch.setattr(sources, "decode", lambda path, size: names.append(Path(path).name) or decode(path, size))
+    names, decode = [], imagefolder.decode
+    monkeypatch.setattr(imagefolder, "decode", lambda path, size: names.append(Path(path).name) or decode(path, size))
     return names
 
 
@@ -93,7 +93,7 @@ def only(tmp_path, picture, name="a.png", **options):
 
 def test_a_picture_of_the_right_size_is_kept_to_the_bit(tmp_path):
     picture = soft_picture(24, 24)
-    assert np.array_equal(sources.decode(only(tmp_path, picture), 24), np.asarray(picture))
+    assert np.array_equal(imagefolder.decode(only(tmp_path, picture), 24), np.asarray(picture))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "I;16"])
@@ -109,7 +109,7 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
     else:
         picture = expected = picture.convert(mode)
     path = only(tmp_path, picture, "a.jpg" if mode == "CMYK" else "a.png", **({"quality": 100} if mode == "CMYK" else {}))
-    out = sources.decode(path, 24)
+    out = imagefolder.decode(path, 24)
     assert out.shape == (24, 24, 3) and out.dtype == np.uint8
     difference = np.abs(out.astype(int) - np.asarray(expected.convert("RGB")))
     assert difference.max() <= (8 if mode == "CMYK" else 0)  # JPEG loses a little
@@ -124,7 +124,7 @@ def test_turned_pictures_are_set_upright(tmp_path, orientation):
     lying = upright.transpose(undo[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    out = sources.decode(only(tmp_path, lying, "a.png", exif=exif), 32)
+    out = imagefolder.decode(only(tmp_path, lying, "a.png", exif=exif), 32)
     assert np.array_equal(out, np.asarray(ImageOps.fit(upright, (32, 32), Image.Resampling.BICUBIC)))
 
 
@@ -253,7 +253,7 @@ def test_a_picture_that_claims_too_much_is_not_decoded(folder, monkeypatch, how)
     path = folder / "train" / "dog" / "0.png"
     spoil(path, how)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    assert isinstance(sources._shorter_side(path), str) and isinstance(sources.decode(path, 32), str)
+    assert isinstance(imagefolder._shorter_side(path), str) and isinstance(imagefolder.decode(path, 32), str)
 
 
 def test_unreadable_pictures_are_counted_and_left_out_on_request(folder, decoded):
@@ -268,7 +268,7 @@ def test_unreadable_pictures_are_counted_and_left_out_on_request(folder, decoded
     kept = [path for path in sorted((folder / "train").rglob("*.*")) if path.name != "0.png" or "dog" in str(path)]
     kept = [path for path in kept if path.name != "2.png" or "cat" in str(path)]
     for image, path in zip(split.train.images, kept, strict=True):
-        assert np.array_equal(image.permute(1, 2, 0).numpy(), sources.decode(path, 32))
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), imagefolder.decode(path, 32))
     with refused(str(folder), "can't be read as a picture"):  # the cache is that of another request
         load(folder)
 
@@ -284,8 +284,8 @@ def test_a_refusal_does_not_wait_for_the_rest(folder, monkeypatch):
     for i in range(200):
         os.link(folder / "train" / "dog" / "0.png", folder / "train" / "dog" / f"z{i}.png")
     spoil(folder / "train" / "cat" / "0.png", "truncated")
-    decode, calls = sources.decode, []
-    monkeypatch.setattr(sources, "decode", lambda *args: calls.append(time.sleep(0.005)) or decode(*args))
+    decode, calls = imagefolder.decode, []
+    monkeypatch.setattr(imagefolder, "decode", lambda *args: calls.append(time.sleep(0.005)) or decode(*args))
     with refused(folder / "train" / "cat" / "0.png", "can't be read"):
         load(folder)
     assert len(calls) < 100
