@@ -27,7 +27,7 @@ from errors import UserError
 from free_memory import available
 from sources import Examples
 
-BORDERED = 2**28  # bytes of images on a CPU whose border for cropping is made once (CIFAR has 0.15 GB), not for each batch
+BORDERED = 2**28  # bytes of images in the CPU's memory whose border for cropping is made once, not per batch (CIFAR: 154 MB)
 DATASETS = ("cifar10", "cifar100", "folder", "shapes")
 
 
@@ -128,7 +128,7 @@ class Batches:
     batch is left out; without, every image comes once, in order. repeats: how often a batch has each of its images, with
     other draws of the augmentation (arXiv 1901.09335); an epoch has as many batches as without. resident: where the images
     lie, "device" or "host", from where batches are sent ahead; "auto" is the device while they take at most a third of its free
-    memory. On a CPU, images of a cached folder are read from its file either way; those of the host don't stay mapped.
+    memory. On a CPU, images of a cached folder are read from its file either way, on the host ahead of the step.
     """
 
     def __init__(self, examples, batch_size, pipeline, *, device="cpu", seed=0, shuffle=True, repeats=1, rank=0, world=1,
@@ -145,7 +145,7 @@ class Batches:
             # twice their size (torch rounds pinned memory up to a power of two).
             # One for all epochs: memory that one stream has used is not given to another.
             self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        elif device.type != "cpu" or examples.nbytes <= BORDERED or len(examples.shape) == 2:  # features have no border
+        elif device.type != "cpu" or len(examples.shape) == 2 or (not examples.cached and examples.nbytes <= BORDERED):
             self.prepared = pipeline.prepare(_on_device(examples, device))
         self.labels = examples.labels.to(device)
         self.batch_size, self.pipeline, self.seed, self.shuffle = batch_size, pipeline, seed, shuffle
@@ -197,7 +197,6 @@ class Batches:
             shape = (len(index), height, width, channels)
             gathered = torch.empty(shape, dtype=torch.uint8, pin_memory=stream is not None)
             self.examples.gather(index, out=gathered)
-            self.examples.release()
             if stream is None:
                 return gathered.to(device), index.to(device), None
             with torch.cuda.stream(stream):
@@ -222,14 +221,13 @@ class Batches:
 
 
 def _on_device(examples, device, block=2**26):
-    """The images (N, 3, H, W) on a device, with no copy of all of them on the host; channels_last."""
-    if device.type == "cpu" or not (examples.cached or examples.rows is not None):
+    """The images (N, 3, H, W), or features, on a device, with no further copy of all of them on the host; channels_last."""
+    if device.type == "cpu" or (not examples.cached and examples.rows is None):
         return examples.images.to(device)
     count, channels, height, width = examples.shape
     images = torch.empty(count, height, width, channels, dtype=torch.uint8, device=device)
     for part in torch.arange(count).split(max(1, block // (channels * height * width))):
         images[part[0] : part[-1] + 1] = examples.gather(part).to(device)
-        examples.release()
     return images.permute(0, 3, 1, 2)
 
 

@@ -36,7 +36,7 @@ COLUMNS = 7  # of the table: the CRC, three sums, three sums of squares
 TRAILER = struct.Struct("<32sQ8s")  # SHA-256 of table and header, the header's length, MAGIC
 MAGIC = b"imgcache"
 CHECKED_AT_ONCE = 2**28  # bytes of images; 0.3 s
-RELEASED_EVERY = 2**26  # bytes that are checked before their pages are given back
+RELEASED_EVERY = 2**26  # bytes after which mapped pages are given back
 GB = 1e9
 
 
@@ -45,6 +45,7 @@ class CachedImages:
 
     def __init__(self, path, mapped, pixels, table):
         self.path, self.mapped, self.pixels, self.table = path, mapped, pixels, table
+        self.read = 0  # bytes since pages were given back
         self.checked = np.zeros(len(table), dtype=bool)
         with warnings.catch_warnings(action="ignore"):  # torch has no read-only tensors; nothing writes to this one
             self.tensor = torch.from_numpy(pixels)
@@ -67,6 +68,7 @@ class CachedImages:
         """The images with these indices, (B, S, S, 3). Raises UserError for a damaged one."""
         images = torch.index_select(self.tensor, 0, index, out=out)
         numbers = index.numpy()
+        self._release(images.nbytes)
         with self._removing_when_damaged():
             for place in np.flatnonzero(~self.checked[numbers]):
                 self._check(numbers[place], images[place].numpy())
@@ -80,15 +82,19 @@ class CachedImages:
 
     def check(self):
         """Compares every image that this process hasn't read yet with its CRC. Raises UserError for a damaged one."""
-        every = max(1, RELEASED_EVERY // self.pixels[0].nbytes)
-        for done, number in enumerate(np.flatnonzero(~self.checked), 1):
+        for number in np.flatnonzero(~self.checked):
             self._check(number, self.pixels[number])
-            if done % every == 0:
-                self.release()
+            self._release(self.pixels[number].nbytes)
 
-    def release(self):
-        """Gives the mapped pages back, so that they don't count as this process's; the system may keep them cached."""
-        if hasattr(mmap, "MADV_DONTNEED"):
+    def _release(self, read):
+        """Gives mapped pages back after so many bytes more were read; the system keeps them cached while it has memory.
+
+        Otherwise all that was ever read would count as this process's memory. To map a batch's pages again takes under a
+        hundredth of augmenting it.
+        """
+        self.read += read
+        if self.read > RELEASED_EVERY and hasattr(mmap, "MADV_DONTNEED"):
+            self.read = 0
             self.mapped.madvise(mmap.MADV_DONTNEED)
 
     def channel_sums(self, rows=None):
@@ -123,8 +129,10 @@ class Cached:
 
 def summary(image):
     """The table's row for an image (S, S, 3)."""
-    values = image.reshape(-1, 3).astype(np.int64)
-    return np.concatenate(([zlib.crc32(np.ascontiguousarray(image))], values.sum(0), (values * values).sum(0)))
+    values, pixels = np.arange(256), image.reshape(-1, 3)
+    # Counting takes a tenth of the time of summing squares.
+    counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(3)])
+    return np.concatenate(([zlib.crc32(np.ascontiguousarray(image))], counts @ values, counts @ values**2))
 
 
 def write(path, listing, side, results, count):

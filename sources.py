@@ -75,12 +75,6 @@ class Examples:
         """The images in parts of `size`, each (B, 3, H, W)."""
         for part in torch.arange(len(self)).split(size):
             yield self.gather(part).permute(0, 3, 1, 2)
-            self.release()
-
-    def release(self):
-        """Gives back what reading images from a file has mapped."""
-        if self.cached:
-            self.stored.release()
 
     def take(self, index):
         return Examples(self.stored, self.labels[index], index if self.rows is None else self.rows[index])

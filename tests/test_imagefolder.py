@@ -3,6 +3,7 @@
 import os
 import shutil
 import struct
+import sys
 import time
 import warnings
 import zlib
@@ -14,7 +15,7 @@ import pytest
 import torch
 from conftest import refused
 from PIL import Image, ImageOps
-from processes import load_data
+from processes import load_data, memory_limit, train_linear
 from test_checkpoint import Hostile
 
 import checkpoint
@@ -203,7 +204,6 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path, decoded, damage):
 @pytest.mark.parametrize("resident", ["device", "host"])
 def test_damage_of_a_large_cache_is_found_when_the_image_is_read(folder, decoded, monkeypatch, resident):
     monkeypatch.setattr(imagecache, "CHECKED_AT_ONCE", 0)
-    monkeypatch.setattr(data, "BORDERED", 0)
     expected = load(folder).train.images.clone()
     garble(folder / CACHE, expected)
     split = load(folder)
@@ -226,13 +226,12 @@ def test_the_cache_of_an_older_version_is_removed_and_said(folder):
 @pytest.mark.parametrize("options", [dict(), dict(limit_train=4), dict(val_size=2)], ids=str)
 @pytest.mark.parametrize("resident", ["device", "host", "auto"])
 def test_a_cached_folder_gives_the_batches_of_images_in_memory(folder, monkeypatch, options, resident):
-    """Read from the file, ahead of the step or when it asks, or prepared once: the same bits."""
+    """Read from the file ahead of the step, or when it asks: the same bits."""
     pipeline = Pipeline(MEAN, STD, 40, ("crop", "flip"), num_classes=2, mixup_alpha=0.4)
     split = load(folder, **options)
     in_memory = sources.Examples(split.train.images.clone(), split.train.labels)
     expected = list(Batches(in_memory, 2, pipeline, seed=3).epoch(1))
-    for bordered, free in ((0, 0), (0, 2**40), (2**28, 2**40)):
-        monkeypatch.setattr(data, "BORDERED", bordered)
+    for free in (0, 2**40):
         monkeypatch.setattr(data, "available", lambda device, free=free: free)
         batches = Batches(split.train, 2, pipeline, seed=3, resident=resident)
         assert batches.streamed == (resident == "host" or (resident == "auto" and not free))
@@ -258,7 +257,6 @@ def test_a_cached_folder_is_opened_without_reading_its_images(folder, decoded, m
         for i in range(50):
             os.link(folder / part / "dog" / "0.png", folder / part / "dog" / f"link {i}.png")
     monkeypatch.setattr(imagecache, "CHECKED_AT_ONCE", 0)
-    monkeypatch.setattr(data, "BORDERED", 0)
     first = load(folder)
     counted = data.channel_statistics(first.train.images)
     del decoded[:]
@@ -325,6 +323,26 @@ def test_room_on_the_disk_is_looked_for_before_anything_is_decoded(folder, decod
     with refused(folder / CACHE, "could not be written (", "GB are needed on the disk", "in memory the images need 0.00 GB"):
         load(folder)
     assert decoded == ["looked"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits private memory apart from mapped files")
+def test_a_folder_larger_than_the_memory_is_trained_on(tmp_path, forks):
+    """Decoded, trained on and evaluated with less memory beyond the interpreter's than the images take."""
+    root = tmp_path / "pets"
+    for part, count in (("train", 200), ("test", 5)):
+        for seed, label in enumerate(("cat", "dog")):
+            directory = root / part / label
+            directory.mkdir(parents=True)
+            soft_picture(384, 384, seed).save(directory / "0.png")
+            for i in range(1, count):
+                os.link(directory / "0.png", directory / f"{i}.png")
+    limited, cached, free = (
+        forks.run(faults=[*faults, train_linear(root, 384)]) for faults in ([memory_limit(100)], [memory_limit(100)], [])
+    )
+    for done in (limited, cached, free):
+        assert (done.returncode, done.err) == (0, "")
+    assert limited.out == cached.out == free.out and int(limited.out.split()[0]) > 150e6
 
 
 def spoil(path, how):
