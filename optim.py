@@ -181,8 +181,8 @@ class Ema:
         for same in self.floats:
             here = [b.to(a.device) if self.host else b for a, b in same]
             torch._foreach_lerp_([a for a, _ in same], here, 1 - decay)
-        for a, b in self.others:
-            a.copy_(b)
+        if self.others:
+            torch._foreach_copy_([a for a, _ in self.others], [b for _, b in self.others])
 
     @contextlib.contextmanager
     def at_hand(self):

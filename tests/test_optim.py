@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 import optim
@@ -199,3 +200,28 @@ def test_muon_groups_keep_decay_and_scale_and_those_of_an_older_state():
     assert optim.muon_groups(groups, model, {"param_groups": [{"use_fallback": True}]}) == divided
     head = next(g for g in divided if any(p is model.head.weight for p in g["params"]))
     assert head["use_fallback"] and head["weight_decay"] == 0.05
+
+
+def test_integer_buffers_are_averaged_in_one_call():
+    """They are copied, however many there are."""
+
+    def calls(norms):
+        model = torch.nn.Sequential(*(torch.nn.BatchNorm1d(2) for _ in range(norms)))
+        ema = optim.Ema(model, 0.5)
+        model(torch.randn(8, 2))
+        with Count() as count:
+            ema.update()
+        assert all(int(norm.num_batches_tracked) == 1 for norm in ema.model)
+        return count.calls
+
+    assert calls(2) == calls(50)
+
+
+class Count(TorchDispatchMode):
+    """Counts what is sent to a device."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        return function(*args, **(kwargs or {}))
