@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import engine
@@ -327,3 +328,32 @@ def test_training_on_a_gpu_resembles_the_cpu_and_stops_before_a_bad_step():
     with pytest.raises(engine.NonFiniteLoss, match="step 3 "):
         fit(exploding, source=source, optimizer=start(exploding))
     assert all(p.isfinite().all() for p in exploding.parameters())
+
+
+def test_fp16_reads_one_value_a_step_and_copies_the_statistics_in_one_call():
+    """However many norms there are. A value that is read makes the host wait for the device."""
+    few, many = fp16_calls(norms=1), fp16_calls(norms=30)
+    assert few == many and few["reads"] == 1
+
+
+def fp16_calls(norms):
+    """How many values a step reads, and how many calls copy tensors of statistics: six steps less two."""
+    found = []
+    for steps in (2, 6):
+        model = nn.Sequential(net(norm=True), *(nn.BatchNorm1d(10) for _ in range(norms - 1)))
+        optimizer = start(model, fused=False)
+        with Count() as count:
+            fit(model, source=batches(count=32 * steps), epochs=1, scaler=torch.amp.GradScaler("cpu"), optimizer=optimizer)
+        found.append(count)
+    return {name: (getattr(found[1], name) - getattr(found[0], name)) / 4 for name in ("reads", "copies")}
+
+
+class Count(TorchDispatchMode):
+    """Counts values that are read on the host, and calls that copy tensors as they are."""
+
+    reads = copies = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.reads += function is torch.ops.aten._local_scalar_dense.default
+        self.copies += function in (torch.ops.aten.clone.default, torch.ops.aten._foreach_copy_.default)
+        return function(*args, **(kwargs or {}))

@@ -274,6 +274,24 @@ def test_a_model_that_is_infinite_only_when_it_is_evaluated_stops_the_run(train,
     assert untimed(whole) == untimed(cut) and same_state(whole, cut)
 
 
+def test_gradient_checkpointing_counts_each_image_once_in_batch_norm(train, monkeypatch):
+    """The weights and statistics are those of a run without it, also where it is switched on for the rest of a run."""
+    options = ("--model", "timm/test_resnet", "--epochs", 2, "--accumulate", 2, "--ema-decay", 0.8)
+    plain = train(*options, output="plain")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        cut = train(*options, output="cut", status=143)
+    train("--resume", cut, "--grad-checkpointing")
+    checkpointed = train(*options, "--grad-checkpointing", output="checkpointed")
+    state = checkpoint.load(plain / "last.pt")
+    assert any("running_var" in name for name in state["state_dict"])
+    for directory in (cut, checkpointed):
+        other = checkpoint.load(directory / "last.pt")
+        assert untimed(plain) == untimed(directory)
+        assert all(same(state[key], other[key]) for key in ("state_dict", "ema"))
+        assert same(state["training"]["optimizer"], other["training"]["optimizer"])
+
+
 def test_a_muon_run_keeps_adamw_averages_for_its_first_and_last_layer(train):
     state = checkpoint.load(train("--epochs", 1, "--optimizer", "muon") / "last.pt")
     momenta, averages = (
