@@ -26,6 +26,7 @@ except ImportError:  # Windows
 
 from data import derive_seed
 from errors import UserError
+from models.weights import classifiers
 from ranks import Ranks
 
 
@@ -327,7 +328,7 @@ def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, 
         if not len(labels) and ranks.sharded:
             model(inputs.new_zeros(1, *inputs.shape[1:]))  # the others need this rank's part of the model
         if len(labels):  # else a rank's part of a small last batch
-            with autocast(device, dtype):
+            with autocast(device, dtype), _fp32_classifier(model, dtype):
                 logits = model(inputs)
             logits = logits.float()
             losses.append(loss_fn(logits, labels) * len(labels))
@@ -342,6 +343,27 @@ def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, 
     loss = sum(torch.stack(losses).tolist()) if losses else 0.0
     loss = loss if ranks.world == 1 else ranks.sum(torch.tensor(loss, device=device)).item()
     return {"loss": loss / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}
+
+
+@contextmanager
+def _fp32_classifier(model, dtype):
+    """Under autocast, the last linear layer in fp32: logits of 8 or 11 bits tie, and then the order of classes decides.
+
+    A layer of another kind stays as it is. The layer's own product is computed and replaced: it is small, and a hook that
+    left autocast would not return to it after an error.
+    """
+    layers = [layer for layer in classifiers(model) if isinstance(layer, torch.nn.Linear)] if dtype else []
+    hooks = [layer.register_forward_hook(_in_fp32) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _in_fp32(layer, inputs, output):
+    with torch.autocast(output.device.type, enabled=False):
+        return layer.forward(inputs[0].float())
 
 
 def synchronize(device):
