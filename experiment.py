@@ -198,7 +198,7 @@ def _run(args, origin, state, company, before):
     training = Training(
         model=model,
         optimizer=optim.create_optimizer(
-            args.optimizer, optim.param_groups(model, args.weight_decay, args.layer_decay), args.lr, args.momentum,
+            args.optimizer, _groups(args, model, state), args.lr, args.momentum,
             fused=dtype != torch.float16 and not (company.sharded and device.type == "cpu"),
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
@@ -269,6 +269,15 @@ def _run(args, origin, state, company, before):
             directory.close()
         print(f"test accuracy {figures['test_acc']:.2f} % ({figures['reported']})  {directory.path}")
         return 0
+
+
+@resume.refusing_misfits
+def _groups(args, model, state):
+    """The parameter groups of the run's optimizer."""
+    groups = optim.param_groups(model, args.weight_decay, args.layer_decay)
+    if args.optimizer != "muon":
+        return groups
+    return optim.muon_groups(groups, model, state["training"]["optimizer"] if state else None)
 
 
 @resume.refusing_misfits
