@@ -270,7 +270,7 @@ def decode(path, size):
 
 
 def square(picture, size):
-    """`decode`, of a PIL picture."""
+    """A PIL image as uint8 (size, size, 3): upright, RGB, the shorter side resized to `size`, the middle cut out."""
     from PIL import Image, ImageOps
 
     picture = ImageOps.exif_transpose(picture)
