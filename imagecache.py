@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-import checkpoint
+import files
+from checkpoint import first_line
 from errors import UserError
 
 FORMAT = 1
@@ -146,7 +147,7 @@ def write(path, listing, side, results, count):
     free = shutil.disk_usage(path.parent).free
     if free < need:
         raise OSError(errno.ENOSPC, f"{need / GB:.2f} GB are needed on the disk, {free / GB:.2f} GB are free")
-    with checkpoint.replacing(path) as file:
+    with files.replacing(path) as file:
         rows, unreadable = [], []
         for number, result in enumerate(results):
             if result is None:
@@ -214,4 +215,4 @@ def _read_end(file, size, path):
         header["listing"], header["unreadable"] = str(header["listing"]), [int(number) for number in header["unreadable"]]
         return header, np.frombuffer(end[:table], "<i8").reshape(-1, COLUMNS)
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError, struct.error, MemoryError) as error:
-        raise UserError(f"{path} is damaged ({checkpoint.first_line(error)})") from error
+        raise UserError(f"{path} is damaged ({first_line(error)})") from error

@@ -20,6 +20,7 @@ from test_checkpoint import Hostile
 
 import checkpoint
 import data
+import files
 import imagecache
 import imagefolder
 import sources
@@ -302,7 +303,7 @@ def test_without_room_for_a_cache_the_pictures_are_read(folder, monkeypatch):
     def full(path, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "replacing", full)
+    monkeypatch.setattr(files, "replacing", full)
     split = load(folder)
     assert len(split.train) == 6 and len(split.notes) == 1
     assert "no cache" in split.notes[0] and "No space left" in split.notes[0] and "\n" not in split.notes[0]
