@@ -27,7 +27,7 @@ from free_memory import available
 from imagecache import GB
 from sources import Examples, Split, one_at_a_time
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 MAX_PIXELS = 50_000_000  # an image that claims more is taken for a decompression bomb, before it is decoded
 AHEAD = 32  # decoded images that may wait for being written
 USABLE = 0.9  # part of the free memory that may be taken where there is no cache
@@ -137,7 +137,7 @@ def _list_classes(directory, root):
     empty = [name for name, files in found.items() if not files]
     if empty or not found:
         where = directory / empty[0] if empty else directory
-        raise UserError(f"{where} holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{where} holds no images ({', '.join(SUFFIXES)})")
     return found
 
 
@@ -147,7 +147,7 @@ def _list_images(directory):
 
 
 def _is_image(entry):
-    return os.path.splitext(entry.name)[1].lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+    return entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """A folder of pictures is read as it is, or refused by name."""
 
+import hashlib
+import json
 import os
 import shutil
 import struct
@@ -26,6 +28,7 @@ import imagefolder
 import sources
 from augment import Pipeline
 from data import Batches
+from errors import UserError
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 CACHE = ".cache-32px.images"
@@ -214,6 +217,53 @@ def test_damage_of_a_large_cache_is_found_when_the_image_is_read(folder, decoded
     with refused(folder / CACHE, "is damaged (image 5", "--resume"):
         next(batches)
     assert torch.equal(load(folder).train.images, expected) and len(decoded) == 20
+
+
+@pytest.mark.parametrize("forged", [
+    {"count": 10**18}, {"count": 11}, {"side": -1}, {"side": 2**70}, {"count": "10"}, {"side": 32.0}, {"format": 2},
+    {"listing": None}, {"unreadable": [[]]}, {"unreadable": 1}, [], None,
+], ids=str)  # fmt: skip
+def test_a_header_that_claims_something_else_is_refused(folder, forged):
+    load(folder)
+    path = folder / CACHE
+    raw = path.read_bytes()
+    _, length, magic = imagecache.TRAILER.unpack(raw[-imagecache.TRAILER.size :])
+    end = len(raw) - imagecache.TRAILER.size
+    header = json.loads(raw[end - length : end])
+    table = raw[end - length - 10 * 8 * imagecache.COLUMNS : end - length]
+    text = json.dumps(header | forged if isinstance(forged, dict) else forged).encode()
+    trailer = imagecache.TRAILER.pack(hashlib.sha256(table + text).digest(), len(text), magic)
+    path.write_bytes(raw[: end - length] + text + trailer)
+    if forged == {"listing": None}:  # of another folder
+        assert imagecache.read(path, header["listing"]) is None
+    else:
+        with refused(path, "is damaged ("):
+            imagecache.read(path, header["listing"])
+
+
+def test_an_interrupted_build_leaves_nothing(folder, monkeypatch):
+    def interrupt(path, size):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(imagefolder, "decode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load(folder)
+    assert sorted(os.listdir(folder)) == ["test", "train"]
+
+
+def test_decoding_waits_for_what_is_written(folder, decoded, monkeypatch):
+    """On a slow disk the decoded images don't pile up in memory."""
+    for i in range(200):
+        os.link(folder / "train" / "dog" / "0.png", folder / "train" / "dog" / f"z{i}.png")
+
+    def write(path, listing, side, results, count):
+        assert next(results) and count == 210
+        raise UserError("enough")
+
+    monkeypatch.setattr(imagecache, "write", write)
+    with refused("enough"):
+        load(folder)
+    assert len(decoded) <= imagefolder.AHEAD + 1
 
 
 def test_the_cache_of_an_older_version_is_removed_and_said(folder):
