@@ -104,8 +104,8 @@ def _place():
     """(rank, world size, number on this machine, processes on this machine), as torchrun says. Raises UserError."""
     missing = [name for name in (*PLACE, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise UserError(f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the processes with torchrun, "
-                        f"or unset WORLD_SIZE for one process", status=2)  # fmt: skip
+        raise UserError(f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the processes with "
+                        f"torchrun, or unset WORLD_SIZE for one process", status=2)  # fmt: skip
     return [int(os.environ[name]) for name in PLACE]
 
 
