@@ -120,7 +120,7 @@ def test_ranks_evaluate_every_image_once_and_talk_every_few_batches():
     assert found[0] == found[1] and sorted(seen) == sorted(examples.labels.tolist())
     assert (found[0]["acc"], found[0]["top5"]) == (alone["acc"], alone["top5"])
     assert found[0]["loss"] == pytest.approx(alone["loss"], rel=1e-6)
-    assert batches[0] == 11 and reductions <= 1 + batches[0] // 4  # one for the figures
+    assert batches == [10, 11] and reductions <= 3  # the last image is the second rank's; one reduction is for the figures
 
 
 @pytest.mark.parametrize(("asked_in", "at_most"), [(2, 4), (4, 4), (5, 8), (9, 11), (11, 11)])

@@ -20,6 +20,7 @@ import checkpoint
 import engine
 import ranks
 import sources
+import train as train_script
 from models.weights import load_checkpoint
 from ranks import Ranks, SyncBatchNorm, join
 
@@ -123,13 +124,13 @@ def test_a_signal_to_one_rank_ends_all_and_one_process_goes_on(train, tmp_path):
 
 @pytest.fixture
 def with_faults(tmp_path):
-    """with_faults(faults) -> a script for torchrun: train_vit.py after these faults of processes.py."""
+    """with_faults(faults) -> a script for torchrun: train.py after these faults of processes.py."""
 
     def write(faults):
         script = tmp_path / "faulty.py"
         script.write_text(
-            f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nimport cli, engine, processes, train_vit\n"
-            f"for name, arguments in {faults!r}:\n    processes.FAULTS[name](*arguments)\ncli.run(train_vit.main)\n"
+            f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nimport cli, engine, processes, train\n"
+            f"for name, arguments in {faults!r}:\n    processes.FAULTS[name](*arguments)\ncli.run(train.main)\n"
         )
         return script
 
@@ -141,24 +142,33 @@ MOMENTS = [(rank, [phase]) for phase in ("first batch", "training", "evaluation"
 MOMENTS += [(0, ["saving"]), (0, ["first batch", "saving"])]
 
 
+CUT = (*COMMON, *NO_BATCH_NORM, "--val-size", 24, "--batch-size", 30, "--schedule", "constant", "--warmup-epochs", 0)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The rows of the run that is cut."""
+    directory = tmp_path_factory.mktemp("runs") / "alone"
+    assert train_script.main([str(word) for word in (*CUT, "--output-dir", directory)]) == 0
+    return rows(directory)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_sigterm_to_torchrun_and_every_rank_loses_no_step(train, tmp_path, with_faults):
-    options = (*COMMON, *NO_BATCH_NORM, "--val-size", 24, "--batch-size", 30, "--schedule", "constant", "--warmup-epochs", 0)
-    alone = rows(train(*options, output="alone"))
-    for number, (rank, phases) in enumerate(MOMENTS):
-        cut, sign = tmp_path / f"cut{number}", tmp_path / f"sign{number}"
-        script = with_faults([terminate_job_in(phases, rank, sign)])
-        out, err = finish(torchrun(2, *options, "--output-dir", cut, script=script), status=1)
-        found, done = summary(cut), checkpoint.load(cut / "last.pt")["training"]["progress"]
-        assert (found["status"], found["signal"]) == ("interrupted", signal.SIGTERM), (phases, rank, err)
-        assert "with --resume" in out, err
-        assert 0 <= done["step"] - int(sign.read_text()) <= 1 and found["steps"] == done["step"], (phases, rank)
-        train("--resume", cut)
-        assert summary(cut)["status"] == "finished" and len(rows(cut)) == len(alone)
-        for ours, theirs in zip(rows(cut), alone):
-            for name in ("train_loss", "val_loss", "ema_val_loss"):
-                assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-3), (phases, rank, name)
+@pytest.mark.parametrize(("rank", "phases"), MOMENTS)
+def test_sigterm_to_torchrun_and_every_rank_loses_no_step(train, uninterrupted, tmp_path, with_faults, rank, phases):
+    cut, sign = tmp_path / "cut", tmp_path / "sign"
+    script = with_faults([terminate_job_in(phases, rank, sign)])
+    out, err = finish(torchrun(2, *CUT, "--output-dir", cut, script=script), status=1)
+    found, done = summary(cut), checkpoint.load(cut / "last.pt")["training"]["progress"]
+    assert (found["status"], found["signal"]) == ("interrupted", signal.SIGTERM), err
+    assert f"--resume {cut}" in out.splitlines()[-1] and OURS not in err
+    assert 0 <= done["step"] - int(sign.read_text()) <= 1 and found["steps"] == done["step"]
+    train("--resume", cut)
+    assert summary(cut)["status"] == "finished" and len(rows(cut)) == len(uninterrupted)
+    for ours, theirs in zip(rows(cut), uninterrupted):
+        for name in ("train_loss", "val_loss", "ema_val_loss"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-3)
 
 
 @pytest.mark.parametrize("how", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
@@ -177,6 +187,7 @@ def test_a_run_of_one_process_goes_on_in_two_with_held_out_images(train, tmp_pat
             assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_shards_and_from_whole_models_alike(train, tmp_path):
     """Momenta of shards are contiguous, others channels_last: see optim.load_optimizer."""
     options = (*COMMON, "--model", "resnet20", "--sync-bn", "--optimizer", "adamw", "--lr", 1e-4, "--schedule", "constant",
