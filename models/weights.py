@@ -110,10 +110,16 @@ def _adapt(state, model, path):
         raise UserError(f"{path} holds weights of another model ({checkpoint.first_line(error)})") from error
 
 
-def classifier_keys(model):
-    """Names of the parameters of the last linear layer: timm says which it is, ours is called fc."""
+def classifiers(model):
+    """The modules that compute the logits, one as a rule: timm says which they are, ours is called fc."""
     head = model.get_classifier() if hasattr(model, "get_classifier") else getattr(model, "fc", None)
-    ids = {id(p) for p in head.parameters()} if isinstance(head, torch.nn.Module) else set()
+    heads = head if isinstance(head, (tuple, list)) else [head]  # several: of a distilled network
+    return [module for module in heads if isinstance(module, torch.nn.Module)]
+
+
+def classifier_keys(model):
+    """Names of the parameters of the classifier."""
+    ids = {id(p) for head in classifiers(model) for p in head.parameters()}
     return {name for name, p in model.named_parameters() if id(p) in ids}
 
 

@@ -50,6 +50,7 @@ def same_state(one, other):
     for state in (a, b):
         for key in ("seconds", "total_seconds"):
             state["training"]["progress"].pop(key)
+        state["training"]["history"] = [accuracies for _, *accuracies in state["training"]["history"]]
         for key in ("output_dir", "resume", "resume_previous", "epochs", "device", "tag"):
             state["training"]["arguments"].pop(key)
     return same(a, b)
