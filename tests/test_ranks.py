@@ -124,12 +124,14 @@ def test_a_signal_to_one_rank_ends_all_and_one_process_goes_on(train, tmp_path):
 
 @pytest.fixture
 def with_faults(tmp_path):
-    """with_faults(faults) -> a script for torchrun: train.py after these faults of processes.py."""
+    """with_faults(faults) -> a script for torchrun: train.py after these faults of processes.py, with few shapes."""
 
     def write(faults):
         script = tmp_path / "faulty.py"
         script.write_text(
-            f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nimport cli, engine, processes, train\n"
+            f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+            f"import cli, engine, processes, sources, train\n"
+            f"shapes = sources.load_shapes(train=400, test=100)\nsources.load_shapes = lambda: shapes\n"
             f"for name, arguments in {faults!r}:\n    processes.FAULTS[name](*arguments)\ncli.run(train.main)\n"
         )
         return script
@@ -146,17 +148,21 @@ CUT = (*COMMON, *NO_BATCH_NORM, "--val-size", 24, "--batch-size", 30, "--schedul
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(tmp_path_factory, few_shapes):
     """The rows of the run that is cut."""
     directory = tmp_path_factory.mktemp("runs") / "alone"
-    assert train_script.main([str(word) for word in (*CUT, "--output-dir", directory)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "load_shapes", lambda: few_shapes)
+        assert train_script.main([str(word) for word in (*CUT, "--output-dir", directory)]) == 0
     return rows(directory)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("rank", "phases"), MOMENTS)
-def test_sigterm_to_torchrun_and_every_rank_loses_no_step(train, uninterrupted, tmp_path, with_faults, rank, phases):
+def test_sigterm_to_torchrun_and_every_rank_loses_no_step(train, uninterrupted, few_shapes, tmp_path, monkeypatch,
+                                                          with_faults, rank, phases):  # fmt: skip
+    monkeypatch.setattr(sources, "load_shapes", lambda: few_shapes)
     cut, sign = tmp_path / "cut", tmp_path / "sign"
     script = with_faults([terminate_job_in(phases, rank, sign)])
     out, err = finish(torchrun(2, *CUT, "--output-dir", cut, script=script), status=1)
