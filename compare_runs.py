@@ -117,7 +117,10 @@ def compare(args):
     if args.html:
         from analysis import report
 
-        figures.write(args.html, report.page(groups, table).encode())
+        text, notes = report.page(groups, table)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        figures.write(args.html, text.encode())
         print(f"page: {args.html}", file=sys.stderr)
 
 

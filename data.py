@@ -5,13 +5,15 @@
     for inputs, targets in batches.epoch(0): ...
 
 A dataset is one uint8 tensor of pictures and one int64 tensor of labels on the device. A batch is gathered and augmented
-there (augment.py): no worker processes, no copies from the host. Pictures that don't fit stay on the host, and batches are
-sent ahead of the step that takes them; what is made of them is the same to the bit. All that an epoch draws is a function of
-(seed, epoch, batch), so a run can go on from any batch, and nothing else that draws can change what it sees.
+there (augment.py): no worker processes, no copies from the host. Images that don't fit stay on the host, those of a folder in
+its cache file (imagecache.py), and batches are gathered and sent ahead of the step that takes them; what is made of them is
+bit-identical. All that an epoch draws is a function of (seed, epoch, batch), so a run can resume from any batch, and nothing
+else that draws can change what it sees.
 """
 
 import hashlib
 import itertools
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,10 @@ import augment
 import imagefolder
 import sources
 from errors import UserError
+from free_memory import available
+from sources import Examples
 
+BORDERED = 2**28  # bytes of images in the CPU's memory whose border for cropping is made once, not per batch (CIFAR: 154 MB)
 DATASETS = ("cifar10", "cifar100", "folder", "shapes")
 
 
@@ -52,7 +57,7 @@ def load(name, data_dir="data", *, data_url=None, image_size=None, val_size=0, l
         rest = torch.ones(len(loaded.train), dtype=torch.bool).index_fill_(0, held_out, False).nonzero().squeeze(1)
         loaded = replace(loaded, train=loaded.train.take(rest), val=loaded.train.take(held_out))
     if not loaded.mean:
-        mean, std = channel_statistics(loaded.train.images)
+        mean, std = channel_statistics(loaded.train)
         loaded = replace(loaded, mean=mean, std=std)
     return loaded
 
@@ -79,14 +84,21 @@ def _portion(examples, count, flag, name, leave=0):
 
 
 def channel_statistics(images, block=1 << 22):
-    """Mean and standard deviation of each channel over all pixels, in [0, 1], exactly: from counts of the 256 values."""
-    counts = torch.zeros(3, 256, dtype=torch.int64)
-    for part in images.split(max(1, block // images[0, 0].numel())):  # a few million pixels at a time
-        counts += torch.stack([torch.bincount(part[:, channel].flatten(), minlength=256) for channel in range(3)])
-    shares, values = counts / counts.sum(1, keepdim=True).double(), torch.arange(256, dtype=torch.float64) / 255
-    mean = shares @ values
-    std = (shares * (values - mean[:, None]).square()).sum(1).clamp(min=1e-11).sqrt()
-    return tuple(mean.tolist()), tuple(std.tolist())
+    """Mean and standard deviation of each channel over all pixels, in [0, 1], to the last bit: from sums of whole numbers.
+
+    images: Examples, or a tensor (N, 3, H, W). Of a cached folder the sums are known, and no image is read.
+    """
+    pixels = len(images) * images.shape[2] * images.shape[3]
+    if isinstance(images, Examples) and images.cached:
+        sums, squares = images.stored.channel_sums(images.rows)
+    else:
+        counts, values = torch.zeros(3, 256, dtype=torch.int64), torch.arange(256)
+        for part in images.split(max(1, block // (images.shape[2] * images.shape[3]))):  # a few million pixels at a time
+            counts += torch.stack([torch.bincount(part[:, channel].flatten(), minlength=256) for channel in range(3)])
+        sums, squares = counts @ values, counts @ values.square()
+    sums, squares = sums.tolist(), squares.tolist()  # Python's integers and their quotients are exact
+    variances = [(pixels * square - total * total) / (255 * pixels) ** 2 for total, square in zip(sums, squares)]
+    return tuple(total / (255 * pixels) for total in sums), tuple(math.sqrt(max(value, 1e-11)) for value in variances)
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------
@@ -114,8 +126,9 @@ class Batches:
     examples: on any device, moved to `device` here; batch_size: images of all ranks together; pipeline: see
     augment.Pipeline. With shuffle, every epoch has its own permutation, common to all ranks, and the incomplete last
     batch is left out; without, every image comes once, in order. repeats: how often a batch has each of its images, with
-    other draws of the augmentation (arXiv 1901.09335); an epoch has as many batches as without. resident: where the pictures
-    lie, "device" or "host"; "auto" is the device while they take at most a third of its free memory.
+    other draws of the augmentation (arXiv 1901.09335); an epoch has as many batches as without. resident: where the images
+    lie, "device" or "host", from where batches are sent ahead; "auto" is the device while they take at most a third of its free
+    memory. On a CPU, images of a cached folder are read from its file either way, on the host ahead of the step.
     """
 
     def __init__(self, examples, batch_size, pipeline, *, device="cpu", seed=0, shuffle=True, repeats=1, rank=0, world=1,
@@ -125,15 +138,15 @@ class Batches:
         if shuffle and world > 1 and batch_size < 2 * world:
             raise UserError(f"--batch-size {batch_size} is too small for {world} processes: each needs two images", status=2)
         device = torch.device(device)
-        self.streamed = _streams(examples.images, device, resident)
+        self.examples, self.prepared = examples, None
+        self.streamed = _streams(examples, device, resident)
         if self.streamed:
-            # Only the batches that are sent are pinned: of all pictures it would be a second copy, in each process, of up to
+            # Only the batches that are sent are pinned: of all images it would be a second copy, in each process, of up to
             # twice their size (torch rounds pinned memory up to a power of two).
-            self.host_images = examples.images.permute(0, 2, 3, 1).contiguous()
             # One for all epochs: memory that one stream has used is not given to another.
             self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        else:
-            self.prepared = pipeline.prepare(examples.images.to(device))
+        elif device.type != "cpu" or len(examples.shape) == 2 or (not examples.cached and examples.nbytes <= BORDERED):
+            self.prepared = pipeline.prepare(_on_device(examples, device))
         self.labels = examples.labels.to(device)
         self.batch_size, self.pipeline, self.seed, self.shuffle = batch_size, pipeline, seed, shuffle
         self.repeats, self.rank, self.world = repeats, rank, world
@@ -167,6 +180,8 @@ class Batches:
             if self.streamed:
                 images, index = next(arriving)
                 yield self.pipeline(images, self.labels[index], draws)
+            elif self.prepared is None:
+                yield self.pipeline(self.examples.gather(index).permute(0, 3, 1, 2), self.labels[index], draws)
             else:
                 yield self.pipeline.batch(self.prepared, self.labels, index, draws)
 
@@ -178,9 +193,10 @@ class Batches:
         device, stream = self.labels.device, self.stream
 
         def send(index):
-            shape = (len(index), *self.host_images.shape[1:])
+            _, channels, height, width = self.examples.shape
+            shape = (len(index), height, width, channels)
             gathered = torch.empty(shape, dtype=torch.uint8, pin_memory=stream is not None)
-            torch.index_select(self.host_images, 0, index, out=gathered)
+            self.examples.gather(index, out=gathered)
             if stream is None:
                 return gathered.to(device), index.to(device), None
             with torch.cuda.stream(stream):
@@ -204,15 +220,30 @@ class Batches:
         return self.epoch(0)
 
 
-def _fits(images, device):
-    """A third: a border for cropping is half as much again, and while it is made the pictures lie there twice."""
-    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 3
+def _on_device(examples, device, block=2**26):
+    """The images (N, 3, H, W), or features, on a device, with no further copy of all of them on the host; channels_last."""
+    if device.type == "cpu" or (not examples.cached and examples.rows is None):
+        return examples.images.to(device)
+    count, channels, height, width = examples.shape
+    images = torch.empty(count, height, width, channels, dtype=torch.uint8, device=device)
+    for part in torch.arange(count).split(max(1, block // (channels * height * width))):
+        images[part[0] : part[-1] + 1] = examples.gather(part).to(device)
+    return images.permute(0, 3, 1, 2)
 
 
-def resident_bytes(images, device, resident="auto"):
-    """Of a GPU's memory, what Batches will take for these pictures, with their border for cropping."""
-    return 0 if device.type != "cuda" or _streams(images, device, resident) else int(1.6 * images.nbytes)
+def _fits(examples, device):
+    """A third: a border for cropping is half as much again, and while it is made the images lie there twice.
+
+    Images that lie in the CPU's memory anyway fit there.
+    """
+    in_place = device.type == "cpu" and not examples.cached
+    return in_place or examples.nbytes <= available(device) / 3
 
 
-def _streams(images, device, resident):
-    return resident == "host" or (resident == "auto" and not _fits(images, device))
+def resident_bytes(examples, device, resident="auto"):
+    """Of a GPU's memory, what Batches will take for these images, with their border for cropping."""
+    return 0 if device.type != "cuda" or _streams(examples, device, resident) else int(1.6 * examples.nbytes)
+
+
+def _streams(examples, device, resident):
+    return resident == "host" or (resident == "auto" and not _fits(examples, device))

@@ -166,7 +166,7 @@ def _run(args, origin, state, company, before):
         model, company = ranks.shard(model, company), replace(company, sharded=True)
     else:
         model = model.to(device, memory_format=torch.channels_last)
-    beside = sum(data.resident_bytes(part.images, device, args.resident) for part in (split.train, split.val or split.test))
+    beside = sum(data.resident_bytes(part, device, args.resident) for part in (split.train, split.val or split.test))
     at_once = memory.cut_batches(args, origin, model, options, split.num_classes, dtype, company, beside)
     # Four parts of training, as one process would cut it, because nothing is kept for a backward pass.
     at_once = at_once or min(EVAL_BATCH, 4 * max(1, args.batch_size // args.accumulate))

@@ -25,20 +25,59 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from errors import UserError
+from imagecache import CachedImages
 
 
 @dataclass(frozen=True)
 class Examples:
-    """uint8 images (N, 3, H, W), channels_last, and their int64 labels (N,)."""
+    """uint8 images (N, 3, H, W) and their int64 labels (N,).
 
-    images: torch.Tensor
+    stored: a tensor, channels_last, or an imagecache.CachedImages; rows: which of the stored images these are (None: all), so
+    that a selection copies nothing.
+    """
+
+    stored: torch.Tensor | CachedImages
     labels: torch.Tensor
+    rows: torch.Tensor | None = None
 
     def __len__(self):
         return len(self.labels)
 
+    @property
+    def shape(self):
+        return torch.Size((len(self.labels), *self.stored.shape[1:]))
+
+    @property
+    def nbytes(self):
+        size = 1 if self.cached else self.stored.element_size()
+        return self.shape.numel() * size
+
+    @property
+    def cached(self):
+        """Whether the images lie in a file."""
+        return isinstance(self.stored, CachedImages)
+
+    @property
+    def images(self):
+        """All images as a tensor (N, 3, H, W): a view, or for a selection a copy."""
+        if self.rows is not None:
+            return self.gather(torch.arange(len(self))).permute(0, 3, 1, 2)
+        return self.stored.all().permute(0, 3, 1, 2) if self.cached else self.stored
+
+    def gather(self, index, out=None):
+        """The images with these indices, uint8 (B, H, W, 3) on the CPU."""
+        index = index if self.rows is None else self.rows[index]
+        if self.cached:
+            return self.stored.gather(index, out)
+        return torch.index_select(self.stored.permute(0, 2, 3, 1), 0, index, out=out)
+
+    def split(self, size):
+        """The images in parts of `size`, each (B, 3, H, W)."""
+        for part in torch.arange(len(self)).split(size):
+            yield self.gather(part).permute(0, 3, 1, 2)
+
     def take(self, index):
-        return Examples(_gather(self.images, index), self.labels[index])
+        return Examples(self.stored, self.labels[index], index if self.rows is None else self.rows[index])
 
 
 @dataclass(frozen=True)
@@ -57,11 +96,6 @@ class Split:
     @property
     def num_classes(self):
         return len(self.classes)
-
-
-def _gather(images, index):
-    """images[index], in the memory format that the dataset has."""
-    return images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
 def _channels_last(array):

@@ -1,6 +1,6 @@
 """One HTML page of runs that opens without network: a sortable table, curves to point at, example pictures.
 
-    Path("report.html").write_text(page(groups, tables.compare(groups)))
+    text, notes = page(groups, tables.compare(groups))
 
 The curves are plotly's (pip install plotly), whose script is copied into the page: it makes a page of five megabytes that
 still works in ten years. The page's own policy forbids it to load anything. Names are others' words, and are escaped.
@@ -10,7 +10,7 @@ import base64
 import html
 import math
 
-from analysis import curves, figures, replicates
+from analysis import curves, figures, metrics, replicates
 from errors import UserError
 
 POINTS = 100_000  # more of them, and a browser becomes slow
@@ -66,13 +66,18 @@ PAGE = """<!doctype html>
 
 
 def page(groups, table, title="Runs compared"):
-    """The page as text. groups: replicates.Group; table: tables.Table of them. Raises UserError without plotly."""
+    """(the page as text, a note for each example picture that was left out). Raises UserError without plotly.
+
+    groups: replicates.Group; table: tables.Table of them.
+    """
     plot, thinned = _plot(groups)
-    return PAGE.format(
-        title=html.escape(title), style=STYLE, sort=SORT, table=_table(table), plot=plot, pictures=_pictures(groups),
+    pictures, notes = _pictures(groups)
+    text = PAGE.format(
+        title=html.escape(title), style=STYLE, sort=SORT, table=_table(table), plot=plot, pictures=pictures,
         said="\n".join(f'<p class="quiet">{html.escape(sentence)}</p>' for sentence in table.said()),
         thinned=f" Every {thinned}th epoch is drawn." if thinned > 1 else "",
     )  # fmt: skip
+    return text, notes
 
 
 def _table(table):
@@ -151,14 +156,27 @@ def _thin(values, every):
 
 
 def _pictures(groups):
-    """What show_example.py left in the runs' directories, copied into the page."""
-    found = []
-    for group in groups:
-        for run in group.runs:
-            for path in [path for pattern in PICTURES for path in sorted(run.path.parent.glob(pattern))]:
-                if run.own and path.stat().st_size <= PICTURE_BYTES:
-                    data = base64.b64encode(path.read_bytes()).decode()
-                    caption = html.escape(f"{run.name}: {path.stem}")
-                    found.append(f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-                                 f"<figcaption>{caption}</figcaption></figure>")  # fmt: skip
-    return "<h2>Example pictures</h2>\n" + "\n".join(found) if found else ""
+    """(what show_example.py left in the runs' directories as HTML, a note for each file that was left out)."""
+    found, notes = [], []
+    for run in (run for group in groups for run in group.runs if run.own):
+        for path in [path for pattern in PICTURES for path in sorted(run.path.parent.glob(pattern))]:
+            try:
+                data = base64.b64encode(_read_png(path)).decode()
+            except (OSError, ValueError) as error:
+                notes.append(metrics.printable(f"{path} is left out: {getattr(error, 'strerror', None) or error}"))
+                continue
+            caption = html.escape(f"{run.name}: {path.stem}")
+            found.append(f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+                         f"<figcaption>{caption}</figcaption></figure>")  # fmt: skip
+    parts = found + [f'<p class="quiet">{html.escape(note)}</p>' for note in notes]
+    return "<h2>Example pictures</h2>\n" + "\n".join(parts) if parts else "", notes
+
+
+def _read_png(path):
+    """The file's contents. Raises OSError, or ValueError for what doesn't belong into a page."""
+    if path.stat().st_size > PICTURE_BYTES:
+        raise ValueError(f"more than {PICTURE_BYTES:,} bytes")
+    contents = path.read_bytes()
+    if not contents.startswith(b"\x89PNG"):
+        raise ValueError("not a PNG image")
+    return contents

@@ -79,8 +79,13 @@ def attend(q, k, v, scale, bias=None):
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    return attention_weights(q, k, scale, bias) @ v
+
+
+def attention_weights(q, k, scale, bias=None):
+    """softmax(scale q k' + bias), (B, h, N, N); arguments as those of `attend`."""
     scores = (q * scale) @ k.transpose(-2, -1)
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
+    return (scores if bias is None else scores + bias).softmax(-1)
 
 
 def eca_kernel(channels, gamma=2, b=1):

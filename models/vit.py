@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 import torch.utils.checkpoint
 
-from models.layers import DropPath, attend, drop_path_rates, one_of
+from models.layers import DropPath, attend, attention_weights, drop_path_rates, one_of
 
 
 class PatchEmbed(nn.Module):
@@ -65,6 +65,8 @@ class Attention(nn.Module):
         self.num_heads = heads
         self.scale = (width // heads) ** -0.5
         self.temperature = nn.Parameter(torch.full((heads, 1, 1), self.scale)) if local else None
+        self.fused_attn = True  # as in timm's attention: where it is False, attn_drop sees the weights (show/explain.py)
+        self.attn_drop = nn.Identity()
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -75,7 +77,11 @@ class Attention(nn.Module):
         if self.temperature is not None:
             q = q * (self.temperature / self.scale).to(q.dtype)
             own = q.new_zeros(N, N).masked_fill(torch.eye(N, dtype=torch.bool, device=x.device), -torch.inf)
-        return self.proj(attend(q, k, v, self.scale, own).transpose(1, 2).reshape(B, N, D))
+        if self.fused_attn:
+            x = attend(q, k, v, self.scale, own)
+        else:
+            x = self.attn_drop(attention_weights(q, k, self.scale, own)) @ v
+        return self.proj(x.transpose(1, 2).reshape(B, N, D))
 
 
 class Mlp(nn.Module):
@@ -119,6 +125,7 @@ class ViT(nn.Module):
                 raise ValueError(f"{option} must be above zero, not {value}")
         self.pool = one_of("pool", pool, ("token", "mean"))
         self.grad_checkpointing = False
+        self.num_prefix_tokens = 1  # the class token
         self.patch_embed = (ShiftedPatchEmbed if spt else PatchEmbed)(patch_size, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         side = image_size // patch_size

@@ -9,16 +9,19 @@ is read back, and its logits compared with the checkpoint's, before it counts as
 
 import contextlib
 import copy
+import inspect
 import json
 import warnings
 
 import torch
 
+import imagefolder
 from analysis import figures, metrics, tables
 from checkpoint import first_line
 from errors import UserError
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "safetensors": "model.safetensors"}
+MARKER = "<!-- written by show_example.py --export -->"  # a README.md without this line is somebody else's
 TOLERANCE = 1e-3  # of logits, relative to the largest: another runtime orders its sums otherwise
 
 
@@ -36,8 +39,12 @@ class Deployed(torch.nn.Module):
 
 
 def export(predictor, kind, directory):
-    """Writes the model and README.md into the directory, and returns a line that says what was checked. Raises UserError."""
+    """Writes the model and README.md into the directory, and returns a line that says what was checked.
+
+    Raises UserError, also where the directory has a README.md that no export wrote.
+    """
     card, file = predictor.card, directory / FILES[kind]
+    _check_readme(directory / "README.md")
     model = Deployed(copy.deepcopy(predictor.model).cpu(), card["mean"], card["std"]).eval()
     size = card["image_size"]
     images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -66,6 +73,18 @@ def export(predictor, kind, directory):
             with contextlib.suppress(OSError):  # what was written stands in the way
                 directory.rmdir()
     return f"{file} ({file.stat().st_size / 2**20:.1f} MB): {checked}; how to use it: {directory / 'README.md'}"
+
+
+def _check_readme(path):
+    """Raises UserError for a README.md that an export may not replace."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path} can't be read, so it can't be replaced: {error.strerror}", status=2) from error
+    if MARKER not in lines:
+        raise UserError(f"{path} was not written by --export: choose another directory with --output", status=2)
 
 
 def _write_onnx(model, images, card, path):
@@ -156,6 +175,7 @@ with torch.no_grad():
 }
 
 README = """\
+{marker}
 # {model}, trained on {dataset}
 
 | | |
@@ -169,14 +189,16 @@ README = """\
 | parameters | {parameters} |
 | seed | {seed} |
 
-Larger pictures are cut to the middle square and resized to {image_size} x {image_size} px, as here:
+Images are turned upright, cut to the middle square and resized to {image_size} x {image_size} px, as here:
 
 ```python
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-picture = ImageOps.fit(Image.open("picture.png").convert("RGB"), ({image_size}, {image_size}), Image.Resampling.BICUBIC)
-images = np.asarray(picture).transpose(2, 0, 1)[None].copy()
+
+{square}
+
+images = square(Image.open("picture.png"), {image_size}).transpose(2, 0, 1)[None].copy()
 
 {use}
 classes = {listed}
@@ -196,7 +218,8 @@ def readme(predictor, kind):
     words["dataset"] = metrics.printable(card["dataset"])
     use = USE[kind].format(**words) if kind == "safetensors" else USE[kind]
     return README.format(
-        **words, kind=kind, file=FILES[kind], use=use.rstrip() + "\n", parameters=f"{parameters:,}", seed=card.get("seed", ""),
+        **words, marker=MARKER, square=inspect.getsource(imagefolder.square), kind=kind, file=FILES[kind],
+        use=use.rstrip() + "\n", parameters=f"{parameters:,}", seed=card.get("seed", ""),
         inside="" if kind == "safetensors" else "; normalisation is inside",
         names=tables.markdown_text(metrics.printable(", ".join(card["classes"]))),
         listed=repr(list(card["classes"])).replace("`", "\\x60"),  # nothing in a name ends the block of code

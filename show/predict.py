@@ -5,6 +5,7 @@
     examples = test_split([model]).test
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from errors import UserError
 from models.weights import load_checkpoint
 
 BATCH = 250
+EXPLAINED = 16  # images at a time: gradients, or a matrix of attention for each head
+MAX_SIDE = 4096  # pixels: what claims more is damaged or hostile
 
 
 class Predictor:
@@ -26,6 +29,10 @@ class Predictor:
     def __init__(self, path, device):
         self.path = Path(path) / "best.pt" if Path(path).is_dir() else Path(path)
         self.model, self.card = load_checkpoint(self.path)
+        _check_card(self.card, self.path)
+        others = {value.dtype for value in self.model.parameters()} - {torch.float32}
+        if others:
+            raise UserError(f"{self.path} was refused: it has weights of type {others.pop()}")
         self.model.to(device, memory_format=torch.channels_last)
         self.device, self.classes = device, list(self.card["classes"])
         self.pipeline = Pipeline(self.card["mean"], self.card["std"], self.card["image_size"])
@@ -57,8 +64,30 @@ class Predictor:
         from show import explain
 
         found = [explain.explain(self.model, self.inputs(part), picked)
-                 for part, picked in zip(images.split(BATCH), classes.split(BATCH))]  # fmt: skip
+                 for part, picked in zip(images.split(EXPLAINED), classes.split(EXPLAINED))]  # fmt: skip
         return torch.cat([heat for heat, _ in found]), found[0][1]
+
+
+def _check_card(card, path):
+    """Raises UserError for a card whose values can't be used: a checkpoint may be anybody's."""
+    valid = {
+        "mean": _are_numbers(card["mean"]),
+        "std": _are_numbers(card["std"]) and min(card["std"]) > 0,
+        "image_size": type(card["image_size"]) is int and 1 <= card["image_size"] <= MAX_SIDE,
+        "classes": isinstance(card["classes"], (list, tuple)) and len(card["classes"]) == card["num_classes"]
+        and all(isinstance(name, str) for name in card["classes"]),
+        "dataset": isinstance(card.get("dataset"), str),
+        "source": isinstance(card["source"], str),
+    }  # fmt: skip
+    wrong = [key for key, right in valid.items() if not right]
+    if wrong:
+        raise UserError(f"{path} was refused: its card has no valid {' and '.join(wrong)}")
+
+
+def _are_numbers(values):
+    """Whether these are the three finite numbers of a mean or a standard deviation."""
+    return (isinstance(values, (list, tuple)) and len(values) == 3
+            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values))  # fmt: skip
 
 
 def load_all(paths, device):

@@ -322,6 +322,16 @@ def file_size_limit(limit):
 
 
 @fault
+def memory_limit(megabytes):
+    """No more memory than so many MB beyond what the process has; pages of files that are mapped for reading don't count."""
+    import resource
+
+    lines = Path("/proc/self/status").read_text().splitlines()
+    has = next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmData:"))
+    resource.setrlimit(resource.RLIMIT_DATA, (has + 2**20 * megabytes,) * 2)
+
+
+@fault
 def small_disk(path, megabytes, copy):
     """Mounts a file system of that size at `path`, for this process alone; what it holds in the end is copied to `copy`."""
     import ctypes
@@ -454,6 +464,28 @@ def load_data(name, directory, url, published, until, notes):
     wait_for(until)
     split = data.load(name, directory, data_url=url)
     print(checkpoint.digest([split.train.images, split.train.labels, split.test.images, split.test.labels]))
+    sys.exit(0)
+
+
+@fault
+def train_linear(directory, image_size):
+    """Trains a linear model on a folder for an epoch and evaluates it, instead of running a script; prints a digest of it."""
+    import torch
+
+    import checkpoint
+    import data
+    import engine
+    from augment import Pipeline
+
+    split = data.load("folder", directory, image_size=image_size, val_size=40)
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, split.num_classes))
+    torch.nn.init.zeros_(model[-1].weight), torch.nn.init.zeros_(model[-1].bias)
+    train = data.Batches(split.train, 4, Pipeline(split.mean, split.std, image_size, ("crop", "flip")))
+    test = data.Batches(split.test, 4, Pipeline(split.mean, split.std, image_size), shuffle=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    progress = engine.fit(model, train, optimizer=optimizer, lr_at=lambda step: 0.1, epochs=1)
+    assert progress.step == len(train)
+    print(split.train.nbytes, checkpoint.digest([model.state_dict(), engine.evaluate(model, test)]))
     sys.exit(0)
 
 

@@ -113,22 +113,22 @@ def test_parts_of_the_ranks_make_the_batch_of_one(world, batch_size):
 def test_pictures_on_the_host_give_the_same_bits(options):
     pipeline = Pipeline(MEAN, STD, 40, ("crop", "flip"), **AUGMENTED)
     device, host = (Batches(examples(52), 8, pipeline, seed=3, resident=where, **options) for where in ("device", "host"))
-    assert host.streamed and not device.streamed and not hasattr(host, "prepared")
+    assert host.streamed and not device.streamed and host.prepared is None
     for start in (0, 4):
         batches = list(device.epoch(2, start=start))
         assert len(batches) == len(device) - start and same_batches(batches, list(host.epoch(2, start=start)))
 
 
-def test_pictures_lie_on_a_gpu_with_their_border_and_the_copy_it_is_made_of(monkeypatch):
-    images, gpu = examples(64).images, torch.device("cuda")
-    made, padding = Pipeline(MEAN, STD, 32, ("crop",)).prepare(images)
-    assert padding and images.nbytes + made.nbytes < 3 * images.nbytes and made.nbytes < 1.6 * images.nbytes
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * images.nbytes, 0))
-    assert data._fits(images, gpu) and data.resident_bytes(images, gpu) >= made.nbytes
-    assert data.resident_bytes(images, gpu, "host") == 0 and data.resident_bytes(images, torch.device("cpu")) == 0
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * images.nbytes - 1, 0))
-    assert not data._fits(images, gpu) and data.resident_bytes(images, gpu) == 0
-    assert data.resident_bytes(images, gpu, "device") > 0
+def test_images_lie_on_a_gpu_with_their_border_and_the_copy_it_is_made_of(monkeypatch):
+    on_host, gpu = examples(64), torch.device("cuda")
+    made, padding = Pipeline(MEAN, STD, 32, ("crop",)).prepare(on_host.images)
+    assert padding and on_host.nbytes + made.nbytes < 3 * on_host.nbytes and made.nbytes < 1.6 * on_host.nbytes
+    monkeypatch.setattr(data, "available", lambda device: 3 * on_host.nbytes)
+    assert data._fits(on_host, gpu) and data.resident_bytes(on_host, gpu) >= made.nbytes
+    assert data.resident_bytes(on_host, gpu, "host") == 0 and data.resident_bytes(on_host, torch.device("cpu")) == 0
+    monkeypatch.setattr(data, "available", lambda device: 3 * on_host.nbytes - 1)
+    assert not data._fits(on_host, gpu) and data.resident_bytes(on_host, gpu) == 0
+    assert data.resident_bytes(on_host, gpu, "device") > 0
 
 
 def test_an_epoch_from_the_host_may_be_left_in_the_middle():

@@ -1,12 +1,12 @@
 """Explanations: what they are by definition, and that they don't change the model."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
 
 from errors import UserError
 from models import create_model
@@ -57,54 +57,164 @@ def test_pictures_of_a_batch_do_not_change_each_other():
     torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_recomputed_attention_is_the_models():
-    """Through the values it gives what the block's own attention gives."""
+def randomised(name, **options):
+    """A model whose every parameter matters: biases, tables of relative positions and temperatures begin at constants."""
     torch.manual_seed(0)
-    model = create_model("timm/vit_tiny_patch16_224", 10, **VIT).eval()
-    attention = model.blocks[0].attn
-    x = torch.randn(2, 17, 24)
+    model = create_model(name, 10, **options).eval()
     with torch.no_grad():
-        qkv = attention.qkv(x)
-        weights = explain.attention_weights(attention, qkv)
-        values = qkv.view(2, 17, 3, 2, 12).permute(2, 0, 3, 1, 4)[2]
-        out = attention.proj((weights @ values).transpose(1, 2).reshape(2, 17, 24))
-        torch.testing.assert_close(out, attention(x), atol=1e-5, rtol=1e-5)
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
 
 
-def test_local_attention_never_looks_at_itself():
-    """arXiv 2112.13492: two tokens that see only each other."""
-    attention = SimpleNamespace(num_heads=1, temperature=torch.ones(1, 1, 1))
-    weights = explain.attention_weights(attention, torch.randn(1, 2, 12))
-    torch.testing.assert_close(weights, torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]]))
+def rollout_by_hand(model, inputs, scores):
+    """(B, N, N): the product of (softmax of the scores, averaged over heads, + 1) / 2. scores(attention, x, rope)."""
+    flow, seen = None, []
+    for block in model.blocks:
+        block.attn.register_forward_pre_hook(lambda attn, args, named: seen.append((attn, args[0], named)), with_kwargs=True)
+    model(inputs)
+    for attention, x, named in seen:
+        weights = scores(attention, x, named.get("rope")).softmax(-1).mean(1)
+        weights = (weights + torch.eye(x.shape[1])) / 2
+        flow = weights if flow is None else weights @ flow
+    return flow
 
 
-@pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}, {"qk_norm": True}])
-def test_rollout_is_a_distribution_over_patches(options):
-    torch.manual_seed(0)
-    model = create_model("timm/vit_tiny_patch16_224", 10, **VIT, **options).eval()
-    x = torch.randn(2, 3, 32, 32)
-    flow = explain.attention_rollout(model, x)
-    assert flow.shape == (2, 4, 4) and (flow > 0).all() and (flow.sum((1, 2)) <= 1 + 1e-5).all()
-    if not options.get("class_token", True):
-        torch.testing.assert_close(flow.sum((1, 2)), torch.ones(2))
-    heat, method = explain.explain(model, x, torch.tensor([0, 1]))
-    assert method == "attention rollout" and heat.shape == (2, 32, 32) and heat.max() == 1
+def heads(attention, x):
+    return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+
+def plain_scores(attention, x, rope):
+    q, k, _ = (heads(attention, each) for each in attention.qkv(x).chunk(3, -1))
+    if hasattr(attention, "q_norm"):
+        q, k = attention.q_norm(q), attention.k_norm(k)
+    return q @ k.transpose(-2, -1) * attention.scale
+
+
+def local_scores(attention, x, rope):
+    """arXiv 2112.13492: a learnt temperature, and no token looks at itself."""
+    scores = plain_scores(attention, x, rope) / attention.scale * attention.temperature
+    return scores.masked_fill(torch.eye(x.shape[1], dtype=torch.bool), -torch.inf)
+
+
+def eva_scores(attention, x, rope):
+    if attention.qkv is None:
+        q, k = attention.q_proj(x), attention.k_proj(x)
+    else:
+        q, k, _ = attention.qkv(x).chunk(3, -1)
+        q = q + attention.q_bias
+    q, k = heads(attention, q), heads(attention, k)
+    if rope is not None:
+        q, k = (torch.cat([each[:, :, :1], apply_rot_embed_cat(each[:, :, 1:], rope)], 2) for each in (q, k))
+    return q @ k.transpose(-2, -1) * attention.scale
+
+
+def beit_scores(attention, x, rope):
+    q, k, _ = attention.qkv(x).chunk(3, -1)
+    table, index = attention.relative_position_bias_table, attention.relative_position_index
+    scores = heads(attention, q + attention.q_bias) @ heads(attention, k).transpose(-2, -1) * attention.scale
+    return scores + table[index].permute(2, 0, 1)
+
+
+TIMM_VIT, DEIT, DISTILLED = "timm/vit_tiny_patch16_224", "timm/deit3_small_patch16_224", "timm/deit_tiny_distilled_patch16_224"
+EVA02, GIANT, BEIT = "timm/eva02_tiny_patch14_224", "timm/eva_giant_patch14_224", "timm/beit_base_patch16_224"
+OURS = {"depth": 2, "width": 24, "heads": 2, "patch_size": 8}
+TOKEN, MEAN = slice(0, 1), slice(1, None)  # the rows of what the classifier sees
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "scores", "rows", "prefix"),
+    [
+        (TIMM_VIT, VIT, plain_scores, TOKEN, 1),
+        (TIMM_VIT, VIT | {"global_pool": "avg"}, plain_scores, MEAN, 1),
+        (TIMM_VIT, VIT | {"global_pool": "avgmax"}, plain_scores, MEAN, 1),
+        (TIMM_VIT, VIT | {"global_pool": "avg", "class_token": False}, plain_scores, slice(None), 0),
+        (TIMM_VIT, VIT | {"global_pool": "avg", "reg_tokens": 3}, plain_scores, slice(4, None), 4),
+        (TIMM_VIT, VIT | {"reg_tokens": 3, "qk_norm": True}, plain_scores, TOKEN, 4),
+        (DEIT, VIT, plain_scores, TOKEN, 1),
+        (DISTILLED, VIT, plain_scores, slice(0, 2), 2),
+        (EVA02, VIT, eva_scores, MEAN, 1),
+        (EVA02, VIT | {"global_pool": "token", "qkv_fused": False}, eva_scores, TOKEN, 1),
+        (GIANT, VIT | {"mlp_ratio": 2}, eva_scores, MEAN, 1),
+        (BEIT, VIT, beit_scores, MEAN, 1),
+        (BEIT, VIT | {"global_pool": "token"}, beit_scores, TOKEN, 1),
+        ("vit_custom", OURS, plain_scores, TOKEN, 1),
+        ("vit_custom", OURS | {"pool": "mean"}, plain_scores, MEAN, 1),
+        ("vit_small_data", OURS, local_scores, TOKEN, 1),
+    ],
+)
+def test_rollout_is_the_one_computed_by_hand(name, options, scores, rows, prefix):
+    model, x = randomised(name, **options), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        heat = explain.attention_rollout(model, x)
+        wanted = rollout_by_hand(model, x, scores)[:, rows].mean(1)[:, prefix:].view(2, 4, 4)
+    torch.testing.assert_close(heat, wanted, atol=1e-6, rtol=1e-4)
+    shown, method = explain.explain(model, x, torch.tensor([0, 1]))
+    assert method == "attention rollout" and shown.shape == (2, 32, 32) and shown.max() == 1
+    assert not torch.allclose(heat[0], heat[1], atol=1e-3)
+
+
+def test_relative_positions_change_the_rollout():
+    model, x = randomised(BEIT, **VIT), torch.randn(1, 3, 32, 32)
+    before = explain.explain(model, x, torch.tensor([0]))[0]
+    with torch.no_grad():
+        model.blocks[1].attn.relative_position_bias_table.normal_()
+    assert not torch.allclose(explain.explain(model, x, torch.tensor([0]))[0], before, atol=0.01)
+
+
+@pytest.mark.parametrize(("name", "options"), [(EVA02, VIT), ("vit_small_data", OURS)])
+def test_rollout_leaves_a_transformer_as_it_was(name, options):
+    model, x = randomised(name, **options), torch.randn(2, 3, 32, 32)
+    settings = [vars(module).get("fused_attn") for module in model.modules()]
+    before, state = model(x), copy.deepcopy(model.state_dict())
+    explain.explain(model, x, torch.tensor([0, 1]))
+    assert torch.equal(model(x), before) and all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert [vars(module).get("fused_attn") for module in model.modules()] == settings and True in settings
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_rollout_of_attention_that_only_looks_at_one_patch():
-    model = create_model("timm/vit_tiny_patch16_224", 10, **VIT).eval()
-
-    def only_six(attention, qkv):
-        return F.one_hot(torch.tensor(6), 17).float().expand(len(qkv), 2, 17, 17)
-
-    original, explain.attention_weights = explain.attention_weights, only_six
-    try:
-        flow = explain.attention_rollout(model, torch.randn(1, 3, 32, 32))
-    finally:
-        explain.attention_weights = original
+    model = create_model(TIMM_VIT, 10, **VIT).eval()
+    for block in model.blocks:
+        block.attn.attn_drop.register_forward_pre_hook(lambda *_: F.one_hot(torch.tensor(6), 17).float().expand(1, 2, 17, 17))
+    flow = explain.attention_rollout(model, torch.randn(1, 3, 32, 32))
     assert flow.flatten()[5] == pytest.approx(0.75) and flow.sum() == pytest.approx(0.75)  # two blocks, half residual each
 
 
+SMALL = {"img_size": 64}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "size", "says"),
+    [
+        ("vit_base_patch16_siglip_224", VIT, 32, "its classifier pools the tokens by attention"),
+        ("cait_xxs24_224", SMALL | {"depth": 2}, 64, "the rows of its attention don't sum to one"),
+        ("xcit_nano_12_p8_224", {"depth": 2}, 64, "its classifier doesn't see the tokens of its blocks"),
+        ("convit_tiny", SMALL | {"depth": 3, "local_up_to_layer": 2}, 64, "its blocks have different numbers of tokens"),
+        ("levit_128s", {}, 224, "it has no attention blocks of a plain transformer"),
+        ("crossvit_tiny_240", {}, 240, "it has no attention blocks of a plain transformer"),
+        ("vit_relpos_small_patch16_224", VIT | {"num_heads": 2}, 32, "attention rollout"),
+        ("swin_tiny_patch4_window7_224", {"img_size": 56, "depths": (1, 1, 1), "num_heads": (1, 2, 4), "embed_dim": 24}, 56,
+         "Grad-CAM"),
+        ("samvit_base_patch16", {"img_size": 64, "depth": 2, "embed_dim": 24, "num_heads": 2}, 64, "Grad-CAM"),
+        ("pvt_v2_b0", {}, 64, "Grad-CAM"),
+        ("maxvit_rmlp_pico_rw_256", {"img_size": 64}, 64, "Grad-CAM"),
+    ],
+)  # fmt: skip
+def test_other_transformers_are_explained_or_refused_in_one_line(name, options, size, says):
+    torch.manual_seed(0)
+    model = create_model(f"timm/{name}", 10, **options)
+    try:
+        heat, said = explain.explain(model, torch.randn(2, 3, size, size), torch.tensor([0, 1]))
+        assert heat.shape == (2, size, size) and heat.isfinite().all() and heat.max() == 1
+    except UserError as refused:
+        said = str(refused)
+        assert said.startswith("--explain: ") and "\n" not in said
+    assert says in said
+
+
 def test_a_model_with_neither_says_so_in_one_line():
-    with pytest.raises(UserError, match=r"\A--explain: \w+ has neither attention blocks nor a last feature map\Z"):
+    with pytest.raises(UserError, match=r"\A--explain: MlpMixer has no last feature map, and it has no attention blocks.*\Z"):
         explain.explain(create_model("mlp_mixer_tiny", 10), torch.randn(1, 3, 32, 32), torch.tensor([0]))

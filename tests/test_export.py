@@ -10,10 +10,20 @@ import torch
 from conftest import ROOT
 from samples import write_checkpoint
 
+import show_example
 from errors import UserError
 from show import export, predict
 
 HOSTILE = ["a|b", "```\nimport os\n", "<b>", *"defghij"]
+
+
+def turned():
+    """EXIF data of a camera that was held upright: the image lies on its side."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
 
 
 @pytest.mark.parametrize("kind", export.FILES)
@@ -31,11 +41,13 @@ def test_the_file_gives_the_checkpoints_logits_and_its_readme_runs(tmp_path, kin
     card = (tmp_path / "out/README.md").read_text()
     assert "| epoch 3, the last |" in card and "| 50.00 % (50 pictures) |" in card and "a\\|b" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
-    pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
-    Image.fromarray(pixels.numpy()).save(tmp_path / "out/picture.png")
+    pixels = torch.randint(0, 256, (40, 70, 3), dtype=torch.uint8)
+    pixels[:, :35] //= 4  # a dark side, so that turning the image changes the answer
+    Image.fromarray(pixels.numpy()).save(tmp_path / "out/picture.png", exif=turned())
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-    top = predictor.logits(pixels.permute(2, 0, 1)[None]).softmax(1)[0].topk(3)
+    images, _ = predict.load_pictures([tmp_path / "out/picture.png"], 32)
+    top = predictor.logits(images).softmax(1)[0].topk(3)
     wanted = "".join(f"{HOSTILE[c]} {100 * p:.1f} %\n" for c, p in zip(top.indices.tolist(), top.values.tolist()))
     assert done.stdout == wanted, done.stderr
 
@@ -85,3 +97,19 @@ def test_what_gives_other_logits_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="logits differ by"):
         export.export(predictor, "safetensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_readme_of_somebody_else_is_not_replaced(tmp_path):
+    path = write_checkpoint(tmp_path / "run")
+    readme = tmp_path / "README.md"
+    command = ["--checkpoint", str(path), "--device", "cpu", "--export", "safetensors", "--output"]
+    readme.write_text("# My project\n")
+    with pytest.raises(UserError, match=r"\A\S+README.md was not written by --export: .*\Z") as refused:
+        show_example.main([*command, str(tmp_path)])
+    assert refused.value.status == 2 and readme.read_text() == "# My project\n"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["README.md", "run"]
+
+    assert show_example.main([*command, str(tmp_path / "out")]) == 0
+    (tmp_path / "out/model.safetensors").unlink()
+    assert show_example.main([*command, str(tmp_path / "out")]) == 0  # its own is replaced
+    assert (tmp_path / "out/model.safetensors").is_file()

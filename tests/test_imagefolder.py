@@ -1,27 +1,34 @@
 """A folder of pictures is read as it is, or refused by name."""
 
 import os
+import shutil
 import struct
+import sys
 import time
 import warnings
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import refused
 from PIL import Image, ImageOps
-from processes import load_data
+from processes import load_data, memory_limit, train_linear
 from test_checkpoint import Hostile
 
 import checkpoint
 import data
+import files
+import imagecache
 import imagefolder
+import sources
 from augment import Pipeline
 from data import Batches
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+CACHE = ".cache-32px.images"
 AUGMENTED = dict(num_classes=10, cutout_size=9, mixup_alpha=0.4, cutmix_alpha=1.0, mix_probability=0.7)
 
 
@@ -130,7 +137,7 @@ def test_turned_pictures_are_set_upright(tmp_path, orientation):
 
 def test_the_cache_is_used(folder, decoded):
     first = load(folder)
-    assert len(decoded) == 10 and (folder / ".cache-32px.pt").is_file()
+    assert len(decoded) == 10 and (folder / CACHE).is_file()
     again = load(folder)
     assert len(decoded) == 10 and again.notes == ()
     for part in ("train", "test"):
@@ -163,15 +170,25 @@ def test_the_cache_is_made_again_when_a_file_changes(folder, decoded):
     assert load(folder).classes == ("cat", "hound")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbled", "foreign", "empty", "hostile"])
+def garble(cache, images):
+    """Zeroes 64 bytes of an image in the cache; its size stays."""
+    raw = cache.read_bytes()
+    middle = raw.index(images.permute(0, 2, 3, 1)[-1].numpy().tobytes()[:64])
+    cache.write_bytes(raw[:middle] + bytes(64) + raw[middle + 64 :])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbled", "header", "foreign", "empty", "hostile"])
 def test_a_damaged_cache_is_made_again(folder, tmp_path, decoded, damage):
-    first, cache = load(folder), folder / ".cache-32px.pt"
+    first, cache = load(folder), folder / CACHE
+    expected = first.train.images.clone()
     raw = cache.read_bytes()
     if damage == "truncated":
         cache.write_bytes(raw[: len(raw) // 2])
     elif damage == "garbled":
-        middle = raw.index(first.train.images.permute(0, 2, 3, 1).numpy().tobytes()[:64])
-        cache.write_bytes(raw[:middle] + bytes(64) + raw[middle + 64 :])
+        garble(cache, expected)
+    elif damage == "header":
+        place = raw.index(b'"side": 32')
+        cache.write_bytes(raw[:place] + b'"side": 64' + raw[place + 10 :])
     elif damage == "foreign":
         checkpoint.save({"state_dict": {}}, cache)
     elif damage == "empty":
@@ -179,22 +196,96 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path, decoded, damage):
     else:
         torch.save({"format": 1, "digest": "", "contents": Hostile(tmp_path / "sentinel")}, cache)
     again = load(folder)
-    assert torch.equal(first.train.images, again.train.images) and len(decoded) == 20
-    assert len(again.notes) == (damage != "foreign") and not (tmp_path / "sentinel").exists()
-    assert all("the cache was made again" in note and "\n" not in note for note in again.notes)
+    assert torch.equal(expected, again.train.images) and len(decoded) == 20
+    (note,) = again.notes
+    assert note.startswith(f"the cache was made again: {cache} is damaged (") and not (tmp_path / "sentinel").exists()
     assert load(folder).notes == () and len(decoded) == 20
 
 
+@pytest.mark.parametrize("resident", ["device", "host"])
+def test_damage_of_a_large_cache_is_found_when_the_image_is_read(folder, decoded, monkeypatch, resident):
+    monkeypatch.setattr(imagecache, "CHECKED_AT_ONCE", 0)
+    expected = load(folder).train.images.clone()
+    garble(folder / CACHE, expected)
+    split = load(folder)
+    assert split.notes == () and len(decoded) == 10
+    batches = Batches(split.train, 1, Pipeline(MEAN, STD, 32), shuffle=False, resident=resident).epoch(0)
+    assert len([next(batches) for _ in range(5)]) == 5  # the last one is damaged
+    with refused(folder / CACHE, "is damaged (image 5", "--resume"):
+        next(batches)
+    assert torch.equal(load(folder).train.images, expected) and len(decoded) == 20
+
+
+def test_the_cache_of_an_older_version_is_removed_and_said(folder):
+    for name in (".cache-32px.pt", ".cache-64px.pt", "..cache-64px.pt.77.tmp"):
+        (folder / name).write_bytes(bytes(5_000_000))
+    notes = load(folder).notes
+    assert len(notes) == 2 and all(".pt (0.01 GB), the cache of an older version" in note for note in notes)
+    assert sorted(os.listdir(folder)) == [CACHE, "test", "train"] and load(folder).notes == ()
+
+
+@pytest.mark.parametrize("options", [dict(), dict(limit_train=4), dict(val_size=2)], ids=str)
+@pytest.mark.parametrize("resident", ["device", "host", "auto"])
+def test_a_cached_folder_gives_the_batches_of_images_in_memory(folder, monkeypatch, options, resident):
+    """Read from the file ahead of the step, or when it asks: the same bits."""
+    pipeline = Pipeline(MEAN, STD, 40, ("crop", "flip"), num_classes=2, mixup_alpha=0.4)
+    split = load(folder, **options)
+    in_memory = sources.Examples(split.train.images.clone(), split.train.labels)
+    expected = list(Batches(in_memory, 2, pipeline, seed=3).epoch(1))
+    for free in (0, 2**40):
+        monkeypatch.setattr(data, "available", lambda device, free=free: free)
+        batches = Batches(split.train, 2, pipeline, seed=3, resident=resident)
+        assert batches.streamed == (resident == "host" or (resident == "auto" and not free))
+        found = list(batches.epoch(1))
+        assert len(found) == len(expected)
+        assert all(torch.equal(a, b) for ours, theirs in zip(found, expected) for a, b in zip(ours, theirs))
+
+
+@pytest.mark.gpu
+def test_a_cached_folder_gives_the_same_bits_on_a_gpu(folder):
+    pipeline = Pipeline(MEAN, STD, 40, ("crop", "flip"))
+    split = load(folder, val_size=2)
+    in_memory = sources.Examples(split.train.images.clone(), split.train.labels)
+    expected = list(Batches(in_memory, 2, pipeline, device="cuda").epoch(1))
+    for resident in ("device", "host"):
+        found = list(Batches(split.train, 2, pipeline, device="cuda", resident=resident).epoch(1))
+        assert all(torch.equal(a, b) for ours, theirs in zip(found, expected) for a, b in zip(ours, theirs))
+
+
+def test_a_cached_folder_is_opened_without_reading_its_images(folder, decoded, monkeypatch):
+    """Neither images nor the files of the folder: a stat of each file, the table, and the images of the batches themselves."""
+    for part in ("train", "test"):
+        for i in range(50):
+            os.link(folder / part / "dog" / "0.png", folder / part / "dog" / f"link {i}.png")
+    monkeypatch.setattr(imagecache, "CHECKED_AT_ONCE", 0)
+    first = load(folder)
+    counted = data.channel_statistics(first.train.images)
+    del decoded[:]
+    read, opened = [], []
+    gather, crc32, real_open = imagecache.CachedImages.gather, zlib.crc32, open
+    monkeypatch.setattr(imagecache.CachedImages, "gather", lambda self, i, out=None: read.extend(i) or gather(self, i, out))
+    monkeypatch.setattr(imagecache.zlib, "crc32", lambda image: read.append(1) or crc32(image))
+    monkeypatch.setattr(imagefolder, "_shorter_side", lambda path: pytest.fail("opened an image"))
+    monkeypatch.setattr("builtins.open", lambda file, *rest: opened.append(Path(file).name) or real_open(file, *rest))
+    split = load(folder, val_size=6, limit_train=40)
+    assert (len(split.train), len(split.val), len(split.test)) == (34, 6, 54)
+    assert not read and not decoded and opened == [CACHE]
+    assert load(folder).mean == counted[0] and load(folder).std == counted[1]
+    batches = Batches(split.train, 4, Pipeline(MEAN, STD, 32)).epoch(0)
+    next(batches)
+    assert len(read) == 8  # each of the batch's four images, and its checksum
+
+
 def test_four_processes_that_lack_the_cache_make_it_once(folder, tmp_path, forks):
-    (folder / "..cache-32px.pt.1.tmp").write_bytes(b"half")  # of a process that was killed
+    (folder / f".{CACHE}.1.tmp").write_bytes(b"half")  # of a process that was killed
     until, notes = tmp_path / "until", tmp_path / "notes"
     processes = [forks.start(faults=[load_data("folder", folder, None, None, until, notes)]) for _ in range(4)]
     until.touch()
     ended = [process.wait() for process in processes]
     assert [(done.returncode, done.err) for done in ended] == [(0, "")] * 4
     assert len({done.out for done in ended}) == 1 and notes.read_text() == "decoded\n"
-    assert sorted(os.listdir(folder)) == [".cache-32px.pt", "test", "train"]
-    checkpoint.load(folder / ".cache-32px.pt")
+    assert sorted(os.listdir(folder)) == [CACHE, "test", "train"]
+    assert len(load(folder).train) == 6 and notes.read_text() == "decoded\n"
 
 
 def test_a_folder_that_can_not_be_written_is_read(folder):
@@ -212,10 +303,44 @@ def test_without_room_for_a_cache_the_pictures_are_read(folder, monkeypatch):
     def full(path, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "replacing", full)
+    monkeypatch.setattr(files, "replacing", full)
     split = load(folder)
     assert len(split.train) == 6 and len(split.notes) == 1
     assert "no cache" in split.notes[0] and "No space left" in split.notes[0] and "\n" not in split.notes[0]
+
+
+def test_room_on_the_disk_is_looked_for_before_anything_is_decoded(folder, decoded, monkeypatch):
+    expected = load(folder).train.images.clone()
+    (folder / CACHE).unlink()
+    del decoded[:]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: decoded.append("looked") or SimpleNamespace(free=1000))
+    split = load(folder)
+    assert decoded.pop(0) == "looked" and len(decoded) == 10 and torch.equal(split.train.images, expected)
+    assert not split.train.cached and sorted(os.listdir(folder)) == ["test", "train"]
+    (note,) = split.notes
+    assert "0.00 GB are needed on the disk, 0.00 GB are free); the images are kept in memory" in note
+    monkeypatch.setattr(imagefolder, "available", lambda device: 30_000)  # ten images of 32 px are 30,720 bytes
+    del decoded[:]
+    with refused(folder / CACHE, "could not be written (", "GB are needed on the disk", "in memory the images need 0.00 GB"):
+        load(folder)
+    assert decoded == ["looked"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits private memory apart from mapped files")
+def test_a_folder_larger_than_the_memory_is_trained_on(tmp_path, forks):
+    """Decoded, trained on and evaluated with less memory beyond the interpreter's than the images take."""
+    root = tmp_path / "pets"
+    for part, count in (("train", 130), ("test", 2)):
+        for seed, label in enumerate(("cat", "dog")):
+            directory = root / part / label
+            directory.mkdir(parents=True)
+            soft_picture(384, 384, seed).save(directory / "0.png")
+            for i in range(1, count):
+                os.link(directory / "0.png", directory / f"{i}.png")
+    first, cached = (forks.run(faults=[memory_limit(70), train_linear(root, 384)]) for _ in range(2))
+    assert [(done.returncode, done.err) for done in (first, cached)] == [(0, "")] * 2
+    assert first.out == cached.out and int(first.out.split()[0]) > 95e6
 
 
 def spoil(path, how):
@@ -243,7 +368,7 @@ def test_an_unreadable_picture_is_named_and_refused(folder, how):
     path = folder / "train" / "dog" / "a name with spaces.png"
     soft_picture(60, 60).save(path)
     spoil(path, how)
-    with refused(f"{path} can't be read as a picture (", SPOILED[how], "--skip-bad-images leaves such files out"):
+    with refused(f"{path} can't be read as an image (", SPOILED[how], "--skip-bad-images leaves such files out"):
         load(folder)
     assert sorted(os.listdir(folder)) == ["test", "train"]
 
@@ -263,20 +388,20 @@ def test_unreadable_pictures_are_counted_and_left_out_on_request(folder, decoded
         split = load(folder, skip_bad_images=True)
         assert split.train.labels.tolist() == [0, 0, 1, 1] and split.test.labels.tolist() == [0, 0, 1]
         (note,) = split.notes
-        assert note.startswith("3 unreadable pictures were left out, the first is ") and str(folder) in note
+        assert note.startswith("3 unreadable images were left out, the first is ") and str(folder) in note
     assert len(decoded) == 8  # not those whose headers were bad
     kept = [path for path in sorted((folder / "train").rglob("*.*")) if path.name != "0.png" or "dog" in str(path)]
     kept = [path for path in kept if path.name != "2.png" or "cat" in str(path)]
     for image, path in zip(split.train.images, kept, strict=True):
         assert np.array_equal(image.permute(1, 2, 0).numpy(), imagefolder.decode(path, 32))
-    with refused(str(folder), "can't be read as a picture"):  # the cache is that of another request
+    with refused(str(folder), "can't be read as an image"):  # the cache is that of another request
         load(folder)
 
 
 def test_a_part_without_a_readable_picture_is_refused(folder):
     for path in (folder / "test").rglob("*.*"):
         spoil(path, "text")
-    with refused("no picture for test could be read"):
+    with refused("no image for test could be read"):
         load(folder, skip_bad_images=True)
 
 
@@ -347,9 +472,9 @@ def delete(path):
     (lambda root: delete(root), ("there is no folder ", "train/<class>/*.png|jpg and test/ (or val/)")),
     (lambda root: delete(root / "train"), ("there is no folder ", "train", "train/<class>/*.png|jpg")),
     (lambda root: delete(root / "test"), ("there is no folder ", "train/<class>/*.png|jpg and test/ (or val/)")),
-    (lambda root: [delete(root / "train" / name) for name in ("cat", "dog")], ("train holds no pictures (.bmp, .jpeg",)),
-    (lambda root: [delete(p) for p in (root / "train" / "cat").iterdir()], ("train/cat holds no pictures (.bmp, .jpeg",)),
-    (lambda root: [delete(p) for p in (root / "test" / "dog").iterdir()], ("test/dog holds no pictures",)),
+    (lambda root: [delete(root / "train" / name) for name in ("cat", "dog")], ("train holds no images (.bmp, .jpeg",)),
+    (lambda root: [delete(p) for p in (root / "train" / "cat").iterdir()], ("train/cat holds no images (.bmp, .jpeg",)),
+    (lambda root: [delete(p) for p in (root / "test" / "dog").iterdir()], ("test/dog holds no images",)),
     (lambda root: delete(root / "train" / "dog"), ("test has classes that ", "train lacks: dog")),
     (lambda root: [delete(root / part / "dog") for part in ("train", "test")], ("train has one class, 'cat'",)),
 ])  # fmt: skip

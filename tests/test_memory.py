@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from conftest import refused
 
+import free_memory
 import memory
 import models
 import optim
@@ -252,10 +253,10 @@ def test_running_out_of_memory_says_what_to_try():
 
 
 def test_a_container_may_have_less_than_the_machine(tmp_path):
-    assert memory._left_in_container(tmp_path) == []
+    assert free_memory._left_in_container(tmp_path) == []
     for name, text in {"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": "anon 1\ninactive_file 50\n"}.items():
         (tmp_path / name).write_text(text)
-    assert memory._left_in_container(tmp_path) == [350]
+    assert free_memory._left_in_container(tmp_path) == [350]
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._left_in_container(tmp_path) == []
-    assert 0 < memory.available(CPU) < 2**50
+    assert free_memory._left_in_container(tmp_path) == []
+    assert 0 < free_memory.available(CPU) < 2**50

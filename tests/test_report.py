@@ -1,13 +1,19 @@
 """The page of a comparison: whole in itself, and in a browser it sorts, shows and says nothing on the console."""
 
+import base64
+import html
 import re
 import shutil
 
 import pytest
 from samples import write_seeds
 
+import compare_runs
 from analysis import metrics, replicates, report, tables
 
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
@@ -17,13 +23,10 @@ def page(tmp_path):
     write_seeds(tmp_path / "runs", "be", [95.0, 96.0], lr=0.1)
     write_seeds(tmp_path / "runs", "alpha", [9.0, 10.0], lr=0.2)
     write_seeds(tmp_path / "runs", "c", [50.0], lr=0.3)
-    png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-    import base64
-
-    (tmp_path / "runs/c-s0/examples.png").write_bytes(base64.b64decode(png))
+    (tmp_path / "runs/c-s0/examples.png").write_bytes(PNG)
     groups = replicates.group(metrics.load_runs([str(tmp_path / "runs/*")]))
     groups[2].name = HOSTILE
-    (tmp_path / "report.html").write_text(report.page(groups, tables.compare(groups)))
+    (tmp_path / "report.html").write_text(report.page(groups, tables.compare(groups))[0])
     return tmp_path / "report.html"
 
 
@@ -31,6 +34,25 @@ def test_the_page_needs_nothing_else_and_names_do_nothing(page):
     text = page.read_text()
     assert not re.findall(r"""<(?:script|link|img)[^>]*(?:src|href)=["'](?!data:)""", text)
     assert HOSTILE not in text and "&lt;/script&gt;" in text and 'src="data:image/png;base64,iVBOR' in text
+
+
+def test_unreadable_example_images_are_left_out_with_a_note(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "_plot", lambda groups: ("", 1))  # needs plotly
+    runs = tmp_path / "runs"
+    write_seeds(runs, "be", [95.0])
+    write_seeds(runs, "c", [50.0])
+    (runs / "c-s0/examples.png").write_bytes(PNG)
+    (runs / "c-s0/errors.png").symlink_to("nowhere")
+    (runs / "c-s0/report.png").mkdir()
+    (runs / "be-s0/examples<b>.png").write_text("no image")
+    assert compare_runs.main([str(runs / "*"), "--no-figures", "--html", str(tmp_path / "page.html")]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("<figure>") == 1 and 'src="data:image/png;base64,iVBOR' in text
+    reasons = {"errors.png": "No such file", "report.png": "Is a directory", "examples<b>.png": "not a PNG image"}
+    for name, reason in reasons.items():
+        (note,) = [note for note in notes if name in note]
+        assert reason in note and f"<p class=\"quiet\">{html.escape(note.removeprefix('note: '))}</p>" in text
 
 
 def test_in_a_browser(page):

@@ -143,6 +143,32 @@ def test_a_checkpoint_of_an_unknown_model_is_named(path):
         show(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mean", "abc"), ("mean", [0.1, 0.2, float("nan")]), ("std", [0.2, 0.2, 0.0]), ("image_size", "32"), ("image_size", 10**9),
+     ("image_size", 0), ("classes", 5), ("classes", ["a"]), ("classes", list(range(10))), ("dataset", 5), ("source", None)],
+)  # fmt: skip
+def test_a_card_that_can_not_be_used_is_refused(path, tmp_path, key, value):
+    import checkpoint
+
+    contents = checkpoint.load(path)
+    contents["card"][key] = value
+    checkpoint.save(contents, path)
+    with pytest.raises(UserError, match=rf"\A\S+best.pt .*\b{key}\Z"):
+        show(path, "--index", 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.complex64])
+def test_weights_of_another_type_are_refused(path, dtype):
+    import checkpoint
+
+    contents = checkpoint.load(path)
+    contents["state_dict"]["fc.weight"] = contents["state_dict"]["fc.weight"].to(dtype)
+    checkpoint.save(contents, path)
+    with pytest.raises(UserError, match=rf"\A\S+best.pt was refused: it has weights of type {dtype}\Z"):
+        show(path, "--index", 1)
+
+
 def test_classes_of_a_foreign_checkpoint_have_no_hold_on_the_terminal(tmp_path, capsys):
     from PIL import Image
 
