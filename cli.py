@@ -194,7 +194,8 @@ def add_machine(parser):
     group.add_argument("--compile", action="store_true", help="torch.compile the model")
     group.add_argument("--grad-checkpointing", action="store_true", help="less memory for a third more work")
     group.add_argument("--ema-device", default="same", choices=("same", "cpu"), help="where the moving average is kept")
-    group.add_argument("--fsdp", action="store_true", help="a part of the model on each device (torchrun): for large ones")
+    group.add_argument("--fsdp", action=argparse.BooleanOptionalAction, default=False,
+                       help="shard the model over the devices (torchrun), for large ones")  # fmt: skip
     group.add_argument("--sync-bn", action="store_true", help="batch norm over the batches of all devices (torchrun)")
     group.add_argument("--deterministic", action="store_true", help="the same bits for the same seed, machine and versions")
     group.add_argument("--seed", type=number(int, low=0), default=0, metavar="N", help="of everything that is drawn")

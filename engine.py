@@ -313,18 +313,23 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
 MOST_SKIPS = 20  # the scale halves at each: from 65536 to less than 0.1
 
 
+# Batches of an evaluation after which several ranks ask each other whether to stop: each time, they wait for the slowest.
+POLL_EVERY = 4
+
+
 @torch.no_grad()
 def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, ranks=None, see=None):
     """{"loss": mean, "acc": top-1 %, "top5": %} over every image once; sums over examples, kept on the device.
 
     ranks: the processes that share the batches; each gets the figures of all images. see(answers, labels) is shown each batch,
-    of several processes this one's part. Raises Interrupted between two batches when stop() says so.
+    of several ranks this one's part. Raises Interrupted when stop() says so: between two batches, or, on all ranks together,
+    after POLL_EVERY batches or the last one.
     """
     model.eval()
     device = next(model.parameters()).device
     ranks = ranks or Ranks(device)
     counts, losses = torch.zeros(3, dtype=torch.int64, device=device), []
-    for inputs, labels in batches:
+    for number, (inputs, labels) in enumerate(batches, 1):
         if not len(labels) and ranks.sharded:
             model(inputs.new_zeros(1, *inputs.shape[1:]))  # the others need this rank's part of the model
         if len(labels):  # else a rank's part of a small last batch
@@ -337,11 +342,15 @@ def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, 
             counts += torch.stack([top[:, 0].sum(), top.sum(), top.new_full((), len(labels), dtype=torch.int64)])
             if see:
                 see(answers[:, 0], labels)
-        if ranks.any(stop and stop()):
+        if (ranks.world == 1 or number % POLL_EVERY == 0) and ranks.any(stop and stop()):
             raise Interrupted
-    top1, top5, count = ranks.sum(counts).tolist()
-    loss = sum(torch.stack(losses).tolist()) if losses else 0.0
-    loss = loss if ranks.world == 1 else ranks.sum(torch.tensor(loss, device=device)).item()
+    figures = [*counts.tolist(), sum(torch.stack(losses).tolist()) if losses else 0.0]
+    if ranks.world > 1:
+        asked = bool(stop and stop())
+        *figures, askers = ranks.sum(torch.tensor([*figures, asked], dtype=torch.float64, device=device)).tolist()
+        if askers:
+            raise Interrupted
+    top1, top5, count, loss = figures
     return {"loss": loss / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}
 
 

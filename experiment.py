@@ -35,7 +35,7 @@ from models import lora
 from models.weights import load_weights, weights_file
 from terminal import Reporter, StopSignal
 
-EVAL_BATCH = 500
+EVAL_BATCH = 500  # images of each rank
 
 
 def arguments(parser, argv, published=None):
@@ -168,9 +168,9 @@ def _run(args, origin, state, company, before):
         model = model.to(device, memory_format=torch.channels_last)
     beside = sum(data.resident_bytes(part, device, args.resident) for part in (split.train, split.val or split.test))
     at_once = memory.cut_batches(args, origin, model, options, split.num_classes, dtype, company, beside)
-    # Of all ranks together, when they evaluate; of each, when it computes features.
-    most = min(EVAL_BATCH, 4 * max(1, args.batch_size // args.accumulate))  # four parts of training: nothing is kept here
-    evaluated, at_once = at_once * company.world or most, at_once or most
+    # Four parts of training, as one process would cut it, because nothing is kept for a backward pass.
+    at_once = at_once or min(EVAL_BATCH, 4 * max(1, args.batch_size // args.accumulate))
+    evaluated = at_once * company.world
     plain = Pipeline(mean, std, args.image_size)
     train_pipeline, curve_pipeline = _train_pipeline(args, mean, std, split.num_classes), plain
     curve = "val" if split.val else "test"
@@ -220,7 +220,7 @@ def _run(args, origin, state, company, before):
     parameters, macs = models.describe(args.model, split.num_classes, args.image_size, options)
     precision = str(dtype or torch.float32).removeprefix("torch.")
     engine.reset_peak_memory(device)
-    with StopSignal(in_company=company.world > 1) as stop:
+    with StopSignal(launched=ranks.launched()) as stop:
         directory = rundir.NullRunDir()
         if company.first:
             directory = _open_directory(args, origin, split, device, precision, state, training)
@@ -252,6 +252,7 @@ def _run(args, origin, state, company, before):
         except engine.Interrupted:
             directory.save_last(training.state_dict(args, origin))
             directory.write_summary("interrupted", signal=stop.number, **_standing(training, curve))
+            company.wait()  # torchrun ends the other ranks, the one that saves too, when one has ended
             report.close()
             epoch = min(training.progress.epoch + 1, args.epochs)
             print(f"interrupted in epoch {epoch}; go on with --resume {directory.path}")

@@ -104,10 +104,22 @@ def create_optimizer(name, groups, lr, momentum=0.9, fused=True):
 
 
 def load_optimizer(optimizer, state):
-    """optimizer.load_state_dict, but which kernels it takes is of the device and precision now, not of those that saved it."""
+    """optimizer.load_state_dict that keeps this optimizer's kernels and its parameters' memory format.
+
+    Both depend on the device, the precision and the ranks of this process, not on those that saved the state. Fused kernels
+    walk through memory without looking at strides: a contiguous momentum of channels_last weights would be applied to the
+    wrong ones. Raises ValueError for a state tensor whose shape is not its parameter's.
+    """
     own = [{key: group[key] for key in ("fused", "foreach") if key in group} for group in optimizer.param_groups]
     groups = [group | kernels for group, kernels in zip(state["param_groups"], own, strict=True)]
     optimizer.load_state_dict(state | {"param_groups": groups})
+    for param, values in optimizer.state.items():
+        tensors = {name: value for name, value in values.items() if torch.is_tensor(value) and value.ndim}
+        for name, value in tensors.items():
+            if value.shape != param.shape:
+                raise ValueError(f"the optimizer's {name} is {tuple(value.shape)} for a parameter of {tuple(param.shape)}")
+            if value.stride() != param.stride():
+                values[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 
 def learning_rate(schedule, lr, steps, warmup_steps=0, final=0.0):

@@ -51,7 +51,12 @@ def in_gb(size):
 
 
 def dry_run(args, origin, gpu_memory):
-    """Prints what a step of the run needs, and what other arguments would make of it. Shapes are all that is built."""
+    """Prints what a step of the run needs, and what other arguments would make of it. Shapes are all that is built.
+
+    Of several processes, the first one prints.
+    """
+    if not ranks.is_first():
+        return 0
     options = models.parse_options(args.model_arg, args.model, args.image_size, args.drop_path)
     if gpu_memory:
         device, free = "cuda", gpu_memory * GB

@@ -58,6 +58,11 @@ class Ranks:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
+    def wait(self):
+        """Returns when every rank has called it."""
+        if self.world > 1:
+            dist.barrier()
+
     @contextlib.contextmanager
     def one_first(self):
         """A block that one rank of each machine ends before the others begin: it downloads, they find the file."""
@@ -85,6 +90,28 @@ def in_company():
     return world_size() > 1
 
 
+def launched():
+    """Whether torchrun, or another launcher of several processes, started this one."""
+    return in_company() or dist.is_torchelastic_launched()
+
+
+def is_first():
+    """Whether this process is the first or the only one, also where it doesn't join the others."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _place():
+    """(rank, world size, number on this machine, processes on this machine), as torchrun says. Raises UserError."""
+    missing = [name for name in (*PLACE, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the processes with "
+                        f"torchrun, or unset WORLD_SIZE for one process", status=2)  # fmt: skip
+    return [int(os.environ[name]) for name in PLACE]
+
+
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
 @contextlib.contextmanager
 def join(device, batch_size):
     """The Ranks of this process: alone on `device`, unless torchrun started several. Raises UserError.
@@ -94,7 +121,7 @@ def join(device, batch_size):
     if not in_company():
         yield Ranks(device)
         return
-    rank, world, local, here = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    rank, world, local, here = _place()
     if batch_size % world:
         raise UserError(f"--batch-size {batch_size} can't be divided among {world} processes: make it a multiple", status=2)
     if device.type == "mps" or device.index is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import checkpoint
 import files
+import memory
 import models
 import optim
 import rundir
@@ -70,16 +71,23 @@ def _source(given):
 
 
 def refusing_misfits(load):
-    """Decorates what reads a last.pt: contents that don't fit are a UserError."""
+    """Decorates what reads a last.pt: contents that don't fit are a UserError; running out of memory stays what it is."""
 
     @functools.wraps(load)
     def wrapped(*args):
         try:
             return load(*args)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_misfit(error):
+                raise
             raise UserError(f"can't go on: last.pt doesn't fit this run ({checkpoint.first_line(error)})") from error
 
     return wrapped
+
+
+def _is_misfit(error):
+    """Whether a RuntimeError is that of Module.load_state_dict for other names or shapes; it also reports failed copies so."""
+    return str(error).startswith("Error(s) in loading state_dict") and not memory.is_out_of_memory(error)
 
 
 def finished(args, state):

@@ -6,13 +6,15 @@ from tqdm import tqdm
 
 
 class StopSignal:
-    """Asks for an end at the first SIGINT or SIGTERM; the second one ends the process at once, as it does by default.
+    """Asks for an end at the first SIGINT or SIGTERM; by default, the second one ends the process at once.
 
-    in_company: torchrun passes a Ctrl-C on as a SIGTERM, so only a second one of the same kind ends at once.
+    launched: the process was started by torchrun, which passes on the signals that SLURM sends to every process anyway, and
+    sends others of its own when a rank ends. Then further SIGTERMs are ignored until the process ends, so that the state can
+    be saved; only a second SIGINT ends it at once.
     """
 
-    def __init__(self, in_company=False):
-        self.number, self.in_company = 0, in_company
+    def __init__(self, launched=False):
+        self.number, self.launched = 0, launched
 
     def __call__(self):
         return self.number != 0
@@ -22,13 +24,17 @@ class StopSignal:
         return self
 
     def _handle(self, number, frame):
-        self.number = number
-        for each in [number] if self.in_company else self.before:
-            signal.signal(each, signal.SIG_DFL)
+        self.number = self.number or number
+        if not self.launched:
+            for each in self.before:
+                signal.signal(each, signal.SIG_DFL)
+        elif number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def __exit__(self, *exception):
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            if not (self.launched and self.number and number == signal.SIGTERM):
+                signal.signal(number, handler)
 
 
 class Reporter:

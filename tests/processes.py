@@ -199,29 +199,68 @@ PHASES = ("first batch", "training", "evaluation", "saving", "test")
 @fault
 def signal_in(phase, *numbers):
     """Signals to this process, one after the other, in one of PHASES."""
+
+    def send():
+        """Each signal when the main thread has handled the one before it."""
+        for number, following in zip(numbers, (*numbers[1:], None)):
+            os.kill(os.getpid(), number)
+            while following and signal.getsignal(following) not in (signal.SIG_DFL, signal.default_int_handler):
+                time.sleep(0.001)
+
+    once_in(phase, send)
+
+
+@fault
+def terminate_job_in(phases, rank, sign):
+    """SIGTERM to torchrun and to all of its ranks, as SLURM sends it, from that rank, once in each of these PHASES.
+
+    The file `sign` holds the number of the training step in which the first ones were sent.
+    """
+    import torch
+
+    if os.environ["RANK"] != str(rank):
+        return
+    steps = []
+
+    def send():
+        if not Path(sign).exists():
+            Path(sign).write_text(str(len(steps)))
+        agent = os.getppid()
+        for pid in (agent, *Path(f"/proc/{agent}/task/{agent}/children").read_text().split()):
+            os.kill(int(pid), signal.SIGTERM)
+
+    for phase in phases:
+        once_in(phase, send)
+
+    def counting(real):
+        def cross_entropy(*arguments, **options):
+            steps.append(1)
+            return real(*arguments, **options)
+
+        return cross_entropy
+
+    patch(torch.nn.functional, "cross_entropy", counting)
+
+
+def once_in(phase, act):
+    """Calls act() once, in one of PHASES."""
     import torch
 
     import engine
     import experiment
 
-    sent = []
+    done, steps = [], []
 
-    def send():
-        """Each signal when the main thread has handled the one before it."""
-        if not sent:
-            sent.append(1)
-            for number, following in zip(numbers, (*numbers[1:], None)):
-                os.kill(os.getpid(), number)
-                while following and signal.getsignal(following) not in (signal.SIG_DFL, signal.default_int_handler):
-                    time.sleep(0.001)
-
-    steps = []
+    def act_once():
+        if not done:
+            done.append(1)
+            act()
 
     def loss(real):
         def cross_entropy(*arguments, **options):
             steps.append(1)
             if len(steps) == {"first batch": 1, "training": 5}.get(phase):
-                send()
+                act_once()
             return real(*arguments, **options)
 
         return cross_entropy
@@ -229,7 +268,7 @@ def signal_in(phase, *numbers):
     def evaluating(real):
         def evaluate(model, batches, **options):
             if phase == ("test" if len(batches.labels) == 50 else "evaluation"):
-                send()
+                act_once()
             return real(model, batches, **options)
 
         return evaluate
@@ -237,10 +276,10 @@ def signal_in(phase, *numbers):
     now = nth_save(2)
 
     def saving(real):
-        def save(state, file):
+        def save(state, file, **options):  # options: of broadcast_object_list
             if phase == "saving" and now():
-                send()
-            real(state, file)
+                act_once()
+            real(state, file, **options)
 
         return save
 

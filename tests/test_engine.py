@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -80,6 +82,55 @@ def test_evaluation_counts_every_image_once():
     assert found["acc"] == pytest.approx(100 * (logits.argmax(1) == y).sum().item() / 10_001)
     top5 = sum(int(label) in row for label, row in zip(y, logits.topk(5).indices.tolist()))
     assert found["top5"] == pytest.approx(100 * top5 / 10_001)
+
+
+def evaluate_on_two_ranks(examples, batch_size, stop_after=None):
+    """([what evaluate returned or raised on each of two ranks, threads], reductions, batches each rank began, labels seen).
+
+    stop_after: during this batch the second rank, and no other, is asked to stop.
+    """
+    barrier, slots, reductions = threading.Barrier(2, timeout=60), [None, None], []
+    models, begun, seen = [net().eval() for _ in range(2)], [[], []], []
+
+    class ThreadRanks(Ranks):
+        def sum(self, values):
+            slots[self.rank] = values.clone()
+            barrier.wait()
+            total = slots[0] + slots[1]
+            barrier.wait()
+            reductions.append(self.rank)
+            return values.copy_(total)
+
+    def run(rank):
+        models[rank].register_forward_pre_hook(lambda *_: begun[rank].append(1))
+        batches = data.Batches(examples, batch_size, Pipeline(MEAN, STD, 8), shuffle=False, rank=rank, world=2)
+        try:
+            return engine.evaluate(models[rank], batches, ranks=ThreadRanks(torch.device("cpu"), rank, 2),
+                                   stop=lambda: rank == 1 and stop_after and len(begun[rank]) >= stop_after,
+                                   see=lambda answers, labels: seen.extend(labels.tolist()))  # fmt: skip
+        except engine.Interrupted:
+            return "interrupted"
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(run, range(2)))
+    return found, reductions.count(0), [len(each) for each in begun], seen
+
+
+def test_ranks_evaluate_every_image_once_and_talk_every_few_batches():
+    examples = sources.Examples(torch.randint(0, 256, (10_001, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (10_001,)))
+    alone = engine.evaluate(net().eval(), data.Batches(examples, 500, Pipeline(MEAN, STD, 8), shuffle=False))
+    found, reductions, batches, seen = evaluate_on_two_ranks(examples, 1000)
+    assert found[0] == found[1] and sorted(seen) == sorted(examples.labels.tolist())
+    assert (found[0]["acc"], found[0]["top5"]) == (alone["acc"], alone["top5"])
+    assert found[0]["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert batches == [10, 11] and reductions <= 3  # the last image is the second rank's; one reduction is for the figures
+
+
+@pytest.mark.parametrize(("asked_in", "at_most"), [(2, 4), (4, 4), (5, 8), (9, 11), (11, 11)])
+def test_ranks_stop_an_evaluation_together(asked_in, at_most):
+    examples = sources.Examples(torch.zeros(11_000, 3, 8, 8, dtype=torch.uint8), torch.zeros(11_000, dtype=torch.int64))
+    found, _, batches, _ = evaluate_on_two_ranks(examples, 1000, stop_after=asked_in)
+    assert found == ["interrupted"] * 2 and batches[0] == batches[1] <= at_most
 
 
 def test_top5_of_fewer_classes_is_everything():

@@ -81,6 +81,45 @@ def test_the_kernels_are_those_of_now_and_not_those_of_the_saved_state(name, fus
     torch.testing.assert_close(*params)
 
 
+@pytest.mark.parametrize("saved", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_a_state_saved_in_another_memory_format_gives_the_same_next_step(name, saved):
+    """Sharded models are contiguous, others channels_last, and fused kernels don't look at strides."""
+
+    def step(model, optimizer):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def in_format(value):
+        return value.to(memory_format=saved) if torch.is_tensor(value) and value.ndim == 4 else value
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 9, 9)
+    here = torch.contiguous_format if saved is torch.channels_last else torch.channels_last
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3)).to(memory_format=here)
+    optimizer = optim.create_optimizer(name, optim.param_groups(model, 0.01), 0.01)
+    for _ in range(2):
+        step(model, optimizer)
+    again = copy.deepcopy(model)
+    other = optim.create_optimizer(name, optim.param_groups(again, 0.01), 0.01)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"] = {i: {key: in_format(value) for key, value in each.items()} for i, each in state["state"].items()}
+    optim.load_optimizer(other, state)
+    step(model, optimizer), step(again, other)
+    for ours, theirs in zip(again.parameters(), model.parameters()):
+        assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
+
+
+def test_a_state_of_another_shape_is_refused():
+    params = [torch.nn.Parameter(torch.ones(size)) for size in (3, 4)]
+    before, after = (optim.create_optimizer("adamw", [dict(params=[p])], 0.1) for p in params)
+    params[0].grad = torch.ones(3)
+    before.step()
+    with pytest.raises(ValueError, match=r"exp_avg is \(3,\) for a parameter of \(4,\)"):
+        optim.load_optimizer(after, before.state_dict())
+
+
 def test_an_unknown_optimizer_and_schedule_are_named():
     with pytest.raises(UserError, match="unknown optimizer 'sgdd'.*sgd, adam"):
         optim.create_optimizer("sgdd", [dict(params=[torch.zeros(1)])], 0.1)

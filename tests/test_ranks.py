@@ -1,6 +1,8 @@
 """Several processes train as one: real ones, started by torchrun, on the CPU."""
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, refused
+from processes import terminate_job_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import rows, stop_after, summary
 
 import checkpoint
+import engine
+import ranks
 import sources
+import train as train_script
 from models.weights import load_checkpoint
 from ranks import Ranks, SyncBatchNorm, join
 
@@ -116,6 +122,61 @@ def test_a_signal_to_one_rank_ends_all_and_one_process_goes_on(train, tmp_path):
     assert len(curve(cut)) == done["epoch"] + 1
 
 
+@pytest.fixture
+def with_faults(tmp_path):
+    """with_faults(faults) -> a script for torchrun: train.py after these faults of processes.py, with few shapes."""
+
+    def write(faults):
+        script = tmp_path / "faulty.py"
+        script.write_text(
+            f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+            f"import cli, engine, processes, sources, train\n"
+            f"shapes = sources.load_shapes(train=400, test=100)\nsources.load_shapes = lambda: shapes\n"
+            f"for name, arguments in {faults!r}:\n    processes.FAULTS[name](*arguments)\ncli.run(train.main)\n"
+        )
+        return script
+
+    return write
+
+
+# Sender and phases of processes.py: the first SIGTERMs, and in two of them more while the state is saved.
+MOMENTS = [(rank, [phase]) for phase in ("first batch", "training", "evaluation", "test") for rank in (0, 1)]
+MOMENTS += [(0, ["saving"]), (0, ["first batch", "saving"])]
+
+
+CUT = (*COMMON, *NO_BATCH_NORM, "--val-size", 24, "--batch-size", 30, "--schedule", "constant", "--warmup-epochs", 0)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, few_shapes):
+    """The rows of the run that is cut."""
+    directory = tmp_path_factory.mktemp("runs") / "alone"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "load_shapes", lambda: few_shapes)
+        assert train_script.main([str(word) for word in (*CUT, "--output-dir", directory)]) == 0
+    return rows(directory)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("rank", "phases"), MOMENTS)
+def test_sigterm_to_torchrun_and_every_rank_loses_no_step(train, uninterrupted, few_shapes, tmp_path, monkeypatch,
+                                                          with_faults, rank, phases):  # fmt: skip
+    monkeypatch.setattr(sources, "load_shapes", lambda: few_shapes)
+    cut, sign = tmp_path / "cut", tmp_path / "sign"
+    script = with_faults([terminate_job_in(phases, rank, sign)])
+    out, err = finish(torchrun(2, *CUT, "--output-dir", cut, script=script), status=1)
+    found, done = summary(cut), checkpoint.load(cut / "last.pt")["training"]["progress"]
+    assert (found["status"], found.get("signal")) == ("interrupted", signal.SIGTERM), (found, err)
+    assert f"--resume {cut}" in out.splitlines()[-1] and 'faulty.py", line' not in err
+    assert 0 <= done["step"] - int(sign.read_text()) <= 1 and found["steps"] == done["step"]
+    train("--resume", cut)
+    assert summary(cut)["status"] == "finished" and len(rows(cut)) == len(uninterrupted)
+    for ours, theirs in zip(rows(cut), uninterrupted):
+        for name in ("train_loss", "val_loss", "ema_val_loss"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-3)
+
+
 @pytest.mark.parametrize("how", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
 def test_a_run_of_one_process_goes_on_in_two_with_held_out_images(train, tmp_path, monkeypatch, how):
     options = (*COMMON, *NO_BATCH_NORM, "--val-size", 20, "--batch-size", 30)
@@ -130,6 +191,30 @@ def test_a_run_of_one_process_goes_on_in_two_with_held_out_images(train, tmp_pat
     for ours, theirs in zip(rows(cut), rows(alone)):
         for name in ("train_loss", "val_loss", "ema_val_loss"):
             assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_from_shards_and_from_whole_models_alike(train, tmp_path):
+    """Momenta of shards are contiguous, others channels_last: see optim.load_optimizer."""
+    options = (*COMMON, "--model", "resnet20", "--sync-bn", "--optimizer", "adamw", "--lr", 1e-4, "--schedule", "constant",
+               "--warmup-epochs", 0)  # fmt: skip
+    alone = curve(train(*options, "--epochs", 4, output="alone"))
+
+    def assert_as_alone(directory, epochs):
+        """The losses; accuracies are of few images."""
+        assert summary(directory)["epochs"] == epochs
+        torch.testing.assert_close(curve(directory)[:, :3], alone[:epochs, :3], rtol=0, atol=2e-4)
+
+    cut = train(*options, "--epochs", 1, output="cut")
+    finish(torchrun(2, "--resume", cut, "--epochs", 2, "--fsdp", script="train.py"))
+    assert_as_alone(cut, 2)
+    single = Path(shutil.copytree(cut, tmp_path / "single"))
+    train("--resume", single, "--epochs", 3)
+    assert_as_alone(single, 3)
+    finish(torchrun(2, "--resume", cut, "--epochs", 3, "--no-fsdp", script="train.py"))
+    assert_as_alone(cut, 3)
+    finish(torchrun(2, "--resume", cut, "--epochs", 4, "--fsdp", script="train.py"))
+    assert_as_alone(cut, 4)
 
 
 def test_bad_input_is_said_once(tmp_path):
@@ -162,7 +247,8 @@ def test_synchronised_batch_norm_is_batch_norm_of_a_process_alone(tmp_path):
 def test_after_an_error_nccl_is_not_waited_for(monkeypatch):
     """Taking it down in order would wait for collectives that the other ranks may never join."""
     began, ended = [], []
-    for key, value in dict(RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, LOCAL_WORLD_SIZE=2).items():
+    place = dict(RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, LOCAL_WORLD_SIZE=2, MASTER_ADDR="localhost", MASTER_PORT=1)
+    for key, value in place.items():
         monkeypatch.setenv(key, str(value))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: began.append((backend, options)))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append(1))
@@ -176,6 +262,43 @@ def test_after_an_error_nccl_is_not_waited_for(monkeypatch):
         assert company.device == torch.device("cuda", 0)
     assert len(ended) == 2 and [backend for backend, _ in began] == ["nccl", "gloo", "nccl"]
     assert all(options["timeout"].total_seconds() > 600 for _, options in began)
+
+
+@pytest.mark.parametrize("given", [{}, dict(RANK=0, LOCAL_RANK=0, MASTER_ADDR="localhost", MASTER_PORT=1)])
+def test_half_of_what_torchrun_sets_is_refused(monkeypatch, given):
+    for key in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in (given | dict(WORLD_SIZE=2)).items():
+        monkeypatch.setenv(key, str(value))
+    with refused("WORLD_SIZE is 2, but", "LOCAL_WORLD_SIZE", "start the processes with torchrun") as error, \
+            join(torch.device("cpu"), 8):  # fmt: skip
+        pass
+    assert error.value.status == 2
+
+
+def test_each_rank_evaluates_as_many_images_at_once_as_a_process_alone(train, monkeypatch):
+    """The second process is only counted on: what it says is what this one says."""
+    monkeypatch.setattr(Ranks, "sum", lambda self, values: values)
+    monkeypatch.setattr(Ranks, "spread", lambda self, tensors: None)
+    monkeypatch.setattr(Ranks, "parallel", lambda self, model: model)
+    monkeypatch.setattr(Ranks, "one_first", lambda self: contextlib.nullcontext())
+    options = ("--limit-train", 144, "--limit-test", 1100, "--batch-size", 144, "--epochs", 1, "--ema-decay", 0)
+    sizes = {}
+    for world in (1, 2):
+        seen = sizes[world] = []
+
+        def evaluate(model, batches, real=engine.evaluate, seen=seen, **options):
+            hook = model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+            try:
+                return real(model, batches, **options)
+            finally:
+                hook.remove()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "join", lambda device, size, n=world: contextlib.nullcontext(Ranks(device, 0, n)))
+            patch.setattr(engine, "evaluate", evaluate)
+            train(*options, output=str(world))
+    assert sizes == {1: [500, 500, 100], 2: [500, 50]}
 
 
 def test_a_process_alone_talks_to_nobody():

@@ -10,6 +10,7 @@ import signal
 import time
 
 import pytest
+import torch
 from conftest import OPTIONS, TINY, refused
 from processes import TIMEOUT, kill_in_save, signal_in, tell_of
 from test_faults import equal, files, go_on, one_error, position
@@ -272,6 +273,25 @@ def test_a_model_that_is_infinite_only_when_it_is_evaluated_stops_the_run(train,
     assert error.value.status == 1 and summary(cut)["status"] == "failed" and position(cut)["epoch"] == 1
     train("--resume", cut)
     assert untimed(whole) == untimed(cut) and same_state(whole, cut)
+
+
+@pytest.mark.parametrize("owner", [torch.nn.Module, torch.optim.Optimizer])
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB."),
+    RuntimeError("Error(s) in loading state_dict for ResNet: an exception occurred : ('CUDA out of memory. Tried …',)"),
+], ids=["raised", "reported"])  # fmt: skip
+def test_running_out_of_memory_on_resume_is_no_misfit(train, monkeypatch, owner, error):
+    directory = train("--epochs", 1, "--schedule", "constant", "--warmup-epochs", 0, "--ema-decay", 0)
+
+    def load_state_dict(self, state, *rest, **options):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, "load_state_dict", load_state_dict)
+        with refused("out of memory with 32 images of 32 px at once: try --micro-batch 16") as told:
+            train("--resume", directory, "--epochs", 2)
+    assert told.value.status == 1
+    train("--resume", directory, "--epochs", 2)
 
 
 def test_gradient_checkpointing_counts_each_image_once_in_batch_norm(train, monkeypatch):

@@ -285,6 +285,21 @@ def test_a_second_signal_ends_at_once():
     assert done.returncode == -signal.SIGTERM and done.stdout == ""
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
+def test_where_torchrun_repeats_signals_only_a_second_ctrl_c_ends_at_once(number, status):
+    code = (
+        "import os, signal, terminal\n"
+        "with terminal.StopSignal(launched=True) as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); assert stop() and stop.number == signal.SIGTERM\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    for _ in range(3): os.kill(os.getpid(), {int(number)})\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "assert stop.number == signal.SIGTERM"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+
+
 def test_a_run_that_lost_its_last_checkpoint_write_writes_each_epoch_once(train):
     """Killed between the csv row and the checkpoint of an epoch: the row is written again, not twice."""
     whole = train("--epochs", 3, output="whole")

@@ -60,6 +60,16 @@ def dry_run(capsys, *words):
     return capsys.readouterr().out
 
 
+def test_a_dry_run_of_several_processes_is_printed_by_the_first(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    printed = []
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        assert train_sota.main(["--model", "resnet20", "--dry-run", "--gpu-memory", "8"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert "GB are free" in printed[0] and printed[1] == ""
+
+
 def test_a_dry_run_follows_the_arguments(capsys, tmp_path):
     text = dry_run(capsys, *SMALL, "--gpu-memory", 1e-3, "--batch-size", 64, "--dataset", "cifar100")
     assert "56 px, 100 classes" in text and "does not fit" in text
