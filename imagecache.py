@@ -90,8 +90,8 @@ class CachedImages:
     def _release(self, read):
         """Gives mapped pages back after so many bytes more were read; the system keeps them cached while it has memory.
 
-        Otherwise all that was ever read would count as this process's memory. To map a batch's pages again takes under a
-        hundredth of augmenting it.
+        Otherwise all that was ever read would count as this process's memory. To map a batch's pages again takes
+        about 3 % of the time to augment it (64 images of 224 px, crop and flip, on a CPU).
         """
         self.read += read
         if self.read > RELEASED_EVERY and hasattr(mmap, "MADV_DONTNEED"):
