@@ -5,7 +5,7 @@
     python benchmark.py models      # a table: parameters, GMACs, memory, images/s in training and inference, FLOP/s
     python benchmark.py models --suite sota --batch-size 16 --output speed     # of the largest, written as files, too
     python benchmark.py models --precisions                             # training steps in bf16 against fp32
-    python benchmark.py checkpoint  # what a save of last.pt and best.pt takes: time against an epoch's, and memory
+    python benchmark.py checkpoint  # the save after an epoch: how long training waits for it, and memory
     python benchmark.py twins       # a training step of ours against timm's, where timm can build the same architecture
 """
 

@@ -1,69 +1,23 @@
-"""Files that are whole or not there, and that can't run code.
+"""Checkpoints: files that are complete or absent, and that can't run code.
 
 A checkpoint is a dict of tensors and builtins with a digest of its contents. It is written to a temporary file in the
-same directory, flushed to the disk, read back and compared, and only then renamed over the old one: at no moment is
-there no valid file. It is read with weights_only=True and never otherwise.
+same directory, read back and compared, synced to the disk, and only then renamed over the old one: there is a valid file
+at every moment. It is read with weights_only=True and never otherwise.
 """
 
 import hashlib
-import json
 import os
 import pickle
 import warnings
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+import files
 from errors import UserError
 
 FORMAT = 1
-
-
-@contextmanager
-def replacing(path, mode="wb", previous=None):
-    """A file to write that takes the place of `path` when the block ends well, and leaves no trace when it doesn't.
-
-    previous: a path in the same directory that what stood at `path` is kept at, where the file system has hard links.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes never write one file
-    try:
-        with open(temporary, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None:
-            _keep(path, Path(previous))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself; other systems can't open a directory
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-def _keep(path, previous):
-    """Gives the file at `path` a second name, so that it outlives what is renamed over it: no byte is copied."""
-    link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
-    try:
-        link.unlink(missing_ok=True)
-        os.link(path, link)
-        os.replace(link, previous)
-        link.unlink(missing_ok=True)  # a rename onto a name of the same file does nothing
-    except OSError:  # there is no file yet, or the file system has no hard links: the new file is what matters
-        link.unlink(missing_ok=True)
-
-
-def write_json(path, value):
-    with replacing(path, "w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
 
 
 def digest(value):
@@ -90,28 +44,53 @@ def digest(value):
     return sha.hexdigest()
 
 
-def to_cpu(value):
-    """A tree with its tensors on the CPU, each with a storage of its own size (a view would save its whole base).
-
-    Tensors that are so already are not copied: a save takes no memory for them.
-    """
+def map_tensors(function, value, place=()):
+    """A tree of dicts, lists and tuples with function(tensor, place) in the place of each tensor; place: keys and indices."""
     if isinstance(value, torch.Tensor):
-        value = value.detach()
-        return value.to("cpu", copy=value.untyped_storage().nbytes() != value.nbytes)
+        return function(value.detach(), place)
     if isinstance(value, dict):
-        return {key: to_cpu(item) for key, item in value.items()}
+        return {key: map_tensors(function, item, (*place, key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(to_cpu(item) for item in value)
+        return type(value)(map_tensors(function, item, (*place, i)) for i, item in enumerate(value))
     return value
 
 
-class _Told:
-    """A file that remembers why it could not be written: torch's writer says only that it couldn't."""
+def to_cpu(value):
+    """A tree with its tensors on the CPU, each with a storage of its own size (a view would save its whole base).
+
+    Tensors that are so already are not copied.
+    """
+    return map_tensors(lambda t, place: t.to("cpu", copy=t.untyped_storage().nbytes() != t.nbytes), value)
+
+
+class Snapshot:
+    """Copies of a state in host memory, so that it can be written while training changes the tensors.
+
+    The same memory is used each time: fresh memory would take longer to get than the copy does.
+    """
+
+    def __init__(self):
+        self._copies = {}
+
+    def take(self, state):
+        """A copy of the tree. It is valid until the next call."""
+        return map_tensors(self._copy, state)
+
+    def _copy(self, tensor, place):
+        copy = self._copies.get(place)
+        if copy is None or (copy.shape, copy.dtype) != (tensor.shape, tensor.dtype):
+            copy = self._copies[place] = torch.empty_like(tensor, device="cpu")
+        return copy.copy_(tensor)
+
+
+class HashedFile:
+    """A file for torch.save that hashes what is written, and keeps the reason of a failure, which torch's writer loses."""
 
     def __init__(self, file):
-        self.file, self.flush, self.error = file, file.flush, None
+        self.file, self.flush, self.error, self.hash = file, file.flush, None, hashlib.sha256()
 
     def write(self, data):
+        self.hash.update(data)
         try:
             return self.file.write(data)
         except OSError as error:
@@ -122,29 +101,35 @@ class _Told:
 def save(state, path, previous=None):
     """Writes a dict of tensors and builtins to `path`, or leaves the old file as it was and raises UserError.
 
-    previous: where the old file is kept, see `replacing`. It takes once the memory of the state's tensors: to copy them from
-    a GPU, then, when these copies are gone, to read the file back.
+    previous: where the old file is kept, see `files.replacing`. Tensors on a GPU are copied to host memory for it.
     """
-    contents, told = to_cpu(state), None
+    contents, hashed = to_cpu(state), None
     try:
-        with replacing(path, previous=previous) as file:
-            told = _Told(file)
-            torch.save({"format": FORMAT, "digest": digest(contents), "contents": contents}, told)
-            del contents
+        with files.replacing(path, previous=previous) as file:
+            hashed = HashedFile(file)
+            torch.save({"format": FORMAT, "digest": digest(contents), "contents": contents}, hashed)
             file.flush()
-            load(file.name)
+            verify(file.name, hashed.hash.digest())
     except (OSError, RuntimeError) as error:
-        reason = first_line((told and told.error) or error)
+        reason = first_line((hashed and hashed.error) or error)
         raise UserError(f"{path} could not be written ({reason}); the file before it is untouched") from error
+
+
+def verify(path, expected):
+    """Raises OSError unless a file has the sha256 `expected` and reads as a checkpoint; takes no memory for its tensors."""
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").digest() != expected:
+            raise OSError("it reads back differently")
+    try:
+        _check_format(load_untrusted(path, mmap=True), path, "checkpoint")
+    except UserError as error:
+        raise OSError(str(error)) from error
 
 
 def load(path, kind="checkpoint"):
     """The dict that `save` wrote, on the CPU. Raises UserError for a file that is damaged, foreign or hostile."""
     state = load_untrusted(path, kind)
-    if not isinstance(state, dict) or set(state) != {"format", "digest", "contents"}:
-        raise UserError(f"{path} is not a {kind} of this program")
-    if not isinstance(state["format"], int) or state["format"] != FORMAT:
-        raise UserError(f"{path} has format {first_line(state['format'])}; this program reads format {FORMAT}")
+    _check_format(state, path, kind)
     try:
         intact = digest(state["contents"]) == state["digest"]
     except Exception:  # a tree that is no run's: too deep, or with tensors that have no bytes of their own
@@ -154,8 +139,18 @@ def load(path, kind="checkpoint"):
     return state["contents"]
 
 
-def load_untrusted(path, kind="file"):
-    """What torch.save wrote, tensors and builtins only. Raises UserError for everything else."""
+def _check_format(state, path, kind):
+    if not isinstance(state, dict) or set(state) != {"format", "digest", "contents"}:
+        raise UserError(f"{path} is not a {kind} of this program")
+    if not isinstance(state["format"], int) or state["format"] != FORMAT:
+        raise UserError(f"{path} has format {first_line(state['format'])}; this program reads format {FORMAT}")
+
+
+def load_untrusted(path, kind="file", mmap=False):
+    """What torch.save wrote, tensors and builtins only; mmap: tensors are read when they are used.
+
+    Raises UserError for everything else.
+    """
     if _unpacks_to_more(path):
         raise UserError(f"{path} was refused: it claims to hold more than its size")
     if not Path(path).is_file():
@@ -163,7 +158,7 @@ def load_untrusted(path, kind="file"):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, on the way to refusing the file
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         with open(path, "rb") as file:
             is_pickle = file.read(1) in (b"P", b"\x80")  # a zip archive of torch.save, or a bare pickle

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ except ImportError:  # Windows
 
 from data import derive_seed
 from errors import UserError
+from models.weights import classifiers
 from ranks import Ranks
 
 
@@ -151,6 +152,64 @@ class _Readback:
         return self.values.tolist()
 
 
+class _Snapshot:
+    """Copies of tensors in memory that is allocated once: one kernel for all tensors of a type, each way."""
+
+    def __init__(self, tensors):
+        kinds = {}
+        for tensor in tensors:
+            kinds.setdefault(tensor.dtype, []).append(tensor)
+        self.pairs = [(kind, [torch.empty_like(t) for t in kind]) for kind in kinds.values()]
+
+    @torch.no_grad()
+    def take(self):
+        for tensors, copies in self.pairs:
+            torch._foreach_copy_(copies, tensors)
+
+    @torch.no_grad()
+    def restore(self):
+        for tensors, copies in self.pairs:
+            torch._foreach_copy_(tensors, copies)
+
+
+def _running_statistics(model):
+    """The buffers that a norm updates in its forward pass, as torch calls them."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] in names]
+
+
+def _recomputes(model):
+    """Whether the model runs parts of its forward pass again during the backward pass (timm's name for it)."""
+    return any(getattr(module, "grad_checkpointing", False) for module in model.modules())
+
+
+@contextmanager
+def _statistics_unchanged(snapshot):
+    """For a backward pass that recomputes activations: batch norm would count these images a second time."""
+    snapshot.take()
+    yield
+    snapshot.restore()
+
+
+def _step(scaler, optimizer):
+    """Updates the weights; returns False where the scaler skipped the update because a gradient overflowed.
+
+    The optimizer's hook says so without reading the scale, for which the host would wait. Not for fused optimizers: the
+    scaler always calls their step, and the kernel decides.
+    """
+    if not scaler.is_enabled():
+        optimizer.step()
+        return True
+    taken = []
+    hook = optimizer.register_step_post_hook(lambda *_: taken.append(True))
+    try:
+        scaler.step(optimizer)
+    finally:
+        hook.remove()
+    scaler.update()
+    return bool(taken)
+
+
 def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, progress=None, dtype=None, scaler=None,
         accumulate=1, clip_grad=0.0, seed=0, after_step=None, measure=None, after_epoch=None, stop=None, show=None,
         ranks=None):  # fmt: skip
@@ -174,7 +233,9 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
     device = next(model.parameters()).device
     ranks = ranks or Ranks(device)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
-    skipped, statistics = 0, [b for b in model.buffers() if b.is_floating_point()]
+    # fp16: statistics before a step that may be skipped. Gradient checkpointing: those after the forward pass.
+    skipped, before = 0, _Snapshot([b for b in model.buffers() if b.is_floating_point()] if scaler.is_enabled() else [])
+    after_forward = _Snapshot(_running_statistics(model) if _recomputes(model) else [])
     while progress.epoch < epochs:
         model.train()
         begin = time.perf_counter() - progress.seconds
@@ -184,7 +245,7 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             seed_model(seed, device, progress.epoch, "model" + f" {ranks.rank}" * (not ranks.first), progress.batch)
 
-            before = (scaler.get_scale(), [b.clone() for b in statistics]) if scaler.is_enabled() else None
+            before.take()
             # In company, a rank that was asked to stop says so with its figures, and all stop after this step.
             company, asked = ranks.world > 1, ranks.world > 1 and bool(stop and stop())
             total = batches.batch_size if company else len(targets)
@@ -198,7 +259,8 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
                     figures = [loss.detach() * len(y), _count_correct(logits.detach(), y)]
                     figures += [torch.full_like(loss, asked)] * company
                     reads.append(_Readback(ranks.sum(torch.stack(figures))))
-                    scaler.scale(loss * (len(y) * ranks.world / total)).backward()
+                    with _statistics_unchanged(after_forward):
+                        scaler.scale(loss * (len(y) * ranks.world / total)).backward()
             loss_sum, correct, *askers = map(sum, zip(*(read.tolist() for read in reads)))
 
             finite = math.isfinite(loss_sum)
@@ -207,14 +269,11 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
             if clip_grad:
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-            scaler.step(optimizer)
-            scaler.update()
-            if before:
-                skipped = skipped + 1 if scaler.get_scale() < before[0] else 0
-                for statistic, value in zip(statistics, before[1]) if skipped else ():
-                    statistic.copy_(value)  # batch norm has seen the overflow, too
-                if skipped >= MOST_SKIPS:
-                    raise NonFiniteLoss(_advice(f"{skipped} steps in a row overflowed fp16", progress, rate))
+            skipped = 0 if _step(scaler, optimizer) else skipped + 1
+            if skipped:
+                before.restore()  # batch norm has seen the overflow, too
+            if skipped >= MOST_SKIPS:
+                raise NonFiniteLoss(_advice(f"{skipped} steps in a row overflowed fp16", progress, rate))
             optimizer.zero_grad(set_to_none=True)
             if after_step and not skipped:
                 after_step()
@@ -269,7 +328,7 @@ def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, 
         if not len(labels) and ranks.sharded:
             model(inputs.new_zeros(1, *inputs.shape[1:]))  # the others need this rank's part of the model
         if len(labels):  # else a rank's part of a small last batch
-            with autocast(device, dtype):
+            with autocast(device, dtype), _fp32_classifier(model, dtype):
                 logits = model(inputs)
             logits = logits.float()
             losses.append(loss_fn(logits, labels) * len(labels))
@@ -284,6 +343,27 @@ def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, 
     loss = sum(torch.stack(losses).tolist()) if losses else 0.0
     loss = loss if ranks.world == 1 else ranks.sum(torch.tensor(loss, device=device)).item()
     return {"loss": loss / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}
+
+
+@contextmanager
+def _fp32_classifier(model, dtype):
+    """Under autocast, the last linear layer in fp32: logits of 8 or 11 bits tie, and then the order of classes decides.
+
+    A layer of another kind stays as it is. The layer's own product is computed and replaced: it is small, and a hook that
+    left autocast would not return to it after an error.
+    """
+    layers = [layer for layer in classifiers(model) if isinstance(layer, torch.nn.Linear)] if dtype else []
+    hooks = [layer.register_forward_hook(_in_fp32) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _in_fp32(layer, inputs, output):
+    with torch.autocast(output.device.type, enabled=False):
+        return layer.forward(inputs[0].float())
 
 
 def synchronize(device):

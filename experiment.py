@@ -78,6 +78,7 @@ class Training:
     confusion: board.Confusion  # of the evaluation that the test accuracy is of
     progress: engine.Progress = field(default_factory=engine.Progress)
     best: dict = field(default_factory=lambda: {"epoch": 0, "value": -1.0})
+    history: list = field(default_factory=list)  # of `reported`, at each evaluation: [seconds of training, top-1 %, top-5 %]
 
     @property
     def reported(self):
@@ -88,16 +89,22 @@ class Training:
         """A block in which `reported` lies on the device, to be evaluated."""
         return self.ema.at_hand() if self.ema else contextlib.nullcontext(self.model)
 
-    def chosen(self, curve, weights):
-        """Contents of best.pt, for the weights of the best epoch so far."""
+    def best_contents(self, curve):
+        """A function that makes the contents of best.pt of those of the last.pt of the same epoch, the best one so far."""
         metric = {"name": _headline(self, curve), "selected_on": curve, **self.best}
-        return {"card": self.card, "metric": metric, "state_dict": lora.merged(weights)}
+
+        def contents(last):
+            weights = last["ema"]["average"] if last["ema"] else last["state_dict"]
+            return {"card": last["card"], "metric": metric, "state_dict": lora.merged(weights)}
+
+        return contents
 
     def state_dict(self, args, origin):
         """Contents of last.pt; of a sharded model, all ranks have to ask for it together."""
         training = {
             "arguments": vars(args), "origin": origin, "facts": self.facts, "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "progress": self.progress.state_dict(), "best": self.best,
+            "history": self.history,
         }  # fmt: skip
         average = self.ema.state_dict() if self.ema else None
         return ranks.whole({"card": self.card, "state_dict": self.model.state_dict(), "ema": average, "training": training})
@@ -114,6 +121,7 @@ class Training:
             self.ema.load_state_dict(state["ema"] | {"average": average})
         self.progress.load_state_dict(training["progress"])
         self.best.update(training["best"])
+        self.history = training.get("history", [])  # see resume.open_directory for files that lack it
 
 
 def run(args, origin, state, before=None):
@@ -190,7 +198,7 @@ def _run(args, origin, state, company, before):
     training = Training(
         model=model,
         optimizer=optim.create_optimizer(
-            args.optimizer, optim.param_groups(model, args.weight_decay, args.layer_decay), args.lr, args.momentum,
+            args.optimizer, _groups(args, model, state), args.lr, args.momentum,
             fused=dtype != torch.float16 and not (company.sharded and device.type == "cpu"),
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
@@ -213,7 +221,7 @@ def _run(args, origin, state, company, before):
     precision = str(dtype or torch.float32).removeprefix("torch.")
     engine.reset_peak_memory(device)
     with StopSignal(in_company=company.world > 1) as stop:
-        directory = rundir.Nowhere()
+        directory = rundir.NullRunDir()
         if company.first:
             directory = _open_directory(args, origin, split, device, precision, state, training)
         report = Reporter(args, batches)
@@ -224,20 +232,21 @@ def _run(args, origin, state, company, before):
                 if company.first and not args.freeze_backbone:
                     _show_batch(directory, batches, mean, std)
             _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, directory, report, stop, company)
+            directory.wait()
             if split.val:
                 test_batches = data.Batches(split.test, evaluated, plain, shuffle=False, resident=args.resident, **place)
                 tested = _test_chosen(training, directory, test_batches, dtype, stop, company)
             company.sum(training.confusion.counts)
             if not company.first:
                 return 0
-            figures = _final_figures(training, tested if split.val else directory.rows()[-1], curve)
+            figures = _final_figures(training, tested if split.val else None)
             directory.write_summary(
                 "finished",
                 **figures,
                 **_standing(training, curve),
                 parameters=parameters,
                 gmacs=macs / 1e9,
-                **_seconds_to(directory.rows(), _headline(training, curve)),
+                **_seconds_to(training.history),
                 peak_memory_mb=engine.peak_memory_mb(device),
             )
         except engine.Interrupted:
@@ -248,7 +257,9 @@ def _run(args, origin, state, company, before):
             print(f"interrupted in epoch {epoch}; go on with --resume {directory.path}")
             return 128 + (stop.number or signal.SIGTERM)  # where another rank was asked
         except BaseException as error:
-            with contextlib.suppress(OSError):  # where the disk is full, that is the error to tell
+            with contextlib.suppress(OSError, UserError):  # the error that ended the training is the one to report
+                directory.wait()
+            with contextlib.suppress(OSError):
                 directory.write_summary("failed", reason=str(error) or type(error).__name__, **_standing(training, curve))
             raise
         else:  # the run is finished: what goes wrong with its last pictures doesn't make it a failed one
@@ -258,6 +269,15 @@ def _run(args, origin, state, company, before):
             directory.close()
         print(f"test accuracy {figures['test_acc']:.2f} % ({figures['reported']})  {directory.path}")
         return 0
+
+
+@resume.refusing_misfits
+def _groups(args, model, state):
+    """The parameter groups of the run's optimizer."""
+    groups = optim.param_groups(model, args.weight_decay, args.layer_decay)
+    if args.optimizer != "muon":
+        return groups
+    return optim.muon_groups(groups, model, state["training"]["optimizer"] if state else None)
 
 
 @resume.refusing_misfits
@@ -369,13 +389,14 @@ def _fit(args, origin, training, batches, curve_batches, curve, lr_at, dtype, di
 
     def after_epoch(figures):
         figures["peak_memory_mb"] = engine.peak_memory_mb(next(training.model.parameters()).device)
-        directory.log(figures)
-        better = figures[headline] is not None and figures[headline] > training.best["value"]
-        if better:
-            training.best.update(epoch=figures["epoch"], value=figures[headline])
-        directory.save_last(training.state_dict(args, origin))
-        if better:  # after last.pt, which has all of it: see resume.open_directory
-            directory.save_best(training.chosen(curve, ranks.whole(training.reported.state_dict())))
+        best = None
+        if figures[headline] is not None:
+            top5 = figures[headline.replace("acc", "top5")]
+            training.history.append([training.progress.total_seconds, figures[headline], top5])
+            if figures[headline] > training.best["value"]:
+                training.best.update(epoch=figures["epoch"], value=figures[headline])
+                best = training.best_contents(curve)
+        directory.end_epoch(figures, training.state_dict(args, origin), best)
         report.epoch(figures, curve)
 
     engine.fit(
@@ -402,18 +423,15 @@ def _test_chosen(training, directory, batches, dtype, stop, company):
             model.load_state_dict(trained)
 
 
-def _final_figures(training, found, curve):
-    """The headline: the figures of the chosen weights, or, without held-out images, the last row of metrics.csv."""
-    if curve == "test":
-        headline = _headline(training, curve)
-        try:
-            found = {"acc": float(found[headline]), "top5": float(found[headline.replace("acc", "top5")])}
-        except (KeyError, ValueError) as error:
-            raise UserError(f"the last row of metrics.csv doesn't hold the {headline} and top5 of this run") from error
+def _final_figures(training, tested):
+    """The headline: the test figures of the weights chosen on held-out images or, without these, of the last epoch's."""
+    if not training.history:
+        raise UserError("metrics.csv doesn't have the accuracy of the last epoch")  # another version or program began it
+    _, top1, top5 = training.history[-1]
     return {
-        "test_acc": found["acc"],
-        "test_top5": found["top5"],
-        "reported": "best epoch on held-out images" if curve == "val" else "last epoch",
+        "test_acc": tested["acc"] if tested else top1,
+        "test_top5": tested["top5"] if tested else top5,
+        "reported": "best epoch on held-out images" if tested else "last epoch",
         "weights": "moving average" if training.ema else "as trained",
     }
 
@@ -457,16 +475,9 @@ def _standing(training, curve):
     }
 
 
-def _seconds_to(rows, headline):
+def _seconds_to(history):
     """Training seconds to 90 and 95 % of the final accuracy."""
-    elapsed, out = 0.0, {"seconds_to_90": None, "seconds_to_95": None}
-    try:
-        final = float(rows[-1][headline])
-        for row in rows:
-            elapsed += float(row["epoch_seconds"])
-            for part in (90, 95):
-                if out[f"seconds_to_{part}"] is None and row[headline] and float(row[headline]) >= part / 100 * final:
-                    out[f"seconds_to_{part}"] = elapsed
-    except (KeyError, ValueError):  # another version of this program began the file, without these columns
-        return dict.fromkeys(out)
-    return out
+    final = history[-1][1]
+    return {
+        f"seconds_to_{part}": next(seconds for seconds, top1, _ in history if top1 >= part / 100 * final) for part in (90, 95)
+    }

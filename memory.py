@@ -39,12 +39,13 @@ class Need:
     average: int
     copies: int  # of weights, in the precision of autocast, kept from forward to backward
     image: int  # activations of one image
-    host: int  # on the host: what a save copies or reads back, and a moving average that is kept there
+    host: int  # on the host: the copy that a save writes, and a moving average that is kept there
+    snapshot: int = 0  # that copy, where the device is the host
 
     @property
     def fixed(self):
         """Whatever the batch is."""
-        return self.parameters + self.gradients + self.optimizer + self.average + self.copies
+        return self.parameters + self.gradients + self.optimizer + self.average + self.copies + self.snapshot
 
     def total(self, micro_batch):
         return self.fixed + micro_batch * self.image
@@ -181,6 +182,7 @@ def of_run(args, options, num_classes, *, device, dtype, world=1):
     trained = classifier_keys(model) if args.freeze_backbone else None
     need = training_need(model, args.image_size, device=device, dtype=dtype, optimizer=args.optimizer, trained=trained,
                          ema=args.ema_decay != 0, ema_on_host=args.ema_device == "cpu")  # fmt: skip
+    need = replace(need, snapshot=need.host if device == "cpu" else 0)
     if not args.fsdp:
         return need
     shared = ("parameters", "gradients", "optimizer", "average")

@@ -6,8 +6,10 @@ import itertools
 import math
 
 import torch
+import torch.nn as nn
 
 from errors import UserError
+from models.weights import classifiers
 
 # What goes with an optimizer unless something says otherwise. SGD: arXiv 1512.03385 with the weight decay of 1605.07146.
 # Adam: the plain baseline, nothing added. AdamW: arXiv 2010.11929 and 2201.03545. Muon: updates
@@ -49,6 +51,27 @@ def _groups_of_layers(model, weight_decay, layer_decay, exempt):
     return check_groups([{key: group[key] for key in keys} for group in groups], model)
 
 
+def muon_groups(groups, model, saved=None):
+    """The groups, each divided into what Muon orthogonalises and what it leaves to AdamW ("use_fallback").
+
+    Muon is for the matrices and filters of hidden layers; the first convolution or patch embedding, the classifier, other
+    embeddings (positions, tokens, relative-position biases), norms and biases are AdamW's: see the usage in
+    github.com/KellerJordan/Muon. Both take the same rate: Muon's updates have the size of AdamW's (arXiv 2502.16982 §2.2).
+
+    saved: the state of a Muon that is to continue. One that was saved before the groups were divided keeps its own.
+    """
+    if saved and not any("use_fallback" in group for group in saved["param_groups"]):
+        return groups
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+    hidden = {id(layer.weight) for layer in layers[1:]} - {id(p) for head in classifiers(model) for p in head.parameters()}
+    divided = [
+        group | {"params": [p for p in group["params"] if (id(p) not in hidden) == fallback], "use_fallback": fallback}
+        for group in groups
+        for fallback in (False, True)
+    ]
+    return check_groups([group for group in divided if group["params"]], model)
+
+
 def check_groups(groups, model):
     """Returns the groups, or raises ValueError unless they hold every trainable parameter exactly once."""
     grouped = [id(p) for group in groups for p in group["params"]]
@@ -74,7 +97,7 @@ def create_optimizer(name, groups, lr, momentum=0.9, fused=True):
         kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
         return kind(groups, lr, betas=(momentum, 0.999), fused=fused)
     if name == "muon":
-        from timm.optim import Muon  # filters flattened to matrices; AdamW for what has one dimension
+        from timm.optim import Muon  # filters flattened to matrices; AdamW for groups of muon_groups and depthwise filters
 
         return Muon(groups, lr, momentum=momentum, nesterov=True)
     raise UserError(f"unknown optimizer {name!r}: the names are {', '.join(OPTIMIZERS)}", status=2)
@@ -158,8 +181,8 @@ class Ema:
         for same in self.floats:
             here = [b.to(a.device) if self.host else b for a, b in same]
             torch._foreach_lerp_([a for a, _ in same], here, 1 - decay)
-        for a, b in self.others:
-            a.copy_(b)
+        if self.others:
+            torch._foreach_copy_([a for a, _ in self.others], [b for _, b in self.others])
 
     @contextlib.contextmanager
     def at_hand(self):

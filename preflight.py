@@ -31,10 +31,11 @@ def say_need(args, options, num_classes, dtype, device, free):
     print(f"{args.model}, {args.image_size} px, {num_classes} classes: {parameters:,} parameters, {macs / 1e9:.1f} GMACs an "
           f"image; {precision} on {device}")  # fmt: skip
     parts = {"parameters": need.parameters, "gradients": need.gradients, f"{args.optimizer}'s state": need.optimizer,
-             "moving average": need.average, f"weights in {precision}": need.copies}  # fmt: skip
+             "moving average": need.average, f"weights in {precision}": need.copies,
+             "the copy to be saved": need.snapshot}  # fmt: skip
     parts = ", ".join(f"{name} {in_gb(size)}" for name, size in parts.items() if size)
-    print(f"GB: {parts}, together {in_gb(need.fixed)}; activations {in_gb(need.image)} an image; "
-          f"to save it, {in_gb(need.host)} on the host")  # fmt: skip
+    on_host = "" if device == "cpu" else f"; to save it, {in_gb(need.host)} on the host"
+    print(f"GB: {parts}, together {in_gb(need.fixed)}; activations {in_gb(need.image)} an image{on_host}")
     share, most = -(-args.batch_size // ranks.world_size()), need.largest(free)
     wanted = args.micro_batch or min(share, max(1, most)) if args.micro_batch != 0 else -(-share // args.accumulate)
     verdict = "fits" if wanted <= most else f"does not fit, {most} at once would" if most else "does not fit"

@@ -29,6 +29,9 @@ class Probe(nn.Module):
         self.model = model.requires_grad_(False)
         model.get_classifier().requires_grad_(True)
 
+    def get_classifier(self):
+        return self.model.get_classifier()
+
     def features(self, x):
         """What the classifier sees. (B, 3, H, W) -> (B, D)"""
         return self.model.forward_head(self.model.forward_features(x), pre_logits=True)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import checkpoint
+import files
 import models
 import optim
 import rundir
@@ -139,12 +140,14 @@ def open_directory(args, config, state, training, curve):
         if checkpoint.load(directory.path / _source(vars(args)))["training"]["progress"] != progress:
             raise UserError(f"{directory.path} was written to by another process just now: start again")
         _mend_best(directory, training, curve, state, args.epochs)
-        directory.keep_rows(progress["epoch"])
+        rows = directory.keep_rows(progress["epoch"])
+        if "history" not in state["training"]:
+            training.history = _history(rows, training.best_contents(curve)(state)["metric"]["name"])
         if args.resume_previous:
             directory.restore_previous()
             print(f"{directory.path}/last.pt is damaged: going on from previous.pt, the save before it", file=sys.stderr)
         directory.note_resumed(config, epoch=progress["epoch"] + 1)
-        (directory.path / "summary.json").unlink(missing_ok=True)  # what it says is over
+        files.remove(directory.path / "summary.json")  # what it says is over
     except BaseException:
         directory.close()
         raise
@@ -158,9 +161,21 @@ def _mend_best(directory, training, curve, state, epochs):
     """
     best, progress = training.best["epoch"], training.progress
     if best and (progress.epoch, progress.batch) == (best, 0):
-        directory.save_best(training.chosen(curve, state["ema"]["average"] if training.ema else state["state_dict"]))
+        directory.save_best(training.best_contents(curve)(state))
     elif best and curve == "val":
         read_best(directory, (best, *range(progress.epoch + 1, epochs + 1)))
+
+
+def _history(rows, headline):
+    """Training.history of a run that an older version began, whose last.pt lacks it: from the rows of its metrics.csv."""
+    seconds, history = 0.0, []
+    for row in rows:
+        try:
+            seconds += float(row["epoch_seconds"])
+            history.append([seconds, float(row[headline]), float(row[headline.replace("acc", "top5")])])
+        except (KeyError, ValueError):  # an epoch without an evaluation, or other columns
+            continue
+    return history
 
 
 def read_best(directory, epochs):

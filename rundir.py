@@ -1,29 +1,30 @@
 """A run's directory: config.json, metrics.csv, best.pt, last.pt, summary.json and TensorBoard events.
 
     run = RunDir.create("runs/cifar10-resnet18-s0-20260101-120000", config)
-    run.log(row); run.save_last(state); run.write_summary("finished", test_acc=95.0); run.close()
+    run.save_last(state); run.end_epoch(row, state); run.write_summary("finished", test_acc=95.0); run.close()
 
-One process writes to a directory at a time. A row of metrics.csv is on the disk before the checkpoint of its epoch, and
-going on drops the rows that the checkpoint doesn't know: each epoch stands there once, whenever the run was killed. The
-last.pt before the last one is kept as previous.pt.
+One process writes to a directory at a time. A row of metrics.csv is on the disk before the checkpoint of its epoch, and a
+resumed run drops the rows that the checkpoint doesn't know: each epoch has one row, whenever the run was killed. The
+last.pt before the last one is kept as previous.pt. Training waits for a copy of its state only: a thread writes it.
 """
 
 import contextlib
 import csv
 import io
 import json
-import os
 import platform
 import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
 import checkpoint
+import files
 from analysis.metrics import read_json, read_metrics
 from errors import UserError
 
@@ -58,20 +59,23 @@ class RunDir:
         self.path = Path(path)
         self._columns = None
         self._writer = None
+        self._thread = ThreadPoolExecutor(1, "save")
+        self._snapshot = checkpoint.Snapshot()
+        self._saving = None
         self._lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self._lock.acquire()
         except Timeout as error:
             raise UserError(f"{self.path} is being written by another process") from error
         for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink()
+            files.remove(leftover)
 
     @classmethod
     def create(cls, path, config):
         """A new run's directory. config: JSON values, written to config.json."""
         refuse_if_taken(path)
         try:
-            Path(path).mkdir(parents=True, exist_ok=True)
+            files.make_directory(path)
             run = cls(path)
         except OSError as error:
             raise UserError(f"{path} can't be made: {error.strerror}") from error
@@ -80,7 +84,7 @@ class RunDir:
         except UserError:
             run.close()
             raise
-        checkpoint.write_json(run.path / "config.json", config)
+        files.write_json(run.path / "config.json", config)
         return run
 
     @classmethod
@@ -92,7 +96,7 @@ class RunDir:
 
     def restore_previous(self):
         """Puts a copy of previous.pt in the place of a damaged last.pt, which the next save would keep as previous.pt."""
-        with checkpoint.replacing(self.path / "last.pt") as file:
+        with files.replacing(self.path / "last.pt") as file:
             file.write((self.path / "previous.pt").read_bytes())
 
     def note_resumed(self, config, epoch):
@@ -102,7 +106,7 @@ class RunDir:
         history = before.pop("resumed", [])
         before.pop("from", None)
         history = history if isinstance(history, list) else []
-        checkpoint.write_json(path, {**config, "resumed": [*history, {"at_epoch": epoch, "before": before}]})
+        files.write_json(path, {**config, "resumed": [*history, {"at_epoch": epoch, "before": before}]})
 
     # metrics.csv
 
@@ -111,19 +115,23 @@ class RunDir:
         return self.path / "metrics.csv"
 
     def keep_rows(self, epochs):
-        """Drops the rows after epoch number `epochs` and a torn last line. Raises UserError when earlier ones are missing."""
+        """Drops the rows after epoch number `epochs` and a torn last line, and returns the others, as texts by column.
+
+        Raises UserError when one of them is missing.
+        """
         if not self.metrics_path.exists():
             if epochs:
                 raise UserError(f"{self.metrics_path} is missing, and the run has {epochs} epochs already")
-            return
+            return []
         rows = [row for row in self.rows() if int(row["epoch"]) <= epochs]
         if [int(row["epoch"]) for row in rows] != list(range(1, epochs + 1)):
             raise UserError(f"{self.metrics_path} doesn't hold the {epochs} epochs of the run, each once")
         self._columns = list(rows[0]) if rows else None
         self._write_rows(rows)
+        return rows
 
     def _write_rows(self, rows):
-        with checkpoint.replacing(self.metrics_path, "w") as file:
+        with files.replacing(self.metrics_path, "w") as file:
             if self._columns:
                 writer = csv.DictWriter(file, self._columns, lineterminator="\n")
                 writer.writeheader()
@@ -144,10 +152,7 @@ class RunDir:
             text = io.StringIO()
             writer = csv.DictWriter(text, self._columns, lineterminator="\n")
             writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-            with open(self.metrics_path, "a") as file:
-                file.write(text.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
+            files.append(self.metrics_path, text.getvalue())
             for key, value in row.items():
                 if isinstance(value, (int, float)) and key not in ("epoch", "step"):
                     self.events.add_scalar(key, value, row["step"])
@@ -170,17 +175,46 @@ class RunDir:
     # checkpoints
 
     def save_last(self, state):
-        checkpoint.save(state, self.path / "last.pt", previous=self.path / "previous.pt")
+        """Writes last.pt, after what is being written already. Raises UserError where that or this fails."""
+        self.wait()
+        self._write_last(state)
 
     def save_best(self, state):
+        self.wait()
         checkpoint.save(state, self.path / "best.pt")
+
+    def end_epoch(self, row, state, best=None):
+        """Copies the state and returns; then writes the row, last.pt and, where `best` is given, best.pt, in this order.
+
+        best: contents of last.pt -> contents of best.pt. At most one save is under way: an earlier one is waited for, and
+        raises its UserError here.
+        """
+        self.wait()
+        self._saving = self._thread.submit(self._write_epoch, row, self._snapshot.take(state), best)
+
+    def wait(self):
+        """Returns when the last `end_epoch` has been written. Raises the UserError of one that could not be."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _write_epoch(self, row, state, best):
+        self.log(row)
+        self._write_last(state)
+        if best is not None:  # after last.pt, which contains all of it: see resume.open_directory
+            checkpoint.save(best(state), self.path / "best.pt")
+
+    def _write_last(self, state):
+        checkpoint.save(state, self.path / "last.pt", previous=self.path / "previous.pt")
 
     # the end
 
     def write_summary(self, status, **figures):
-        checkpoint.write_json(self.path / "summary.json", {"status": status, **figures})
+        files.write_json(self.path / "summary.json", {"status": status, **figures})
 
     def close(self):
+        """Ends what is being written, and gives the lock back."""
+        self._thread.shutdown()
         if self._writer is not None:
             with contextlib.suppress(OSError):  # a full disk was told of where it mattered
                 self._writer.close()
@@ -285,12 +319,17 @@ def load_config(path):
     return {key: None if origin.get(key) == "auto" else value for key, value in arguments.items()}, origin  # auto stays auto
 
 
-class Nowhere:
-    """The run directory of a process that isn't the one to write it: takes everything and keeps nothing."""
+class NullRunDir:
+    """The run directory of a process that doesn't write one: every call does nothing."""
 
     path = None
 
-    def close(self):
-        pass
+    def save_last(self, state): ...
 
-    log = save_best = save_last = write_summary = lambda self, *args, **figures: None
+    def end_epoch(self, row, state, best=None): ...
+
+    def wait(self): ...
+
+    def write_summary(self, status, **figures): ...
+
+    def close(self): ...

@@ -16,10 +16,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-import checkpoint
 import engine
 import models
 import optim
+import rundir
 from analysis import metrics
 from augment import Pipeline
 from bench import speeds
@@ -174,7 +174,11 @@ def measure_precisions(args, device):
 
 
 def measure_checkpoint(args, device):
-    """Saves of SGD's state with a moving average, as after an epoch that is the best so far, against training steps."""
+    """The save after an epoch that is the best so far, of SGD's state with a moving average, against training steps.
+
+    Training waits for the copy of the state; the files are written while it continues. "in the foreground" is the same work
+    with training waiting for all of it.
+    """
     name = models.canonical(args.model)
     model = models.create_model(name, 10).to(device, memory_format=torch.channels_last).train()
     optimizer = optim.create_optimizer("sgd", optim.param_groups(model, 5e-4), 1e-4)
@@ -188,26 +192,37 @@ def measure_checkpoint(args, device):
         optimizer.zero_grad(set_to_none=True)
         ema.update()
 
+    def best(last):
+        return {"state_dict": last["ema"]["average"]}
+
     step(*ready_batch(2, 32, 10, device))  # momentum is there from now on
     state = {"state_dict": model.state_dict(), "ema": ema.state_dict(), "training": {"optimizer": optimizer.state_dict()}}
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as directory:  # a disk as runs have it, not one in memory
-        last, best = (Path(directory) / f"{kind}.pt" for kind in ("last", "best"))
+        run = rundir.RunDir.create(Path(directory) / "run", {})
 
         def save():
-            checkpoint.save(state, last, previous=last.with_name("previous.pt"))
-            checkpoint.save({"state_dict": ema.model.state_dict()}, best)
+            run.end_epoch({"epoch": 1, "step": 1}, state, best)
+
+        def save_and_wait():
+            save()
+            run.wait()
 
         reset_peak(torch.device("cpu"))  # what the step took before would hide what a save takes
         before = engine.peak_memory_mb(torch.device("cpu"))
-        save()
-        size = last.stat().st_size / 2**20
+        save_and_wait()
+        size = (run.path / "last.pt").stat().st_size / 2**20
         grown = (engine.peak_memory_mb(torch.device("cpu")) or 0) - (before or 0)
         batch = ready_batch(args.batch_size, 32, 10, device)
-        seconds = in_turn(device, args.rounds, step=lambda: step(*batch), save=save)
+        seconds = in_turn(device, args.rounds, step=lambda: step(*batch), foreground=save_and_wait, save=save, wait=run.wait)
+        run.close()
     steps = args.images // args.batch_size
-    shares = [100 * b / (b + steps * a) for a, b in zip(seconds["step"], seconds["save"])]
-    print(f"{name}: last.pt {size:.0f} MB, saved with best.pt in {spread([1000 * s for s in seconds['save']], '.0f')} ms; "
-          f"{spread(shares)} % of an epoch of {args.images:,} images in batches of {args.batch_size} ({steps} times a step)")
+    print(f"{name}: last.pt {size:.0f} MB, with best.pt; an epoch is {args.images:,} images in batches of {args.batch_size} "
+          f"({steps} times a step)")  # fmt: skip
+    for key, what in (("save", "training waits"), ("foreground", "in the foreground")):
+        shares = [100 * b / (b + steps * a) for a, b in zip(seconds["step"], seconds[key])]
+        print(f"{what}: {spread([1000 * s for s in seconds[key]], '.0f')} ms, {spread(shares)} % of an epoch")
+    ratios = [a / b for a, b in zip(seconds["save"], seconds["foreground"])]
+    print(f"training waits for {spread(ratios)} of it")
     print(f"memory of the process: {grown:.0f} MB more at most while it saves, {grown / size:.2f} times the file")
 
 

@@ -339,10 +339,10 @@ def choose_attention(model, device, dtype):
     return model
 
 
-def classifier(model):
-    """The modules of the last linear layer: timm says which they are (of a distilled model, two), ours is called fc."""
+def classifiers(model):
+    """The modules that compute the logits, one as a rule: timm says which they are, ours is called fc."""
     head = model.get_classifier() if hasattr(model, "get_classifier") else getattr(model, "fc", None)
-    heads = head if isinstance(head, (tuple, list)) else [head]
+    heads = head if isinstance(head, (tuple, list)) else [head]  # several: of a distilled network
     return [module for module in heads if isinstance(module, torch.nn.Module)]
 
 

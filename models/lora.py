@@ -32,7 +32,7 @@ def linear_layers(name, num_classes, image_size, options=None):
     called = []
     with torch.device("meta"), torch.no_grad():
         model = models.create_model(name, num_classes, **(options or {})).eval()
-        head = {id(module) for part in models.classifier(model) for module in part.modules()}
+        head = {id(module) for part in models.classifiers(model) for module in part.modules()}
         for key, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and id(module) not in head:
                 module.register_forward_hook(lambda *_, key=key: called.append(key))
@@ -54,7 +54,7 @@ def add_adapters(model, rank, layers):
     logging.getLogger("peft").setLevel(logging.ERROR)
     config = LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=list(dict.fromkeys(layers)))
     inject_adapter_in_model(config, model)
-    for head in models.classifier(model):
+    for head in models.classifiers(model):
         head.requires_grad_(True)
     return model
 
@@ -83,7 +83,7 @@ def add_counted(model, rank, layers):
     model.requires_grad_(False)
     for name in dict.fromkeys(layers):
         model.set_submodule(name, Counted(model.get_submodule(name), rank))
-    for head in models.classifier(model):
+    for head in models.classifiers(model):
         head.requires_grad_(True)
     return model
 

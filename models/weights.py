@@ -7,7 +7,7 @@ import torch
 
 import checkpoint
 from errors import UserError
-from models import classifier, from_card
+from models import classifiers, from_card
 from models.lora import merged
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
@@ -111,8 +111,8 @@ def _adapt(state, model, path):
 
 
 def classifier_keys(model):
-    """Names of the parameters of the last linear layer."""
-    ids = {id(p) for module in classifier(model) for p in module.parameters()}
+    """Names of the parameters of the classifier."""
+    ids = {id(p) for head in classifiers(model) for p in head.parameters()}
     return {name for name, p in model.named_parameters() if id(p) in ids}
 
 

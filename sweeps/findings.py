@@ -3,7 +3,7 @@
     report("eca", runs, Path("runs/sweep-eca-cifar100"), command="python sweep.py eca")      # runs: plans.Run
 """
 
-import checkpoint
+import files
 from analysis import curves, metrics, replicates, tables
 from sweeps.suites import SUITES
 
@@ -34,7 +34,7 @@ def report(name, runs, root, command):
         tables.print_table(answers)
     absent = [run.path.name for run in runs if run not in finished]
     text += f"\nNot finished: {', '.join(absent)}.\n" if absent else ""
-    with checkpoint.replacing(root / "results.md", "w") as file:
+    with files.replacing(root / "results.md", "w") as file:
         file.write(text)
     print(f"\ntables: {root / 'results.md'}  curves: {root / 'curves.png'}")
 

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -41,11 +42,25 @@ class Forks:
         self.server.stdin.flush()
         return json.loads(self.server.stdout.readline())
 
-    def start(self, *arguments, faults=(), script="train"):
-        """A Process that runs a script of the repository after the faults."""
+    def start(self, *arguments, faults=(), script="train", environment=None):
+        """A Process that runs a script of the repository after the faults, with additions to the environment."""
         outputs = [Path(self.directory.name) / f"{next(self.numbers)}" for _ in range(2)]
-        pid = self.ask(start=[script, *map(str, arguments)], faults=list(faults), outputs=list(map(str, outputs)))
+        pid = self.ask(start=[script, *map(str, arguments)], faults=list(faults), outputs=list(map(str, outputs)),
+                       environment=environment or {})  # fmt: skip
         return Process(self, pid, outputs)
+
+    def start_ranks(self, world, *arguments, **options):
+        """`world` Processes that train together, without torchrun around them."""
+        if world == 1:
+            return [self.start(*arguments, **options)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = dict(WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        return [
+            self.start(*arguments, **options, environment={k: str(v) for k, v in (common | dict(RANK=i, LOCAL_RANK=i)).items()})
+            for i in range(world)
+        ]
 
     def run(self, *arguments, **options):
         return self.start(*arguments, **options).wait()
@@ -110,19 +125,20 @@ def die():
 
 def nth_save(number):
     """A function that says whether last.pt is being saved for the time `number` (1 is the save before the first step)."""
-    import rundir
+    import checkpoint
 
     saves = []
 
     def counting(real):
-        def save_last(self, state):
-            saves.append(1)
-            real(self, state)
-            saves.append(0)
+        def save(state, path, previous=None):
+            last = Path(path).name == "last.pt"
+            saves.extend([1] * last)
+            real(state, path, previous)
+            saves.extend([0] * last)
 
-        return save_last
+        return save
 
-    patch(rundir.RunDir, "save_last", counting)
+    patch(checkpoint, "save", counting)
     return lambda: saves[-1:] == [1] and sum(saves) == number
 
 
@@ -152,16 +168,15 @@ def kill_in_save(number, stage):
 
         return save
 
-    def loading(real):
-        def load(path, *rest):
+    def verifying(real):
+        def verify(path, expected):
             if now() and stage == "written":
                 die()
-            found = real(path, *rest)
+            real(path, expected)
             if now() and stage == "verified":
                 die()
-            return found
 
-        return load
+        return verify
 
     def renaming(real):
         def replace(source, target):
@@ -174,7 +189,7 @@ def kill_in_save(number, stage):
         return replace
 
     patch(torch, "save", saving)
-    patch(checkpoint, "load", loading)
+    patch(checkpoint, "verify", verifying)
     patch(os, "replace", renaming)
 
 
@@ -192,10 +207,13 @@ def signal_in(phase, *numbers):
     sent = []
 
     def send():
+        """Each signal when the main thread has handled the one before it."""
         if not sent:
             sent.append(1)
-            for number in numbers:
+            for number, following in zip(numbers, (*numbers[1:], None)):
                 os.kill(os.getpid(), number)
+                while following and signal.getsignal(following) not in (signal.SIG_DFL, signal.default_int_handler):
+                    time.sleep(0.001)
 
     steps = []
 
@@ -429,6 +447,7 @@ def serve():
     def child(request):
         for number, path in enumerate(request["outputs"], 1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.environ.update(request["environment"])
         name, *sys.argv[1:] = request["start"]
         sys.argv[0] = f"{name}.py"
         status = 1

@@ -44,8 +44,9 @@ def test_saves_are_timed_against_an_epoch(capsys, tmp_path, monkeypatch):
     arguments = ["--model", "resnet20", "--images", "256", "--batch-size", "8", "--rounds", "1", "--device", "cpu"]
     assert benchmark.main(["checkpoint", *arguments]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"last.pt 3 MB, saved with best.pt in \d+ .* % of an epoch of 256 images .*32 times", text)
-    assert "times the file" in text and not list(tmp_path.iterdir())
+    assert re.search(r"last.pt 3 MB, with best.pt; an epoch is 256 images .*32 times", text)
+    assert len(re.findall(r"(training waits|in the foreground): \d+ .* ms, .* % of an epoch", text)) == 2
+    assert re.search(r"training waits for 0\.\d+ ", text) and "times the file" in text and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", benchmark.TWINS)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import subprocess
 import sys
 
@@ -91,19 +92,20 @@ def test_a_flipped_bit_in_the_weights_is_found_by_the_digest(tmp_path):
 def test_a_save_takes_the_memory_of_the_state_once(tmp_path):
     """In a process of its own, whose peak has seen nothing larger; of 384 MiB, beside the tens that go anyway."""
     code = f"""
-import torch, checkpoint, engine
+import torch, engine, rundir
 state = {{str(i): torch.randn(64, 64, 16, 16).contiguous(memory_format=torch.channels_last) for i in range(96)}}
-peaks = []
-for contents in ({{"w": torch.zeros(9)}}, state):
-    checkpoint.save(contents, {str(tmp_path / "a.pt")!r})
+run, peaks = rundir.RunDir.create({str(tmp_path / "run")!r}, {{}}), []
+for contents in ({{"w": torch.zeros(9)}}, state, state):
+    run.end_epoch({{"epoch": 1, "step": 1}}, contents)
+    run.wait()
     peaks.append(engine.peak_memory_mb(torch.device("cpu")))
-print((peaks[1] - peaks[0]) * 2**20 / sum(value.nbytes for value in state.values()))
+print(*((peak - peaks[0]) * 2**20 / sum(value.nbytes for value in state.values()) for peak in peaks[1:]))
 """
     if sys.platform != "linux":
         pytest.skip("elsewhere the peak may be that of the process that started this one")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) <= 1.2
+    assert all(0.9 < float(peak) <= 1.2 for peak in done.stdout.split())
 
 
 class Hostile:
@@ -127,7 +129,11 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, kind):
     assert not sentinel.exists()
 
 
-@pytest.mark.parametrize("contents", [b"", b"epoch,step\n1,2\n", b"\x80\x04N.", b"PK\x03\x04 nothing", os.urandom(2000)])
+FOREIGN = {"empty": b"", "csv": b"epoch,step\n1,2\n", "pickle": b"\x80\x04N.", "zip": b"PK\x03\x04 nothing",
+           "noise": random.Random(0).randbytes(2000)}  # fmt: skip
+
+
+@pytest.mark.parametrize("contents", FOREIGN.values(), ids=FOREIGN)
 def test_a_foreign_file_is_refused(tmp_path, contents):
     path = tmp_path / "a.pt"
     path.write_bytes(contents)
@@ -162,18 +168,32 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch, brok
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.pt"]
 
 
-def test_a_file_that_comes_back_otherwise_than_it_was_written_is_not_renamed(tmp_path, monkeypatch):
-    path = tmp_path / "a.pt"
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
+def test_a_file_that_reads_back_differently_is_not_renamed(tmp_path, monkeypatch, at):
+    """A disk that turns one bit of what was written."""
+    path, real = tmp_path / "a.pt", torch.save
     checkpoint.save(STATE, path)
-    monkeypatch.setattr(checkpoint, "to_cpu", lambda value: value)
-    real = torch.save
 
     def bad_disk(state, file):
-        real({**state, "contents": {**state["contents"], "step": 9}}, file)
+        real(state, file)
+        file.flush()
+        (written,) = tmp_path.glob(".a.pt.*.tmp")
+        raw = bytearray(written.read_bytes())
+        raw[int(at * len(raw))] ^= 1
+        with open(written, "r+b") as other:
+            other.write(raw)
 
     monkeypatch.setattr("torch.save", bad_disk)
-    with pytest.raises(UserError, match="digest"):
+    with pytest.raises(UserError, match="reads back differently"):
         checkpoint.save({**STATE, "step": 8}, path)
+    assert checkpoint.load(path)["step"] == 7 and os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_state_that_could_not_be_loaded_is_not_saved(tmp_path):
+    path = tmp_path / "a.pt"
+    checkpoint.save(STATE, path)
+    with pytest.raises(UserError, match="could not be written .*more than tensors and plain values"):
+        checkpoint.save({**STATE, "path": path}, path)
     assert checkpoint.load(path)["step"] == 7
 
 

@@ -8,10 +8,13 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import engine
+import models
 import optim
+import probe
 import sources
 from augment import Pipeline
 from ranks import Ranks
@@ -327,3 +330,90 @@ def test_training_on_a_gpu_resembles_the_cpu_and_stops_before_a_bad_step():
     with pytest.raises(engine.NonFiniteLoss, match="step 3 "):
         fit(exploding, source=source, optimizer=start(exploding))
     assert all(p.isfinite().all() for p in exploding.parameters())
+
+
+@pytest.mark.parametrize("kind", ["model", "probe", "compiled", "copy"])
+def test_an_evaluation_in_bf16_tells_logits_apart_that_tie_there(kind):
+    """Two classes differ by a 500th: bf16, with its eight bits, gives both 1.0, and the first, wrong one is chosen."""
+    model = Close()
+    if kind == "probe":
+        model = probe.Probe(model)
+    elif kind == "copy":
+        model = optim.Ema(model, 0.9).model
+    elif kind == "compiled":
+        model.compile(backend="eager")
+        with engine.autocast(torch.device("cpu"), torch.bfloat16):
+            model(torch.ones(2, 3, 8, 8)).sum().backward()
+    examples = [(torch.ones(4, 3, 8, 8), torch.ones(4, dtype=torch.int64))]
+    with engine.autocast(torch.device("cpu"), torch.bfloat16), torch.no_grad():
+        tied = model.eval()(examples[0][0])
+    if kind != "compiled":  # the graph is made once for evaluation
+        assert tied.dtype == torch.bfloat16 and tied.argmax(1).tolist() == [0] * 4
+    else:
+        torch.compiler.reset()
+    found = [engine.evaluate(model, examples, dtype=torch.bfloat16) for _ in range(3)]
+    assert [each["acc"] for each in found] == [100.0] * 3
+    with engine.autocast(torch.device("cpu"), torch.bfloat16):
+        assert model.train()(examples[0][0]).dtype == torch.bfloat16  # training is as it was
+
+
+class Close(nn.Module):
+    """Logits 1 and 1.002 for any image of ones. (B, 3, H, W) -> (B, 2)"""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2, bias=False)
+        with torch.no_grad():
+            self.fc.weight.copy_(torch.tensor([[1.0, 0, 0], [1.002, 0, 0]]))
+
+    def get_classifier(self):
+        return self.fc
+
+    def forward_features(self, x):
+        return x.mean((2, 3))
+
+    def forward_head(self, x, pre_logits=False):
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+def test_an_evaluation_in_between_leaves_training_bits_alone():
+    """The classifier is another in evaluation only."""
+    runs = []
+    for measure in (None, lambda model: engine.evaluate(model, batches(), dtype=torch.bfloat16)):
+        torch.manual_seed(0)
+        model = models.create_model("resnet20", 10)
+        fit(model, dtype=torch.bfloat16, measure=measure and (lambda _, model=model, measure=measure: measure(model)))
+        runs.append(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(run.values() for run in runs)))
+
+
+def test_fp16_reads_one_value_a_step_and_copies_the_statistics_in_one_call():
+    """However many norms there are. A value that is read makes the host wait for the device."""
+    few, many = fp16_calls(norms=1), fp16_calls(norms=30)
+    assert few == many and few["reads"] == 1
+
+
+def fp16_calls(norms):
+    """How many values a step reads, and how many calls copy tensors of statistics: six steps less two."""
+    found = []
+    for steps in (2, 6):
+        model = nn.Sequential(net(norm=True), *(nn.BatchNorm1d(10) for _ in range(norms - 1)))
+        optimizer = start(model, fused=False)
+        with Count() as count:
+            fit(model, source=batches(count=32 * steps), epochs=1, scaler=torch.amp.GradScaler("cpu"), optimizer=optimizer)
+        found.append(count)
+    return {name: (getattr(found[1], name) - getattr(found[0], name)) / 4 for name in ("reads", "copies")}
+
+
+class Count(TorchDispatchMode):
+    """Counts values that are read on the host, and calls that copy tensors as they are."""
+
+    reads = copies = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.reads += function is torch.ops.aten._local_scalar_dense.default
+        self.copies += function in (torch.ops.aten.clone.default, torch.ops.aten._foreach_copy_.default)
+        return function(*args, **(kwargs or {}))

@@ -120,7 +120,8 @@ def test_a_signal_in_any_phase_saves_and_says_one_line(forks, whole, tmp_path, p
     *before, last = done.out.splitlines()
     assert last.startswith("interrupted in epoch") and last.endswith(f"--resume {cut}")
     assert len(before) == 1 + position(cut)["epoch"]  # what the run prints anyway: its first line, and one an epoch
-    assert position(cut)["step"] == {"first batch": 1, "training": 5, "evaluation": 3, "saving": 4, "test": 9}[phase]
+    stopped = {"first batch": [1], "training": [5], "evaluation": [3], "saving": range(4, 10), "test": [9]}[phase]
+    assert position(cut)["step"] in stopped  # training goes on while a save is under way
     assert (summary(cut)["status"], summary(cut)["signal"]) == ("interrupted", number)
     go_on(forks, cut)
     assert equal(whole, cut)

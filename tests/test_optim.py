@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 import optim
@@ -156,3 +157,71 @@ def test_the_average_goes_on_from_its_state():
 def test_an_impossible_decay_is_refused(decay):
     with pytest.raises(ValueError, match="between 0 and 1"):
         optim.Ema(torch.nn.Linear(2, 2), decay)
+
+
+def adamw_names(model, **options):
+    """Names of the parameters that Muon leaves to AdamW, after a step that gave each of them a gradient."""
+    groups = optim.muon_groups(optim.param_groups(model, 0.05, **options), model)
+    optimizer = optim.create_optimizer("muon", groups, 0.01, 0.95)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p) if p.requires_grad else None
+    optimizer.step()
+    return {name for name, p in model.named_parameters() if p.requires_grad and "exp_avg" in optimizer.state[p]}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("resnet20", {}, {"stem.0.weight", "fc.weight"}),
+        ("coatnet_0", {}, {"stem.0.0.weight", "fc.weight", "blocks.5.attention.position_bias"}),
+        ("timm/test_vit", {"layer_decay": 0.8}, {"patch_embed.proj.weight", "head.weight", "pos_embed"}),
+    ],
+)
+def test_muon_leaves_first_layer_classifier_and_embeddings_to_adamw(name, options, expected):
+    model = models.create_model(name, 10)
+    found = adamw_names(model, **options)
+    assert expected <= found
+    hidden = {
+        f"{name}.weight" for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) or (isinstance(module, torch.nn.Conv2d) and module.groups == 1)
+    } - expected  # fmt: skip
+    assert hidden and not hidden & found
+    assert all(p.ndim > 1 or name in found for name, p in model.named_parameters())
+    assert not any("position_bias" in name for name, _ in model.named_parameters() if name not in found)
+
+
+def test_muon_groups_keep_decay_and_scale_and_those_of_an_older_state():
+    model = models.create_model("timm/test_vit", 10)
+    groups = optim.param_groups(model, 0.05, layer_decay=0.5)
+    divided = optim.muon_groups(groups, model)
+    before = {id(p): (g["weight_decay"], g["lr_scale"]) for g in groups for p in g["params"]}
+    assert before == {id(p): (g["weight_decay"], g["lr_scale"]) for g in divided for p in g["params"]}
+    assert optim.muon_groups(groups, model, {"param_groups": [{"lr": 0.1}]}) is groups
+    assert optim.muon_groups(groups, model, {"param_groups": [{"use_fallback": True}]}) == divided
+    head = next(g for g in divided if any(p is model.head.weight for p in g["params"]))
+    assert head["use_fallback"] and head["weight_decay"] == 0.05
+
+
+def test_integer_buffers_are_averaged_in_one_call():
+    """They are copied, however many there are."""
+
+    def calls(norms):
+        model = torch.nn.Sequential(*(torch.nn.BatchNorm1d(2) for _ in range(norms)))
+        ema = optim.Ema(model, 0.5)
+        model(torch.randn(8, 2))
+        with Count() as count:
+            ema.update()
+        assert all(int(norm.num_batches_tracked) == 1 for norm in ema.model)
+        return count.calls
+
+    assert calls(2) == calls(50)
+
+
+class Count(TorchDispatchMode):
+    """Counts what is sent to a device."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        return function(*args, **(kwargs or {}))

@@ -18,6 +18,7 @@ from test_train import same, same_state, stop_after, summary, untimed
 import checkpoint
 import engine
 import experiment
+import optim
 import resume
 import train as train_script
 import train_sota
@@ -271,3 +272,53 @@ def test_a_model_that_is_infinite_only_when_it_is_evaluated_stops_the_run(train,
     assert error.value.status == 1 and summary(cut)["status"] == "failed" and position(cut)["epoch"] == 1
     train("--resume", cut)
     assert untimed(whole) == untimed(cut) and same_state(whole, cut)
+
+
+def test_gradient_checkpointing_counts_each_image_once_in_batch_norm(train, monkeypatch):
+    """The weights and statistics are those of a run without it, also where it is switched on for the rest of a run."""
+    options = ("--model", "timm/test_resnet", "--epochs", 2, "--accumulate", 2, "--ema-decay", 0.8)
+    plain = train(*options, output="plain")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        cut = train(*options, output="cut", status=143)
+    train("--resume", cut, "--grad-checkpointing")
+    checkpointed = train(*options, "--grad-checkpointing", output="checkpointed")
+    state = checkpoint.load(plain / "last.pt")
+    assert any("running_var" in name for name in state["state_dict"])
+    for directory in (cut, checkpointed):
+        other = checkpoint.load(directory / "last.pt")
+        assert untimed(plain) == untimed(directory)
+        assert all(same(state[key], other[key]) for key in ("state_dict", "ema"))
+        assert same(state["training"]["optimizer"], other["training"]["optimizer"])
+
+
+def test_a_muon_run_keeps_adamw_averages_for_its_first_and_last_layer(train):
+    state = checkpoint.load(train("--epochs", 1, "--optimizer", "muon") / "last.pt")
+    momenta, averages = (
+        [tuple(each[name].shape) for each in state["training"]["optimizer"]["state"].values() if name in each]
+        for name in ("momentum_buffer", "exp_avg_sq")
+    )
+    edges = {tuple(state["state_dict"][name].shape) for name in ("stem.0.weight", "fc.weight")}
+    assert edges == {shape for shape in averages if len(shape) > 1} and not edges & set(momenta)
+    assert len(momenta) == 20  # the filters in between, shortcuts included
+
+
+@pytest.mark.parametrize("steps", [None, 4])
+def test_a_muon_run_from_before_its_groups_were_divided_continues_as_it_began(train, monkeypatch, steps):
+    """Muon keeps the classifier and the first convolution then; `steps` is None for a run that was killed before its first."""
+    options = ("--epochs", 2, "--optimizer", "muon", "--ema-decay", 0.8)
+    with monkeypatch.context() as patch:
+        patch.setattr(optim, "muon_groups", lambda groups, model, saved=None: groups)
+        whole = train(*options, output="whole")
+        if steps:
+            stop_after(patch, steps)
+            cut = train(*options, output="cut", status=143)
+        else:
+            patch.setattr(engine, "fit", interrupted_at_once)
+            cut = train(*options, output="cut", status=143)
+    train("--resume", cut)
+    assert untimed(whole) == untimed(cut) and same_state(whole, cut)
+
+
+def interrupted_at_once(*_, **__):
+    raise engine.Interrupted

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from conftest import ROOT
 
+import checkpoint
 import rundir
 from errors import UserError
 
@@ -122,6 +124,70 @@ def test_a_place_without_a_run_is_no_place_to_go_on(tmp_path):
         rundir.RunDir.open(tmp_path)
     with pytest.raises(UserError, match="no such run"):
         rundir.resolve_run(tmp_path / "nothing")
+
+
+# ---- saving in the background ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Stops each save before its file is renamed, until the event is set; and a list of the paths that came so far."""
+    opened, came, real = threading.Event(), [], checkpoint.verify
+
+    def verify(path, expected):
+        came.append(path)
+        assert opened.wait(60)
+        real(path, expected)
+
+    monkeypatch.setattr(checkpoint, "verify", verify)
+    yield opened, came
+    opened.set()  # whatever a test found, its thread ends
+
+
+def test_a_save_holds_the_state_of_its_call_while_training_continues(run, gate):
+    opened, _ = gate
+    weights, progress = torch.zeros(3), {"epoch": 1}
+    run.end_epoch(row(1), {"w": weights, "progress": progress}, lambda last: {"w": last["w"]})
+    weights.add_(1)
+    progress["epoch"] = 2
+    assert not (run.path / "last.pt").exists()  # so the call returned before the file was written
+    opened.set()
+    run.wait()
+    for name in ("last.pt", "best.pt"):
+        assert checkpoint.load(run.path / name)["w"].sum() == 0
+    assert checkpoint.load(run.path / "last.pt")["progress"] == {"epoch": 1}
+    assert [r["epoch"] for r in run.rows()] == ["1"]
+
+
+def test_at_most_one_save_is_under_way(run, gate):
+    opened, came = gate
+    run.end_epoch(row(1), {"epoch": 1})
+    second = threading.Thread(target=run.end_epoch, args=(row(2), {"epoch": 2}))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive() and len(came) <= 1
+    opened.set()
+    second.join(60)
+    run.wait()
+    assert checkpoint.load(run.path / "last.pt") == {"epoch": 2} and len(came) == 2
+    assert checkpoint.load(run.path / "previous.pt") == {"epoch": 1}
+
+
+@pytest.mark.parametrize("then", ["end_epoch", "wait", "save_last"])
+def test_a_save_that_failed_is_reported_by_the_next_call(run, monkeypatch, then):
+    run.save_last({"epoch": 0})
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "verify", fail)
+        run.end_epoch(row(1), {"epoch": 1})
+        with pytest.raises(UserError, match=r"last\.pt could not be written .*No space left"):
+            {"end_epoch": lambda: run.end_epoch(row(2), {"epoch": 2}), "wait": run.wait,
+             "save_last": lambda: run.save_last({"epoch": 1})}[then]()  # fmt: skip
+    assert checkpoint.load(run.path / "last.pt") == {"epoch": 0}
+    run.wait()  # it is reported once
 
 
 def test_the_environment_says_what_a_run_was_made_on():

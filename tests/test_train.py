@@ -50,6 +50,7 @@ def same_state(one, other):
     for state in (a, b):
         for key in ("seconds", "total_seconds"):
             state["training"]["progress"].pop(key)
+        state["training"]["history"] = [accuracies for _, *accuracies in state["training"]["history"]]
         for key in ("output_dir", "resume", "resume_previous", "epochs", "device", "tag"):
             state["training"]["arguments"].pop(key)
     return same(a, b)
@@ -189,6 +190,22 @@ def test_it_learns(train):
 
 
 # ---- going on --------------------------------------------------------------------------------------------------------
+
+
+def test_the_accuracy_in_the_summary_is_exact(train, monkeypatch):
+    """Of 49 images, whose accuracies have more digits than metrics.csv; also where only the test was left to do."""
+    options = ("--epochs", 1, "--limit-test", 49, "--seed", 1)
+    whole = train(*options, output="whole")
+    best = checkpoint.load(whole / "best.pt")["metric"]["value"]
+    assert summary(whole)["test_acc"] == best == summary(whole)["best_test_acc"]
+    assert (best * 49 / 100) == pytest.approx(round(best * 49 / 100), abs=1e-9)
+    before = summary(whole)
+    (whole / "summary.json").unlink()  # as after a kill between the last save and the end
+    (whole / "metrics.csv").write_text((whole / "metrics.csv").read_text().replace(f"{best:.6g}", "99"))
+    train("--resume", whole)
+    assert {k: v for k, v in summary(whole).items() if "memory" not in k} == {
+        k: v for k, v in before.items() if "memory" not in k
+    }
 
 
 def stop_after(monkeypatch, steps):
