@@ -26,7 +26,7 @@ except ImportError:  # Windows
 
 from data import derive_seed
 from errors import UserError
-from models.weights import classifiers
+from models import classifiers
 from ranks import Ranks
 
 

@@ -89,12 +89,27 @@ def activations(model, image_size, *, device, dtype):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu")).train()
+        _replace_tensors(model.train(), lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
         # Two images at least: batch norm takes no single value for each channel.
         sizes = [saved_bytes(model, torch.empty(n, 3, image_size, image_size), dtype, as_on=device) for n in (2, 4)]
     (few, few_whole), (more, more_whole) = sizes
     image = (more - few) // 2
     return 2 * few_whole - more_whole, image
+
+
+def _replace_tensors(model, make):
+    """Puts make(tensor) in place of each parameter and buffer; Module._apply stumbles over modules that are used twice."""
+    made = {}
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):
+            for name, value in own.items():
+                if value is None:
+                    continue
+                if id(value) not in made:
+                    new = make(value)
+                    new = torch.nn.Parameter(new, value.requires_grad) if own is module._parameters else new
+                    made[id(value)] = new, value  # the old one lives on, so that no other one gets its id
+                own[name] = made[id(value)][0]
 
 
 def saved_bytes(model, inputs, dtype, as_on="cpu"):

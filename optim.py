@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 from errors import UserError
-from models.weights import classifiers
+from models import classifiers
 
 # What goes with an optimizer unless something says otherwise. SGD: arXiv 1512.03385 with the weight decay of 1605.07146.
 # Adam: the plain baseline, nothing added. AdamW: arXiv 2010.11929 and 2201.03545. Muon: updates

@@ -13,6 +13,7 @@ import torch.nn as nn
 
 import engine
 from errors import UserError
+from models import classifiers
 from sources import Examples
 
 
@@ -24,8 +25,11 @@ class Probe(nn.Module):
 
     def __init__(self, model):
         super().__init__()
+        heads = classifiers(model)
         if not all(hasattr(model, name) for name in ("forward_features", "forward_head", "get_classifier")):
             raise UserError("this model can't be frozen: it doesn't tell its features from its classifier (timm's do)", 2)
+        if len(heads) != 1 or isinstance(heads[0], nn.ModuleList):  # of a distilled network, or of branches
+            raise UserError("this model can't be frozen: it has several classifiers", 2)
         self.model = model.requires_grad_(False)
         model.get_classifier().requires_grad_(True)
 
@@ -69,5 +73,23 @@ def features(probe, batches, dtype=None):
     device, found = batches.labels.device, []
     for inputs, _ in batches:
         with engine.autocast(device, dtype):
+            if not found:
+                _check_classifier(probe, inputs[:1])
             found.append(probe.features(inputs).float())
     return Examples(torch.cat(found), batches.labels)
+
+
+def _check_classifier(probe, image):
+    """Raises UserError unless the classifier makes of the features what the network makes of the image.
+
+    Some of timm's have a norm between the two (EfficientViT of MSRA), or a convolution for a classifier (DLA, DPN).
+    """
+    try:
+        answer = probe(probe.features(image)).float()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a classifier says that takes no features
+        answer = None
+    wanted = probe.model(image).float()
+    if answer is None or not torch.allclose(answer, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()), equal_nan=True):
+        raise UserError("this model can't be frozen: its classifier needs more than its features", 2)

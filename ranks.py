@@ -166,7 +166,13 @@ def _was_left_alone(error):
 
 
 def shard(model, company):
-    """Leaves each rank a part of every parameter (FSDP2, arXiv 2304.11277), block by block, and brings it to its device."""
+    """Leaves each rank a part of every parameter (FSDP2, arXiv 2304.11277), block by block, and brings it to its device.
+
+    Raises UserError for a model with scalar parameters (timm's dm_nfnet), which FSDP2 can't divide.
+    """
+    scalar = next((name for name, p in model.named_parameters() if p.ndim == 0), None)
+    if scalar:
+        raise UserError(f"--fsdp can't divide {scalar}, a parameter of a single number, among processes: leave it out", 2)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -7,15 +7,16 @@
 Adding a model is one file and one line. The tests run over MODELS, so a new line is tested without being asked.
 """
 
-import ast
 import difflib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from errors import UserError
+from models import options as model_options
 from models.adapted import convnext_tiny, cspresnet50, ghostnet_100, mlp_mixer, resnest50d
 from models.cifar_resnet import CifarResNet, convnext_resnet, eca_resnet, ghost_resnet
 from models.coatnet import coatnet, coatnet_cifar
@@ -197,10 +198,16 @@ MODELS = {
     ),
 }
 
+TIMM_NAME = re.compile(r"timm/[A-Za-z0-9_.-]{1,128}")
+
 
 def canonical(name):
     """The table's name for `name`, which may differ in case, '-' and '_'; timm/<name> stays. Raises UserError."""
+    if not isinstance(name, str):
+        raise UserError(f"the name of a model must be a string, not {type(name).__name__}", status=2)
     if name.startswith("timm/"):
+        if not TIMM_NAME.fullmatch(name):  # timm takes addresses and paths for names: hf-hub:…, local-dir:…
+            raise UserError(f"{name[:80]!r} is not timm/<name>, with a name that timm.list_models() has", status=2)
         return name
 
     def bare(text):
@@ -210,7 +217,8 @@ def canonical(name):
     if bare(name) not in known:
         near = difflib.get_close_matches(bare(name), known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(known[key] for key in near)}?" if near else f"the names are {', '.join(MODELS)}"
-        raise UserError(f"unknown model {name!r}: {hint} (--list-models shows all, timm/<name> takes any of timm's)", status=2)
+        more = "--list-models shows all, timm/<name> takes any of timm's"
+        raise UserError(f"unknown model {name[:80]!r}: {hint} ({more})", status=2)
     return known[bare(name)]
 
 
@@ -234,46 +242,60 @@ def recipe(name, transfer=False, frozen=False):
 
 
 def parse_options(pairs, name, image_size=None, drop_path=None):
-    """["key=value", …] as options of the model: checked against its constructor, values read as Python literals.
+    """["key=value", …] as options of the model, checked (see check_options), values read as Python literals.
 
-    A model that has to know the size of its pictures (an option image_size) is told image_size, unless a pair says another;
+    A model that has to know the size of its images (an option image_size) gets image_size, unless a pair has another one;
     in the same way drop_path, where it is not None.
     """
-    options = {}
+    name = canonical(name)
     if drop_path is not None and name in MODELS and "drop_path" not in MODELS[name].options:
         raise UserError(f"{name} takes no --drop-path", status=2)
     if drop_path is not None:
         pairs = [f"{'drop_path' if name in MODELS else 'drop_path_rate'}={drop_path}", *pairs]
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise UserError(f"--model-arg takes key=value, not {pair!r}", status=2)
-        try:
-            options[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[key] = text
+    options = model_options.read_pairs(pairs)
+    check_options(name, options)
     if name in MODELS:
-        valid = MODELS[name].options
-        for key, value in options.items():
-            if key not in valid:
-                names = ", ".join(f"{k}={v}" for k, v in valid.items()) or "none"
-                raise UserError(f"{name} has no option {key!r}; its options (and defaults) are: {names}", status=2)
-            wanted = type(valid[key])
-            if valid[key] is not None and not isinstance(value, (int, float) if wanted is float else wanted):
-                raise UserError(f"{name}: {key} takes {wanted.__name__}, not {value!r}", status=2)
-        if image_size and "image_size" in valid:
+        if image_size and "image_size" in MODELS[name].options:
             options.setdefault("image_size", image_size)
     elif image_size and has_fixed_size(name.removeprefix("timm/")):
         options.setdefault("img_size", image_size)
     return options
 
 
+def check_options(name, options):
+    """Raises UserError unless a model may be built with these options, wherever they come from.
+
+    Plain values that describe an architecture (see models/options.py); of a model of the table, its own options only.
+    """
+    model_options.check(name, options)
+    if name not in MODELS:
+        return
+    valid = MODELS[name].options
+    for key, value in options.items():
+        if key not in valid:
+            names = ", ".join(f"{k}={v}" for k, v in valid.items()) or "none"
+            raise UserError(f"{name} has no option {key!r}; its options (and defaults) are: {names}", status=2)
+        wanted = type(valid[key])
+        if valid[key] is not None and not isinstance(value, (int, float) if wanted is float else wanted):
+            raise UserError(f"{name}: {key} takes {wanted.__name__}, not {value!r}", status=2)
+
+
+def from_card(card):
+    """The model that a checkpoint's card describes, with fresh weights. Raises UserError for one that was tampered with."""
+    name, num_classes, options = (card[key] for key in ("model", "num_classes", "options"))
+    if type(num_classes) is not int or not 0 < num_classes <= 1_000_000:
+        raise UserError(f"num_classes must be a whole number from 1 to 1,000,000, not {str(num_classes)[:80]!r}")
+    check_options(canonical(name), options)  # before create_model takes "pretrained" for its own argument
+    return create_model(name, num_classes, **options)
+
+
 def create_model(name, num_classes=10, *, pretrained=False, **options):
     """Builds a model of MODELS, or timm/<name>, with fresh weights or (timm's, pretrained=True) weights from the hub.
 
-    Raises UserError for an unknown name or option, and where weights were asked for and are not to be had.
+    Raises UserError for an unknown name or option, and where weights were asked for and can't be downloaded.
     """
     name = canonical(name)
+    check_options(name, options)
     if pretrained:
         require_published(name)
         options = options | {"pretrained": True}
@@ -317,21 +339,32 @@ def choose_attention(model, device, dtype):
     return model
 
 
-def describe(name, num_classes, image_size, options=None):
-    """(parameters, multiply-accumulates of one picture) of a model, from a copy on the meta device: no memory, no work.
+def classifiers(model):
+    """The modules that compute the logits, one as a rule: timm says which they are, ours is called fc."""
+    head = model.get_classifier() if hasattr(model, "get_classifier") else getattr(model, "fc", None)
+    heads = head if isinstance(head, (tuple, list)) else [head]  # several: of a distilled network
+    return [module for module in heads if isinstance(module, torch.nn.Module)]
 
-    Raises UserError when the model can't take pictures of image_size pixels.
+
+def describe(name, num_classes, image_size, options=None):
+    """(parameters, multiply-accumulates of one image) of a model, from a copy on the meta device: no memory, no work.
+
+    Raises UserError when the model can't take images of image_size pixels, or makes no logits of them.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        model = create_model(name, num_classes, **(options or {})).eval()
+        # Parameters that require gradients would have some models (CaiT, PiT) build a graph that the counter can't follow.
+        model = create_model(name, num_classes, **(options or {})).eval().requires_grad_(False)
         try:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model(torch.empty(1, 3, image_size, image_size))
+                logits = model(torch.empty(1, 3, image_size, image_size))
         except Exception as error:  # whatever the first layer that doesn't fit says
-            reason = str(error).strip().split("\n")[0][:160]
-            raise UserError(f"{name} can't take pictures of {image_size} px ({reason})", status=2) from error
+            reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+            raise UserError(f"{name} can't take images of {image_size} px ({reason})", status=2) from error
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (1, num_classes):
+        raise UserError(f"{name} is not a classifier: its output for an image is {shape}, not (1, {num_classes})", status=2)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
 
 

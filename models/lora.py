@@ -32,9 +32,9 @@ def linear_layers(name, num_classes, image_size, options=None):
     called = []
     with torch.device("meta"), torch.no_grad():
         model = models.create_model(name, num_classes, **(options or {})).eval()
-        head = model.get_classifier() if hasattr(model, "get_classifier") else getattr(model, "fc", None)
+        head = {id(module) for part in models.classifiers(model) for module in part.modules()}
         for key, module in model.named_modules():
-            if isinstance(module, torch.nn.Linear) and module is not head:
+            if isinstance(module, torch.nn.Linear) and id(module) not in head:
                 module.register_forward_hook(lambda *_, key=key: called.append(key))
         model(torch.empty(1, 3, image_size, image_size))
     if not called:
@@ -54,7 +54,8 @@ def add_adapters(model, rank, layers):
     logging.getLogger("peft").setLevel(logging.ERROR)
     config = LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=list(dict.fromkeys(layers)))
     inject_adapter_in_model(config, model)
-    model.get_classifier().requires_grad_(True)
+    for head in models.classifiers(model):
+        head.requires_grad_(True)
     return model
 
 
@@ -82,7 +83,8 @@ def add_counted(model, rank, layers):
     model.requires_grad_(False)
     for name in dict.fromkeys(layers):
         model.set_submodule(name, Counted(model.get_submodule(name), rank))
-    model.get_classifier().requires_grad_(True)
+    for head in models.classifiers(model):
+        head.requires_grad_(True)
     return model
 
 

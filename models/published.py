@@ -14,7 +14,7 @@ from models.layers import drop_path_rates
 def create_timm(name, num_classes, pretrained=False, **options):
     """timm's network of a name, which may carry a tag of its weights (resnet18.a1_in1k); pretrained: weights from the hub.
 
-    Raises UserError for an unknown name or option, and where weights were asked for and are not to be had.
+    Raises UserError for an unknown name or option, and where weights were asked for and can't be downloaded.
     """
     import timm
 
@@ -24,24 +24,48 @@ def create_timm(name, num_classes, pretrained=False, **options):
         raise UserError(f"timm has no model {name!r}{hint}", status=2)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would print each of its retries
     try:
+        if pretrained:
+            _check_hub(name)
         network = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
     except Exception as error:  # the hub's, the network's and the constructor's errors have no common class
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         if pretrained:
             raise UserError(
-                f"timm/{name}: the pretrained weights could not be had ({reason}); without network, fetch model.safetensors "
-                f"of timm/{name} from the Hugging Face hub on another machine and give it with --weights FILE"
+                f"timm/{name}: the pretrained weights could not be downloaded ({reason}); without network, fetch "
+                f"model.safetensors of timm/{name} from the Hugging Face hub on another machine and give it with --weights FILE"
             ) from error
         raise UserError(f"timm/{name}: {reason}", status=2) from error
     _check_patch(name, network, options.get("img_size"))
     return network
 
 
+def _check_hub(name):
+    """Raises an error within seconds where a network's weights are not in the cache and their hub can't be reached.
+
+    huggingface_hub itself would try for a minute. Its session knows HF_HUB_OFFLINE and proxies. Any answer will do.
+    """
+    import timm
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.utils import get_session
+
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if not config or not config.hf_hub_id:
+        return  # its weights lie at an address of their own, for which nothing retries
+    repository = config.hf_hub_id.split("@")[0]
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in ("model.safetensors", "pytorch_model.bin")):
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception as error:  # of requests, httpx or huggingface_hub, by its version
+        raise ConnectionError(f"{constants.ENDPOINT} can't be reached: {error}") from error
+
+
 def _check_patch(name, network, image_size):
     """timm would leave the border out."""
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if image_size and patch and any(image_size % side for side in patch):
-        raise UserError(f"timm/{name}: image size {image_size} is not a multiple of the patch, {patch[0]} px", status=2)
+    sides = (patch,) if isinstance(patch, int) else patch
+    if image_size and sides and any(image_size % side for side in sides):
+        raise UserError(f"timm/{name}: image size {image_size} is not a multiple of the patch, {sides[0]} px", status=2)
 
 
 def has_fixed_size(name):

@@ -7,7 +7,7 @@ import torch
 
 import checkpoint
 from errors import UserError
-from models import create_model
+from models import classifiers, from_card
 from models.lora import merged
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
@@ -82,9 +82,9 @@ def load_weights(model, path):
     path = weights_file(path)
     (state, card), own = read_weights(path), model.state_dict()
     state = _adapt(state, model, path)
-    classifier = classifier_keys(model)
+    may_be_new = classifier_keys(model)
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-    misfits = [key for key in own if key not in fitting and key not in classifier]
+    misfits = [key for key in own if key not in fitting and key not in may_be_new]
     if misfits:
         key = misfits[0]
         found = f"is {tuple(state[key].shape)}, not {tuple(own[key].shape)}" if key in state else "is missing"
@@ -110,13 +110,6 @@ def _adapt(state, model, path):
         raise UserError(f"{path} holds weights of another model ({checkpoint.first_line(error)})") from error
 
 
-def classifiers(model):
-    """The modules that compute the logits, one as a rule: timm says which they are, ours is called fc."""
-    head = model.get_classifier() if hasattr(model, "get_classifier") else getattr(model, "fc", None)
-    heads = head if isinstance(head, (tuple, list)) else [head]  # several: of a distilled network
-    return [module for module in heads if isinstance(module, torch.nn.Module)]
-
-
 def classifier_keys(model):
     """Names of the parameters of the classifier."""
     ids = {id(p) for head in classifiers(model) for p in head.parameters()}
@@ -139,15 +132,17 @@ def load_checkpoint(path):
         card = contents["card"] | {"epoch": epoch if epoch is None else int(epoch), "metric": metric}
         weights = contents["ema"]["average"] if contents.get("ema") else contents["state_dict"]
         with torch.device("meta"):  # nothing is allocated before the weights are known to fit
-            model = create_model(card["model"], card["num_classes"], **card["options"])
+            model = from_card(card)
         weights = merged(weights)
         model.load_state_dict(weights, assign=True)
         if any(buffer.is_meta for buffer in model.buffers()):  # what no file holds is made with the model
-            model = create_model(card["model"], card["num_classes"], **card["options"])
+            model = from_card(card)
             model.load_state_dict(weights, assign=True)
         missing = {"classes", "image_size", "mean", "std", "source"} - set(card)
         if missing:
             raise KeyError(*missing)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except UserError as error:
+        raise UserError(f"{path} was refused: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{path} is no best.pt or last.pt of this program ({checkpoint.first_line(error)})") from error
     return model.eval(), card

@@ -134,9 +134,9 @@ def _check(kind, path, model, images, card):
     else:
         from safetensors.torch import load_file
 
-        from models import create_model
+        from models import from_card
 
-        fresh = create_model(card["model"], card["num_classes"], **card["options"])
+        fresh = from_card(card)
         fresh.load_state_dict(load_file(str(path)))
         run = Deployed(fresh, card["mean"], card["std"]).eval()
     largest = max(float((run(images) - wanted).abs().max()), float((run(images[:1]) - wanted[:1]).abs().max()))

@@ -1,9 +1,11 @@
 """Files from elsewhere: of other kinds of training and other versions, hostile ones, those that several processes want."""
 
+import json
 import os
 import pickle
 import shutil
 import signal
+import socket
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from test_faults import files, go_on, one_error
 from test_train import rows, summary, untimed, write_folder
 
 import checkpoint
+import train
 from errors import UserError
 from models.weights import load_checkpoint
 
@@ -128,6 +131,145 @@ def test_a_hostile_or_foreign_file_is_refused_as_weights_and_as_a_checkpoint(for
     with pytest.raises(UserError, match="bad.pt"):
         load_checkpoint(bad)
     assert not sentinel.exists() and sorted(os.listdir(tmp_path)) == ["bad.pt", "copy"]
+
+
+# ---- hostile options and names of models --------------------------------------------------------------------------------
+
+# Tried with timm/test_resnet, which takes them on. PICKLE and FOLDER stand for paths of the test.
+HOSTILE_OPTIONS = {
+    "an address": {"pretrained": True, "pretrained_cfg": {"url": "http://127.0.0.1:9/chosen.pth"}, "cache_dir": "FOLDER"},
+    "an overlay": {"pretrained": True, "pretrained_cfg_overlay": {"file": "PICKLE"}},
+    "a tag": {"pretrained_cfg": "r160_in1k"},
+    "published weights": {"pretrained": True},
+    "no pretrained weights": {"pretrained": False},
+    "weights of its own": {"pretrained_strict": False},
+    "a pickle": {"checkpoint_path": "PICKLE"},
+    "a folder": {"cache_dir": "FOLDER"},
+    "a script": {"scriptable": True},
+    "an export": {"exportable": True},
+    "no script": {"no_jit": True},
+    "features": {"features_only": True},
+    "features of a class": {"feature_cls": "fx"},
+    "a pruned network": {"pruned": True},
+    "a device": {"device": "meta"},
+    "another name": {"name": "resnet18"},
+    "other classes": {"num_classes": 3},
+    "a path": {"global_pool": "../secret"},
+    "a file": {"global_pool": "weights.pth"},
+    "a drive": {"global_pool": "c:weights"},
+    "a URL": {"act_layer": "https://example.org"},
+    "a long word": {"act_layer": "a" * 65},
+    "a path in a list": {"channels": [8, ["/etc/passwd"]]},
+    "a dict": {"block_args": {"attn_layer": "se"}},
+    "a dict in a list": {"channels": ({"a": 1},)},
+    "bytes": {"act_layer": b"relu"},
+    "a complex number": {"drop_rate": 1j},
+    "infinity": {"drop_rate": float("inf")},
+    "a huge number": {"stem_width": 2**63},
+    "deep lists": {"channels": [[[[[[8]]]]]]},
+    "long lists": {"channels": [8] * 10_000},
+    "no word": {"drop rate": 0.1},
+}
+HOSTILE_NAMES = ("timm/hf_hub:timm/test_resnet", "timm/hf-hub:timm/test_resnet", "timm/local-dir:.", "timm/LOCAL-DIR:.",
+                 "timm//etc/passwd", "timm/./test_resnet", "timm/test_resnet./test_vit", "timm/test_resnet\n", "timm/",
+                 "hf_hub:timm/test_resnet", "timm/" + "a" * 10_000)  # fmt: skip
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """refuses(function, *arguments): it ends in a UserError of one line that was decided without network, files or pickle."""
+    from huggingface_hub import constants
+
+    attempts, sentinel = [], tmp_path / "sentinel"
+    torch.save({"state_dict": Hostile(sentinel)}, tmp_path / "hostile.pth")
+    (tmp_path / "config.json").write_text('{"architecture": "test_resnet", "pretrained_cfg": {}}')
+
+    def attempt(*arguments, **options):
+        attempts.append(arguments)
+        raise OSError("the network was used")
+
+    monkeypatch.setattr(socket, "getaddrinfo", attempt)
+    monkeypatch.setattr(socket.socket, "connect", attempt)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.chdir(tmp_path)
+
+    def refuses(function, *arguments):
+        before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+        with pytest.raises(UserError) as refusal:
+            function(*arguments)
+        message = str(refusal.value)
+        assert message and len(message.splitlines()) == 1 and len(message) < 3000
+        assert attempts == [] and not sentinel.exists()
+        assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+        return message
+
+    return refuses
+
+
+def located(value, tmp_path):
+    """The value with paths of the test in place of the words PICKLE and FOLDER."""
+    if isinstance(value, dict):
+        return {key: located(item, tmp_path) for key, item in value.items()}
+    places = {"PICKLE": tmp_path / "hostile.pth", "FOLDER": tmp_path / "chosen"}
+    return str(places[value]) if isinstance(value, str) and value in places else value
+
+
+def changed_checkpoint(path, model, options, model_args=None):
+    """Puts a model and options into a run's checkpoint, with a digest that fits."""
+    contents = checkpoint.load(path)
+    contents["card"] |= {"model": model, "options": options}
+    if model_args is not None:
+        contents["training"]["arguments"] |= {"model": model, "model_arg": model_args}
+    torch.save({"format": 1, "digest": checkpoint.digest(contents), "contents": contents}, path)
+
+
+@pytest.mark.parametrize("kind", HOSTILE_OPTIONS)
+def test_hostile_options_of_a_model_are_refused_wherever_they_come_from(copy, watched, tmp_path, kind):
+    options = located(HOSTILE_OPTIONS[kind], tmp_path)
+    pairs = [f"{key}={'1e999' if kind == 'infinity' else repr(value)}" for key, value in options.items()]
+    new = ["--dataset", "shapes", "--device", "cpu", "--output-dir", str(tmp_path / "new")]
+    words = [word for pair in pairs for word in ("--model-arg", pair)]
+    watched(train.main, [*new, "--model", "timm/test_resnet", *words])
+    config = copy / "config.json"
+    config.write_text(json.dumps({"arguments": {"model": "timm/test_resnet", "model_arg": pairs}}))
+    watched(train.main, [*new, "--config", str(config)])
+    changed_checkpoint(copy / "last.pt", "timm/test_resnet", options, pairs)
+    watched(train.main, ["--resume", str(copy), "--epochs", "4", "--device", "cpu"])
+    assert "last.pt" in watched(load_checkpoint, copy / "last.pt")
+    for name in ("timm/test_resnet", "resnet20"):
+        changed_checkpoint(copy / "best.pt", name, options)
+        assert "best.pt" in watched(load_checkpoint, copy / "best.pt")
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_hostile_names_of_models_are_refused_wherever_they_come_from(copy, watched, tmp_path, name):
+    new = ["--dataset", "shapes", "--device", "cpu", "--output-dir", str(tmp_path / "new")]
+    watched(train.main, [*new, "--model", name])
+    config = copy / "config.json"
+    config.write_text(json.dumps({"arguments": {"model": name}}))
+    watched(train.main, [*new, "--config", str(config)])
+    changed_checkpoint(copy / "last.pt", name, {}, [])
+    watched(train.main, ["--resume", str(copy), "--epochs", "4", "--device", "cpu"])
+    assert "last.pt" in watched(load_checkpoint, copy / "last.pt")
+
+
+@pytest.mark.parametrize("card", [
+    {"options": None}, {"options": [["pretrained", True]]}, {"options": {1: 2}}, {"options": {("a",): 2}}, {"model": None},
+    {"model": 5}, {"num_classes": "10"}, {"num_classes": 0}, {"num_classes": 2**40}, {"num_classes": True},
+    {"num_classes": torch.tensor(10)}, {"options": {"shortcut": torch.ones(2)}}, {"options": {"shortcut": 5}},
+])  # fmt: skip
+def test_a_card_with_values_of_other_types_is_refused(copy, watched, card):
+    contents = checkpoint.load(copy / "best.pt")
+    contents["card"] |= card
+    checkpoint.save(contents, copy / "best.pt")
+    assert "best.pt" in watched(load_checkpoint, copy / "best.pt")
+
+
+@pytest.mark.parametrize("model_args", [[5], [None], ["a"], [["a=1"]], "global_pool=avg", 5])
+def test_a_last_pt_with_model_args_of_other_types_is_refused(copy, watched, model_args):
+    changed_checkpoint(copy / "last.pt", "timm/test_resnet", {}, model_args)
+    watched(train.main, ["--resume", str(copy), "--epochs", "4", "--device", "cpu"])
 
 
 # ---- other data than at the start ---------------------------------------------------------------------------------------

@@ -116,6 +116,15 @@ def test_weights_gradients_state_and_average_are_counted():
     assert shared.parameters == weights // 4 and shared.optimizer == weights // 2 and shared.image == need.image
 
 
+def test_a_module_that_is_used_twice_is_counted_once():
+    with torch.device("meta"):
+        shared = nn.Conv2d(8, 8, 3, padding=1)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(shared), nn.Sequential(shared), nn.Flatten(),
+                              nn.Linear(8 * 16, 10))  # fmt: skip
+    need = memory.training_need(model, 4, device="cpu", dtype=None, optimizer="sgd")
+    assert need.parameters == 4 * (3 * 8 * 9 + 8 + 8 * 8 * 9 + 8 + 8 * 16 * 10 + 10) and need.image > 0
+
+
 def test_the_largest_micro_batch_leaves_a_tenth():
     need = memory.Need(parameters=40, gradients=40, optimizer=80, average=40, copies=0, image=10, host=0)
     assert [need.largest(free) for free in (100, 222, 234, 1000 / 0.9)] == [0, 0, 1, 80]

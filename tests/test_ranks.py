@@ -21,8 +21,9 @@ import engine
 import ranks
 import sources
 import train as train_script
+from models import create_model
 from models.weights import load_checkpoint
-from ranks import Ranks, SyncBatchNorm, join
+from ranks import Ranks, SyncBatchNorm, join, shard
 
 NO_BATCH_NORM = ("--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=2", "--model-arg", "heads=2",
                  "--drop-path", 0, "--lr", 1e-3)  # fmt: skip
@@ -305,3 +306,10 @@ def test_a_process_alone_talks_to_nobody():
     alone = Ranks(torch.device("cpu"))
     values, model = torch.ones(2), torch.nn.Linear(1, 1)
     assert alone.sum(values) is values and alone.parallel(model) is model and alone.any(True) and not alone.any(None)
+
+
+def test_a_model_with_scalar_parameters_can_not_be_sharded():
+    with torch.device("meta"):
+        model = create_model("nfnet_f0", 10)
+    with refused("--fsdp can't divide", "skipinit_gain", "a parameter of a single number"):
+        shard(model, Ranks(torch.device("cpu"), world=2))
