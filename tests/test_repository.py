@@ -70,6 +70,6 @@ def test_requirements_name_what_the_code_imports():
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     imported = {name.split(".")[0] for name in imported} - own
     outside = {name for name in imported if name not in sys.stdlib_module_names}
-    outside -= {"peft", "PIL", "filelock", "safetensors"}  # they come with others
+    outside -= {"peft", "PIL", "filelock", "safetensors", "huggingface_hub"}  # they come with others
     outside -= {"submitit", "plotly", "gradio", "onnxscript", "onnxruntime"}  # asked for where they are needed
     assert outside | {"tensorboard"} == named
