@@ -75,6 +75,8 @@ def test_weights_in_the_cache_need_no_hub(hub):
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("0a")
     save_file(published.state_dict(), place / "snapshots" / "0a" / "model.safetensors")
+    hub.shutdown()
+    hub.server_close()
     model = create_model("timm/test_resnet.r160_in1k", 10, pretrained=True)
     for name, value in published.state_dict().items():
         if not name.startswith("fc."):
