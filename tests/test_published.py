@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from conftest import refused
+from packaging.version import Version
 
 import engine
 import probe
@@ -188,13 +189,17 @@ FAMILIES = {
     "xception_aligned": ("xception41p", 32, ""),
     "xcit": ("xcit_nano_12_p8_224", 32, "depth=2"),
 }
+NEWEST = Version("1.0.31")  # of timm, that the table was made with
 NO_CLASSIFIER = ("gemma4_vit",)  # it has encoders only
 
 
 def test_every_family_of_timm_is_listed():
     import timm
 
-    assert sorted(set(timm.list_modules()) - set(FAMILIES)) == []
+    missing = sorted(set(timm.list_modules()) - set(FAMILIES))
+    if missing and Version(timm.__version__) > NEWEST:
+        pytest.skip(f"families that came after the table: {', '.join(missing)}")
+    assert missing == []
 
 
 class TwoImages:

@@ -141,8 +141,9 @@ def with_faults(tmp_path):
 
 
 # Sender and phases of processes.py: the first SIGTERMs, and in two of them more while the state is saved.
-MOMENTS = [(rank, [phase]) for phase in ("first batch", "training", "evaluation", "test") for rank in (0, 1)]
-MOMENTS += [(0, ["saving"]), (0, ["first batch", "saving"])]
+MOMENTS = [(1, ["training"]), (0, ["evaluation"]), (0, ["saving"]), (0, ["first batch", "saving"])]
+MORE = [(0, ["training"]), (1, ["evaluation"]), *((rank, [phase]) for phase in ("first batch", "test") for rank in (0, 1))]
+MOMENTS += [pytest.param(*moment, marks=pytest.mark.soak) for moment in MORE]
 
 
 CUT = (*COMMON, *NO_BATCH_NORM, "--val-size", 24, "--batch-size", 30, "--schedule", "constant", "--warmup-epochs", 0)
