@@ -72,4 +72,5 @@ def test_every_killed_run_ends_as_the_uninterrupted_one(forks, tmp_path):
         assert equal(whole, cut), f"run {runs}: {world} ranks, {options}"
         assert not list(cut.glob(".*.tmp"))
         runs += 1
-    print(f"\n{kills.total()} kills of {runs} runs; by the number of ranks: {dict(sorted(kills.items()))}")
+        print(f"{kills.total()} kills, {runs} runs bit-identical; kills by the number of ranks: {dict(sorted(kills.items()))}",
+              flush=True)  # fmt: skip
