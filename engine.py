@@ -191,6 +191,20 @@ def _statistics_unchanged(snapshot):
     snapshot.restore()
 
 
+def _settle_gradient_order(model, inputs, targets, loss_fn, dtype):
+    """A forward and a backward pass that change nothing but where DistributedDataParallel keeps gradients.
+
+    It moves them to other places in its buffers after the first pass, and three or more ranks sum each place in an order of its
+    own. A resumed run would begin with the first places at a later step, and round differently.
+    """
+    statistics = _Snapshot(list(model.buffers()))
+    with _statistics_unchanged(statistics):
+        with autocast(inputs.device, dtype):
+            logits = model(inputs)
+        loss_fn(logits.float(), targets).backward()
+    model.zero_grad(set_to_none=True)
+
+
 def _step(scaler, optimizer):
     """Updates the weights; returns False where the scaler skipped the update because a gradient overflowed.
 
@@ -236,6 +250,7 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
     # fp16: statistics before a step that may be skipped. Gradient checkpointing: those after the forward pass.
     skipped, before = 0, _Snapshot([b for b in model.buffers() if b.is_floating_point()] if scaler.is_enabled() else [])
     after_forward = _Snapshot(_running_statistics(model) if _recomputes(model) else [])
+    settled = ranks.world <= 2 or ranks.sharded  # the sum of two has one order
     while progress.epoch < epochs:
         model.train()
         begin = time.perf_counter() - progress.seconds
@@ -243,6 +258,9 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
             rate = lr_at(progress.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
+            if not settled:
+                _settle_gradient_order(model, inputs[:2], targets[:2], loss_fn, dtype)
+                settled = True
             seed_model(seed, device, progress.epoch, "model" + f" {ranks.rank}" * (not ranks.first), progress.batch)
 
             before.take()

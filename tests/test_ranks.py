@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY, refused
-from processes import terminate_job_in
+from processes import signal_in, terminate_job_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_faults import equal
 from test_train import rows, stop_after, summary
 
 import checkpoint
@@ -217,6 +218,21 @@ def test_a_run_resumes_from_shards_and_from_whole_models_alike(train, tmp_path):
     assert_as_alone(cut, 3)
     finish(torchrun(2, "--resume", cut, "--epochs", 4, "--fsdp", script="train.py"))
     assert_as_alone(cut, 4)
+
+
+@pytest.mark.slow
+def test_three_ranks_resume_to_the_same_bits(forks, tmp_path):
+    """A sum of three depends on its order, and that on where DistributedDataParallel keeps each gradient."""
+    options = (*COMMON, *NO_BATCH_NORM, "--optimizer", "adam")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    def finish_ranks(*arguments, faults=()):
+        return [rank.wait().returncode for rank in forks.start_ranks(3, *arguments, faults=faults)]
+
+    assert finish_ranks(*options, "--output-dir", whole) == [0, 0, 0]
+    assert finish_ranks(*options, "--output-dir", cut, faults=[signal_in("training", signal.SIGTERM)]) == [143] * 3
+    assert finish_ranks("--resume", cut, "--device", "cpu") == [0, 0, 0]
+    assert equal(whole, cut)
 
 
 def test_bad_input_is_said_once(tmp_path):
