@@ -172,7 +172,9 @@ def test_sigterm_to_torchrun_and_every_rank_loses_no_step(train, uninterrupted, 
     found, done = summary(cut), checkpoint.load(cut / "last.pt")["training"]["progress"]
     assert (found["status"], found.get("signal")) == ("interrupted", signal.SIGTERM), (found, err)
     assert f"--resume {cut}" in out.splitlines()[-1] and 'faulty.py", line' not in err
-    assert 0 <= done["step"] - int(sign.read_text()) <= 1 and found["steps"] == done["step"]
+    assert found["steps"] == done["step"] >= int(sign.read_text())
+    if "saving" not in phases:  # epochs are saved in the background, while the next steps run
+        assert done["step"] - int(sign.read_text()) <= 1
     train("--resume", cut)
     assert summary(cut)["status"] == "finished" and len(rows(cut)) == len(uninterrupted)
     for ours, theirs in zip(rows(cut), uninterrupted):

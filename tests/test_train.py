@@ -571,7 +571,7 @@ def test_pretrained_without_network_says_how_to_bring_the_file(monkeypatch):
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("timm.create_model", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
-    with pytest.raises(UserError, match=r"no network.*model.safetensors.*--weights"):
+    with pytest.raises(UserError, match=r"without network.*model.safetensors.*--weights"):
         models.create_model("timm/resnet18", 10, pretrained=True)
 
 
