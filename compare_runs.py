@@ -13,41 +13,101 @@ import sys
 import time
 from pathlib import Path
 
-import cli
 from analysis import metrics, replicates, tables
-from errors import UserError
+from common import command_line
+from common.errors import UserError
+from common.text import printable
 
-PANELS, X, SIZES = ("curves", "error", "efficiency", "bars"), ("epoch", "step", "seconds"), ("screen", "page", "column")
+PANELS, X, SIZES = (
+    ("curves", "error", "efficiency", "bars"),
+    ("epoch", "step", "seconds"),
+    ("screen", "page", "column"),
+)
 
 
 def build_parser():
-    parser = cli.Parser(__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="+", help="metrics.csv files, run directories, or patterns of either")
+    parser = command_line.Parser(__doc__.split("\n")[0])
+    parser.add_argument(
+        "runs", nargs="+", help="metrics.csv files, run directories, or patterns of either"
+    )
     group = parser.add_argument_group("rows")
-    group.add_argument("--group-by", nargs="+", default=["arguments"], metavar="NAME",
-                       help="arguments: runs that differ by the seed only share a row; run; or an argument's name")  # fmt: skip
-    group.add_argument("--labels", nargs="+", metavar="TEXT", help="names for the rows, in the order in which their runs come")
-    group.add_argument("--baseline", metavar="RUN", help="a row (or a run in it) that the differences are taken from")
+    group.add_argument(
+        "--group-by",
+        nargs="+",
+        default=["arguments"],
+        metavar="NAME",
+        help="arguments: runs that differ by the seed only share a row; run; or an argument's name",
+    )
+    group.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="TEXT",
+        help="names for the rows, in the order in which their runs come",
+    )
+    group.add_argument(
+        "--baseline",
+        metavar="RUN",
+        help="a row (or a run in it) that the differences are taken from",
+    )
     group.add_argument("--sort", metavar="COLUMN", help="best first")
     group.add_argument("--reverse", action="store_true", help="worst first")
     group = parser.add_argument_group("table")
-    group.add_argument("--columns", nargs="+", metavar="NAME",
-                       help=f"from {', '.join(tables.COLUMNS)}, any argument, and * for the arguments that differ")  # fmt: skip
-    group.add_argument("--format", choices=tuple(tables.KINDS), default="text", help="on standard output")
-    group.add_argument("--table", nargs="+", default=[], metavar="FILE", help="also written to .txt, .md, .csv or .tex")
+    group.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="NAME",
+        help=f"from {', '.join(tables.COLUMNS)}, any argument, and * for the arguments that differ",
+    )
+    group.add_argument(
+        "--format", choices=tuple(tables.KINDS), default="text", help="on standard output"
+    )
+    group.add_argument(
+        "--table",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="also written to .txt, .md, .csv or .tex",
+    )
     group = parser.add_argument_group("figures")
-    group.add_argument("--panel", nargs="+", choices=PANELS, default=["curves"], help="which figures, a file each")
-    group.add_argument("--output", nargs="+", default=[], metavar="FILE",
-                       help="the picture, as .png, .svg or .pdf; with several --panel their names are added "
-                       "(default: comparison.png beside the runs)")  # fmt: skip
+    group.add_argument(
+        "--panel", nargs="+", choices=PANELS, default=["curves"], help="which figures, a file each"
+    )
+    group.add_argument(
+        "--output",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="the picture, as .png, .svg or .pdf; with several --panel their names are added "
+        "(default: comparison.png beside the runs)",
+    )
     group.add_argument("--no-figures", action="store_true", help="the table only")
     group.add_argument("--x", choices=X, default="epoch", help="what curves are drawn over")
-    group.add_argument("--smooth", type=cli.number(int, low=1), default=1, metavar="N", help="evaluations to average over")
-    group.add_argument("--log", action="store_true", help="losses and error rates on a logarithmic axis")
-    group.add_argument("--size", choices=SIZES, default="screen", help="a page's width, or a column's of two")
-    group.add_argument("--html", metavar="FILE", help="also a page: sortable table, interactive curves, example pictures")
-    parser.add_argument("--watch", type=cli.number(above=0), nargs="?", const=10.0, metavar="SECONDS",
-                        help="do it again whenever the runs have gone on (looked for every 10 s)")  # fmt: skip
+    group.add_argument(
+        "--smooth",
+        type=command_line.number(int, low=1),
+        default=1,
+        metavar="N",
+        help="evaluations to average over",
+    )
+    group.add_argument(
+        "--log", action="store_true", help="losses and error rates on a logarithmic axis"
+    )
+    group.add_argument(
+        "--size", choices=SIZES, default="screen", help="a page's width, or a column's of two"
+    )
+    group.add_argument(
+        "--html",
+        metavar="FILE",
+        help="also a page: sortable table, interactive curves, example pictures",
+    )
+    parser.add_argument(
+        "--watch",
+        type=command_line.number(above=0),
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="do it again whenever the runs have gone on (looked for every 10 s)",
+    )
     return parser
 
 
@@ -58,17 +118,23 @@ def rows(args):
     if args.labels:
         if len(args.labels) != len(groups):
             several = " (--group-by run makes one of each run)" * (len(runs) > len(groups))
-            raise UserError(f"--labels has {len(args.labels)} names for {len(groups)} rows{several}", status=2)
+            raise UserError(
+                f"--labels has {len(args.labels)} names for {len(groups)} rows{several}", status=2
+            )
         for group, label in zip(groups, args.labels):
-            group.name = metrics.printable(label)
+            group.name = printable(label)
     if not args.baseline:
         return groups, None
     wanted = str(args.baseline).rstrip("/")
     for group in groups:
-        names = {name for run in group.runs for name in (run.name, str(run.path), str(run.path.parent))}
+        names = {
+            name for run in group.runs for name in (run.name, str(run.path), str(run.path.parent))
+        }
         if wanted == group.name or wanted in names:
             return groups, group
-    raise UserError(f"--baseline {wanted}: the rows are {', '.join(group.name for group in groups)}", status=2)
+    raise UserError(
+        f"--baseline {wanted}: the rows are {', '.join(group.name for group in groups)}", status=2
+    )
 
 
 def places(args, runs):
@@ -81,7 +147,10 @@ def places(args, runs):
     files = [Path(name) for name in args.output] or [here / "comparison.png"]
     if len(args.panel) == 1:
         return {args.panel[0]: files}
-    return {panel: [file.with_name(f"{file.stem}-{panel}{file.suffix}") for file in files] for panel in args.panel}
+    return {
+        panel: [file.with_name(f"{file.stem}-{panel}{file.suffix}") for file in files]
+        for panel in args.panel
+    }
 
 
 def check_places(args):
@@ -93,7 +162,10 @@ def check_places(args):
     wanted = [("--table", path, tuple(tables.KINDS.values())) for path in args.table]
     for option, path, kinds in wanted + [("--html", args.html, (".html",))] * bool(args.html):
         if not path.endswith(kinds) or not Path(path).parent.is_dir():
-            raise UserError(f"{option} {path}: it takes a {' or '.join(kinds)} file in a directory that is there", status=2)
+            raise UserError(
+                f"{option} {path}: it takes a {' or '.join(kinds)} file in a directory that is there",
+                status=2,
+            )
 
 
 def compare(args):
@@ -102,7 +174,9 @@ def compare(args):
     table = tables.compare(groups, args.columns, baseline)
     if args.sort or args.reverse:
         table.sort(args.sort or "test", args.reverse)
-    print(table.render(args.format, tables.terminal_width()), end="", flush=True)  # first: figures take seconds
+    print(
+        table.render(args.format, tables.terminal_width()), end="", flush=True
+    )  # first: figures take seconds
     from analysis import figures
 
     for path in map(Path, args.table):
@@ -112,7 +186,9 @@ def compare(args):
         from analysis import curves
 
         for panel, files in places(args, [run for group in groups for run in group.runs]).items():
-            curves.draw(groups, files, panel, x=args.x, smooth=args.smooth, log=args.log, size=args.size)
+            curves.draw(
+                groups, files, panel, x=args.x, smooth=args.smooth, log=args.log, size=args.size
+            )
             print(f"{panel}: {' '.join(map(str, files))}", file=sys.stderr)
     if args.html:
         from analysis import report
@@ -128,7 +204,11 @@ def watch(args):
     """Compares again whenever a file has changed, until Ctrl-C."""
     before = None
     while True:
-        files = [file for path in metrics.find_metrics(args.runs) for file in (path, path.with_name("summary.json"))]
+        files = [
+            file
+            for path in metrics.find_metrics(args.runs)
+            for file in (path, path.with_name("summary.json"))
+        ]
         now = {file: file.stat().st_mtime_ns for file in files if file.is_file()}
         if now != before:
             if sys.stdout.isatty():
@@ -146,4 +226,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

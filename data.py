@@ -20,19 +20,28 @@ from pathlib import Path
 
 import torch
 
-import augment
-import imagefolder
-import sources
-from errors import UserError
-from free_memory import available
-from sources import Examples
+from common.errors import UserError
+from common.free_memory import available
+from datasets import archives, augment, image_folder, shapes
+from datasets.examples import Examples
 
-BORDERED = 2**28  # bytes of images in the CPU's memory whose border for cropping is made once, not per batch (CIFAR: 154 MB)
+BORDERED = (
+    2**28
+)  # bytes of images in the CPU's memory whose border for cropping is made once, not per batch (CIFAR: 154 MB)
 DATASETS = ("cifar10", "cifar100", "folder", "shapes")
 
 
-def load(name, data_dir="data", *, data_url=None, image_size=None, val_size=0, limit_train=0, limit_test=0,
-         skip_bad_images=False):  # fmt: skip
+def load(
+    name,
+    data_dir="data",
+    *,
+    data_url=None,
+    image_size=None,
+    val_size=0,
+    limit_train=0,
+    limit_test=0,
+    skip_bad_images=False,
+):
     """Loads a dataset and divides it. The tensors are on the CPU; `Batches` brings them to the device.
 
     name: one of DATASETS; data_url: where to download an archive instead of the published places; image_size: for
@@ -41,20 +50,30 @@ def load(name, data_dir="data", *, data_url=None, image_size=None, val_size=0, l
     Raises UserError when the data is missing, damaged or too small.
     """
     if name == "shapes":
-        loaded = sources.load_shapes()
+        loaded = shapes.load_shapes()
     elif name == "folder":
-        loaded = imagefolder.load_folder(Path(data_dir), image_size or 32, skip_bad_images)
-    elif name in sources.ARCHIVES:
-        loaded = sources.load_archive(name, Path(data_dir), data_url)
+        loaded = image_folder.load_folder(Path(data_dir), image_size or 32, skip_bad_images)
+    elif name in archives.ARCHIVES:
+        loaded = archives.load_archive(name, Path(data_dir), data_url)
     else:
         raise UserError(f"unknown dataset {name!r}: the names are {', '.join(DATASETS)}", status=2)
     if limit_test:
-        loaded = replace(loaded, test=loaded.test.take(_portion(loaded.test, limit_test, "--limit-test", name)))
+        loaded = replace(
+            loaded, test=loaded.test.take(_portion(loaded.test, limit_test, "--limit-test", name))
+        )
     if limit_train:
-        loaded = replace(loaded, train=loaded.train.take(_portion(loaded.train, limit_train, "--limit-train", name)))
+        loaded = replace(
+            loaded,
+            train=loaded.train.take(_portion(loaded.train, limit_train, "--limit-train", name)),
+        )
     if val_size:
         held_out = _portion(loaded.train, val_size, "--val-size", name, leave=loaded.num_classes)
-        rest = torch.ones(len(loaded.train), dtype=torch.bool).index_fill_(0, held_out, False).nonzero().squeeze(1)
+        rest = (
+            torch.ones(len(loaded.train), dtype=torch.bool)
+            .index_fill_(0, held_out, False)
+            .nonzero()
+            .squeeze(1)
+        )
         loaded = replace(loaded, train=loaded.train.take(rest), val=loaded.train.take(held_out))
     if not loaded.mean:
         mean, std = channel_statistics(loaded.train)
@@ -66,9 +85,13 @@ def stratified(labels, count, seed=0):
     """Indices (sorted) of `count` examples in which each class has its share, to within one example."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    shares = torch.bincount(labels) * count  # times len(labels): whole numbers, so nothing is rounded
+    shares = (
+        torch.bincount(labels) * count
+    )  # times len(labels): whole numbers, so nothing is rounded
     quota = shares // len(labels)
-    largest_remainders = (shares % len(labels)).argsort(descending=True, stable=True)[: count - int(quota.sum())]
+    largest_remainders = (shares % len(labels)).argsort(descending=True, stable=True)[
+        : count - int(quota.sum())
+    ]
     quota[largest_remainders] += 1
     chosen = [order[labels[order] == label][:number] for label, number in enumerate(quota.tolist())]
     return torch.cat(chosen).sort().values
@@ -77,9 +100,14 @@ def stratified(labels, count, seed=0):
 def _portion(examples, count, flag, name, leave=0):
     if count > len(examples) - leave:
         left = f", and {leave} must be left to train on" * bool(leave)
-        raise UserError(f"{flag} {count} asks for too much: {name} has {len(examples)} examples here{left}", status=2)
+        raise UserError(
+            f"{flag} {count} asks for too much: {name} has {len(examples)} examples here{left}",
+            status=2,
+        )
     if leave and count < leave:
-        raise UserError(f"{flag} {count} is less than an image of each of the {leave} classes", status=2)
+        raise UserError(
+            f"{flag} {count} is less than an image of each of the {leave} classes", status=2
+        )
     return stratified(examples.labels, count)
 
 
@@ -93,12 +121,24 @@ def channel_statistics(images, block=1 << 22):
         sums, squares = images.stored.channel_sums(images.rows)
     else:
         counts, values = torch.zeros(3, 256, dtype=torch.int64), torch.arange(256)
-        for part in images.split(max(1, block // (images.shape[2] * images.shape[3]))):  # a few million pixels at a time
-            counts += torch.stack([torch.bincount(part[:, channel].flatten(), minlength=256) for channel in range(3)])
+        for part in images.split(
+            max(1, block // (images.shape[2] * images.shape[3]))
+        ):  # a few million pixels at a time
+            counts += torch.stack(
+                [torch.bincount(part[:, channel].flatten(), minlength=256) for channel in range(3)]
+            )
         sums, squares = counts @ values, counts @ values.square()
-    sums, squares = sums.tolist(), squares.tolist()  # Python's integers and their quotients are exact
-    variances = [(pixels * square - total * total) / (255 * pixels) ** 2 for total, square in zip(sums, squares)]
-    return tuple(total / (255 * pixels) for total in sums), tuple(math.sqrt(max(value, 1e-11)) for value in variances)
+    sums, squares = (
+        sums.tolist(),
+        squares.tolist(),
+    )  # Python's integers and their quotients are exact
+    variances = [
+        (pixels * square - total * total) / (255 * pixels) ** 2
+        for total, square in zip(sums, squares)
+    ]
+    return tuple(total / (255 * pixels) for total in sums), tuple(
+        math.sqrt(max(value, 1e-11)) for value in variances
+    )
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------
@@ -131,12 +171,30 @@ class Batches:
     memory. On a CPU, images of a cached folder are read from its file either way, on the host ahead of the step.
     """
 
-    def __init__(self, examples, batch_size, pipeline, *, device="cpu", seed=0, shuffle=True, repeats=1, rank=0, world=1,
-                 resident="auto"):  # fmt: skip
+    def __init__(
+        self,
+        examples,
+        batch_size,
+        pipeline,
+        *,
+        device="cpu",
+        seed=0,
+        shuffle=True,
+        repeats=1,
+        rank=0,
+        world=1,
+        resident="auto",
+    ):
         if shuffle and batch_size > len(examples):
-            raise UserError(f"--batch-size {batch_size} is larger than the training set ({len(examples)} images)", status=2)
+            raise UserError(
+                f"--batch-size {batch_size} is larger than the training set ({len(examples)} images)",
+                status=2,
+            )
         if shuffle and world > 1 and batch_size < 2 * world:
-            raise UserError(f"--batch-size {batch_size} is too small for {world} processes: each needs two images", status=2)
+            raise UserError(
+                f"--batch-size {batch_size} is too small for {world} processes: each needs two images",
+                status=2,
+            )
         device = torch.device(device)
         self.examples, self.prepared = examples, None
         self.streamed = _streams(examples, device, resident)
@@ -145,14 +203,27 @@ class Batches:
             # twice their size (torch rounds pinned memory up to a power of two).
             # One for all epochs: memory that one stream has used is not given to another.
             self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        elif device.type != "cpu" or len(examples.shape) == 2 or (not examples.cached and examples.nbytes <= BORDERED):
+        elif (
+            device.type != "cpu"
+            or len(examples.shape) == 2
+            or (not examples.cached and examples.nbytes <= BORDERED)
+        ):
             self.prepared = pipeline.prepare(_on_device(examples, device))
         self.labels = examples.labels.to(device)
-        self.batch_size, self.pipeline, self.seed, self.shuffle = batch_size, pipeline, seed, shuffle
+        self.batch_size, self.pipeline, self.seed, self.shuffle = (
+            batch_size,
+            pipeline,
+            seed,
+            shuffle,
+        )
         self.repeats, self.rank, self.world = repeats, rank, world
 
     def __len__(self):
-        return len(self.labels) // self.batch_size if self.shuffle else -(-len(self.labels) // self.batch_size)
+        return (
+            len(self.labels) // self.batch_size
+            if self.shuffle
+            else -(-len(self.labels) // self.batch_size)
+        )
 
     def epoch(self, epoch, start=0):
         """Yields (inputs, targets) of this rank for the batches from number `start` on."""
@@ -166,22 +237,32 @@ class Batches:
 
         def rows(number):
             """The indices of a batch's images, and of this rank's part of them."""
-            index = order[number * distinct : (number + 1) * distinct].repeat(self.repeats)  # neighbours differ: they are mixed
-            return index, index[rank_rows(len(index), self.rank, self.world)] if self.world > 1 else index
+            index = order[number * distinct : (number + 1) * distinct].repeat(
+                self.repeats
+            )  # neighbours differ: they are mixed
+            return index, index[
+                rank_rows(len(index), self.rank, self.world)
+            ] if self.world > 1 else index
 
         numbers, generator = range(start, len(self)), torch.Generator()
-        arriving = self._send_ahead(rows(number)[1] for number in numbers) if self.streamed else None
+        arriving = (
+            self._send_ahead(rows(number)[1] for number in numbers) if self.streamed else None
+        )
         for number in numbers:
             whole, index = rows(number)
             generator.manual_seed(derive_seed(self.seed, epoch, "augment", number))
             draws = generator
             if self.world > 1:
-                draws = augment.RankGenerator(generator, rank_rows(len(whole), self.rank, self.world), len(whole))
+                draws = augment.RankGenerator(
+                    generator, rank_rows(len(whole), self.rank, self.world), len(whole)
+                )
             if self.streamed:
                 images, index = next(arriving)
                 yield self.pipeline(images, self.labels[index], draws)
             elif self.prepared is None:
-                yield self.pipeline(self.examples.gather(index).permute(0, 3, 1, 2), self.labels[index], draws)
+                yield self.pipeline(
+                    self.examples.gather(index).permute(0, 3, 1, 2), self.labels[index], draws
+                )
             else:
                 yield self.pipeline.batch(self.prepared, self.labels, index, draws)
 
@@ -200,11 +281,18 @@ class Batches:
             if stream is None:
                 return gathered.to(device), index.to(device), None
             with torch.cuda.stream(stream):
-                sent = [tensor.to(device, non_blocking=True) for tensor in (gathered, index.pin_memory())]
+                sent = [
+                    tensor.to(device, non_blocking=True)
+                    for tensor in (gathered, index.pin_memory())
+                ]
                 return *sent, stream.record_event()
 
         # A thread begins on the first GPU, and would leave a context there.
-        begin = dict(initializer=torch.cuda.set_device, initargs=(device,)) if stream is not None else {}
+        begin = (
+            dict(initializer=torch.cuda.set_device, initargs=(device,))
+            if stream is not None
+            else {}
+        )
         with ThreadPoolExecutor(1, **begin) as thread:
             pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
             while pending:
@@ -242,7 +330,11 @@ def _fits(examples, device):
 
 def resident_bytes(examples, device, resident="auto"):
     """Of a GPU's memory, what Batches will take for these images, with their border for cropping."""
-    return 0 if device.type != "cuda" or _streams(examples, device, resident) else int(1.6 * examples.nbytes)
+    return (
+        0
+        if device.type != "cuda" or _streams(examples, device, resident)
+        else int(1.6 * examples.nbytes)
+    )
 
 
 def _streams(examples, device, resident):

@@ -18,8 +18,9 @@ import shlex
 import sys
 from pathlib import Path
 
-import cli
-from errors import UserError
+from common import command_line
+from common.errors import UserError
+from training import arguments
 
 
 def suite(name):
@@ -28,7 +29,9 @@ def suite(name):
 
     if name not in SUITES:
         near = difflib.get_close_matches(name, SUITES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"the suites are {', '.join(SUITES)}"
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"the suites are {', '.join(SUITES)}"
+        )
         raise argparse.ArgumentTypeError(f"unknown suite {name!r}: {hint}")
     return name
 
@@ -37,7 +40,7 @@ def build_parser():
     """A sweep's own arguments, and a training script's, which hold for all runs, but for those that a suite decides."""
     from sweeps.suites import DECIDED, SUITES
 
-    parser = cli.training_parser(__doc__.split("\n")[0], model=None, epochs=None)
+    parser = arguments.training_parser(__doc__.split("\n")[0], model=None, epochs=None)
     for action in parser._actions:
         if action.dest in DECIDED:
             action.help = argparse.SUPPRESS
@@ -45,16 +48,56 @@ def build_parser():
             action.help = "instead of runs/sweep-<suite>-<dataset>"
     group = parser.add_argument_group("sweep")
     group.add_argument("suite", metavar="SUITE", type=suite, help=f"one of {', '.join(SUITES)}")
-    group.add_argument("--seeds", type=cli.number(int, low=0), nargs="+", default=[0, 1, 2], metavar="N", help="a run for each")
-    group.add_argument("--jobs", type=cli.number(int, low=1), metavar="N",
-                       help="runs at once (1; of SLURM, all): a GPU each, or shares of the CPU's threads")  # fmt: skip
+    group.add_argument(
+        "--seeds",
+        type=command_line.number(int, low=0),
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="N",
+        help="a run for each",
+    )
+    group.add_argument(
+        "--jobs",
+        type=command_line.number(int, low=1),
+        metavar="N",
+        help="runs at once (1; of SLURM, all): a GPU each, or shares of the CPU's threads",
+    )
     group.add_argument("--dry-run", action="store_true", help="print the commands and stop")
-    group.add_argument("--launcher", default="local", choices=("local", "submitit"), help="submitit: a SLURM job array")
+    group.add_argument(
+        "--launcher",
+        default="local",
+        choices=("local", "submitit"),
+        help="submitit: a SLURM job array",
+    )
     group.add_argument("--slurm-partition", metavar="NAME", help="where to queue")
-    group.add_argument("--slurm-minutes", type=cli.number(int, low=1), default=240, metavar="N", help="time limit of a run")
-    group.add_argument("--slurm-gpus", type=cli.number(int, low=0), default=1, metavar="N", help="of a run")
-    group.add_argument("--slurm-cpus", type=cli.number(int, low=1), default=4, metavar="N", help="of a run")
-    group.add_argument("--slurm-arg", action="append", default=[], metavar="KEY=VALUE", help="another of sbatch's; repeatable")
+    group.add_argument(
+        "--slurm-minutes",
+        type=command_line.number(int, low=1),
+        default=240,
+        metavar="N",
+        help="time limit of a run",
+    )
+    group.add_argument(
+        "--slurm-gpus",
+        type=command_line.number(int, low=0),
+        default=1,
+        metavar="N",
+        help="of a run",
+    )
+    group.add_argument(
+        "--slurm-cpus",
+        type=command_line.number(int, low=1),
+        default=4,
+        metavar="N",
+        help="of a run",
+    )
+    group.add_argument(
+        "--slurm-arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another of sbatch's; repeatable",
+    )
     return parser
 
 
@@ -64,10 +107,14 @@ def slurm_parameters(args, name, count):
         if "=" not in pair:
             raise UserError(f"--slurm-arg takes key=value, not {pair!r}", 2)
     return dict(
-        name=name, timeout_min=args.slurm_minutes, cpus_per_task=args.slurm_cpus, gpus_per_node=args.slurm_gpus or None,
-        slurm_partition=args.slurm_partition, slurm_array_parallelism=args.jobs or count,
+        name=name,
+        timeout_min=args.slurm_minutes,
+        cpus_per_task=args.slurm_cpus,
+        gpus_per_node=args.slurm_gpus or None,
+        slurm_partition=args.slurm_partition,
+        slurm_array_parallelism=args.jobs or count,
         slurm_additional_parameters=dict(pair.split("=", 1) for pair in args.slurm_arg),
-    )  # fmt: skip
+    )
 
 
 def main(argv=None):
@@ -83,16 +130,25 @@ def main(argv=None):
         plans,
     )
 
-    of_runs = {action.dest for action in cli.training_parser("", model=None, epochs=None)._actions} - {"output_dir"}
-    given = {key: value for key, value in cli.explicit(parser, argv).items() if key in of_runs}
-    runs = plans.plan(args.suite, given, args.seeds, Path(args.output_dir) if args.output_dir else None)
+    of_runs = {
+        action.dest for action in arguments.training_parser("", model=None, epochs=None)._actions
+    } - {"output_dir"}
+    given = {
+        key: value for key, value in command_line.explicit(parser, argv).items() if key in of_runs
+    }
+    runs = plans.plan(
+        args.suite, given, args.seeds, Path(args.output_dir) if args.output_dir else None
+    )
     root, todo = runs[0].path.parent, [run for run in runs if run.state != "finished"]
     here = args.launcher == "local"
     places = launch.places(runs[0].args.device, args.jobs or 1) if here else todo
     parameters = slurm_parameters(args, root.name, len(todo))
     states = [run.state for run in runs]
-    print(f"{root}: {len(runs)} runs, {states.count('finished')} finished, {states.count('cut off')} to go on with, "
-          f"{states.count('new')} to start", file=sys.stderr)  # fmt: skip
+    print(
+        f"{root}: {len(runs)} runs, {states.count('finished')} finished, {states.count('cut off')} to go on with, "
+        f"{states.count('new')} to start",
+        file=sys.stderr,
+    )
     if args.dry_run:
         for run in todo:
             print(shlex.join(run.command))
@@ -116,9 +172,11 @@ def main(argv=None):
         findings.report(args.suite, runs, root, shlex.join(["python", "sweep.py", *argv]))
     if failed:
         names = ", ".join(run.path.name for run in failed)
-        print(f"{len(failed)} of {len(runs)} runs failed: {names} (see {root}/*.log)", file=sys.stderr)
+        print(
+            f"{len(failed)} of {len(runs)} runs failed: {names} (see {root}/*.log)", file=sys.stderr
+        )
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

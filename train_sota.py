@@ -11,33 +11,49 @@ The recipe: AdamW 3e-5, falling with each layer towards the input, batches of 12
 asks for (--micro-batch auto), bf16, five epochs. It was not tuned here; what it reaches is not measured.
 """
 
-import cli
-from errors import UserError
+from common import command_line
+from common.errors import UserError
+from training import arguments
 
 OWN = ("dry_run", "gpu_memory", "smoke")  # of this call, not of the run
 
 
 def build_parser():
-    parser = cli.training_parser(__doc__.split("\n")[0], model="eva02_large", epochs=5)
-    cli.change_defaults(parser, optimizer="adamw", image_size=224, micro_batch=None)
+    parser = arguments.training_parser(__doc__.split("\n")[0], model="eva02_large", epochs=5)
+    arguments.change_defaults(parser, optimizer="adamw", image_size=224, micro_batch=None)
     group = parser.add_argument_group("before training")
-    group.add_argument("--dry-run", action="store_true", help="say what a step needs, and what would make it smaller; stop")
-    group.add_argument("--gpu-memory", type=cli.number(above=0), metavar="GB", help="with --dry-run: plan for such a GPU")
-    group.add_argument("--smoke", action="store_true", help="try the whole way, resuming too, with a small copy of the model")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what a step needs, and what would make it smaller; stop",
+    )
+    group.add_argument(
+        "--gpu-memory",
+        type=command_line.number(above=0),
+        metavar="GB",
+        help="with --dry-run: plan for such a GPU",
+    )
+    group.add_argument(
+        "--smoke",
+        action="store_true",
+        help="try the whole way, resuming too, with a small copy of the model",
+    )
     return parser
 
 
 def main(argv=None):
     parser = build_parser()
-    given = cli.explicit(parser, argv)
-    import experiment  # here, where Ctrl-C ends with a line while torch is being imported, too
-    import memory
+    given = command_line.explicit(parser, argv)
     import models
-    import preflight
+    from training import (
+        experiment,  # here, where Ctrl-C ends with a line while torch is being imported, too
+        memory,
+        preflight,
+    )
 
     if given.get("smoke"):
         return preflight.smoke(parser, argv, main, OWN)
-    args, origin, state = experiment.arguments(parser, argv)
+    args, origin, state = experiment.resolve_arguments(parser, argv)
     own = {name: vars(args).pop(name, None) for name in OWN}
     for name in OWN:
         origin.pop(name, None)
@@ -49,10 +65,12 @@ def main(argv=None):
         raise UserError("--gpu-memory goes with --dry-run", status=2)
 
     def before(args, options, num_classes, dtype, company):
-        preflight.say_need(args, options, num_classes, dtype, company.device.type, memory.available(company.device))
+        preflight.say_need(
+            args, options, num_classes, dtype, company.device.type, memory.available(company.device)
+        )
 
     return experiment.run(args, origin, state, before)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

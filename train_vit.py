@@ -10,24 +10,27 @@ From weights: AdamW 3e-4, falling by a quarter with each layer towards the input
 Any other model of --list-models may be given, too. Results, with mean, deviation and n, stand in the README.
 """
 
-import cli
+from common import command_line
+from training import arguments
 
 
 def build_parser():
-    return cli.training_parser(__doc__.split("\n")[0], model="vit_small_data", epochs=100)
+    return arguments.training_parser(__doc__.split("\n")[0], model="vit_small_data", epochs=100)
 
 
 def main(argv=None):
     parser = build_parser()
     parser.parse_args(argv)  # --help and what is wrong in any case don't wait for torch
-    import experiment  # here, where Ctrl-C ends with a line while torch is being imported, too
     import models
+    from training import (
+        experiment,  # here, where Ctrl-C ends with a line while torch is being imported, too
+    )
 
-    args, origin, state = experiment.arguments(parser, argv, published="vit_tiny")
+    args, origin, state = experiment.resolve_arguments(parser, argv, published="vit_tiny")
     if args.list_models:
         return models.print_table()
     return experiment.run(args, origin, state)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

@@ -14,13 +14,20 @@ import numpy as np
 from analysis import figures
 
 PANELS = {
-    "curves": (("train_loss", "training loss"), ("eval_loss", "evaluation loss"),
-               ("train_acc", "training accuracy (%)"), ("eval_acc", "evaluation accuracy (%)")),
+    "curves": (
+        ("train_loss", "training loss"),
+        ("eval_loss", "evaluation loss"),
+        ("train_acc", "training accuracy (%)"),
+        ("eval_acc", "evaluation accuracy (%)"),
+    ),
     "error": (("train_error", "training error (%)"), ("eval_error", "evaluation error (%)")),
-    "efficiency": (("parameters", "parameters (millions)"), ("gmacs", "GMACs of one picture"),
-                   ("seconds", "training time (s)")),
+    "efficiency": (
+        ("parameters", "parameters (millions)"),
+        ("gmacs", "GMACs of one picture"),
+        ("seconds", "training time (s)"),
+    ),
     "bars": (),
-}  # fmt: skip
+}
 X_TITLES = {"epoch": "epoch", "step": "step", "seconds": "seconds of training"}
 STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.2, 1, 1.2)), (0, (1, 1)))
 MARKERS = (None, "o", "s", "^", "D", "v", "P")
@@ -39,7 +46,11 @@ class Size(NamedTuple):
     dpi: int
 
 
-SIZES = {"screen": Size(5.6, 3.7, 2, 10, 150), "page": Size(3.5, 2.4, 2, 8, 300), "column": Size(3.4, 1.9, 1, 7, 300)}
+SIZES = {
+    "screen": Size(5.6, 3.7, 2, 10, 150),
+    "page": Size(3.5, 2.4, 2, 8, 300),
+    "column": Size(3.4, 1.9, 1, 7, 300),
+}
 
 
 def draw(groups, paths, panel="curves", *, x="epoch", smooth=1, log=False, size="screen"):
@@ -74,11 +85,24 @@ def _look(groups, place):
     if len(groups) > MOST:
         ranked = sorted(range(len(groups)), key=lambda i: -_headline(groups[i]))[:TOP]
         if place not in ranked:
-            return {"color": figures.QUIET, "linestyle": "-", "marker": None, "linewidth": 0.6, "alpha": 0.6, "zorder": 1}
+            return {
+                "color": figures.QUIET,
+                "linestyle": "-",
+                "marker": None,
+                "linewidth": 0.6,
+                "alpha": 0.6,
+                "zorder": 1,
+            }
         place = ranked.index(place)
     colour, style = figures.COLOURS[place % len(figures.COLOURS)], STYLES[place % len(STYLES)]
-    return {"color": colour, "linestyle": style, "marker": MARKERS[place // len(STYLES) % len(MARKERS)], "markersize": 3.5,
-            "linewidth": 1.4, "zorder": 2 + (len(groups) - place) / 1000}  # fmt: skip
+    return {
+        "color": colour,
+        "linestyle": style,
+        "marker": MARKERS[place // len(STYLES) % len(MARKERS)],
+        "markersize": 3.5,
+        "linewidth": 1.4,
+        "zorder": 2 + (len(groups) - place) / 1000,
+    }
 
 
 def _headline(group):
@@ -92,7 +116,10 @@ def _headline(group):
 def _curves(plt, groups, panels, size, x, smooth, log):
     figure, axes = _subplots(plt, len(panels), size)
     handles, all_ends = {}, []
-    mixed = len({group.measured_on.removesuffix(" (ema)") for group in groups if group.measured_on}) > 1 and len(groups) <= MOST
+    mixed = (
+        len({group.measured_on.removesuffix(" (ema)") for group in groups if group.measured_on}) > 1
+        and len(groups) <= MOST
+    )
     for axis, (name, title) in zip(axes.flat, panels):
         ends, places = [], set()
         logarithmic = log and not name.endswith("_acc")
@@ -106,13 +133,25 @@ def _curves(plt, groups, panels, size, x, smooth, log):
             named = "alpha" not in look
             shown = _smoothed(mean, smooth)
             if smooth > 1 and named and len(groups) <= 8:
-                axis.plot(at, mean, **look | {"alpha": 0.25, "linewidth": 0.6, "linestyle": "-", "marker": None})
+                axis.plot(
+                    at,
+                    mean,
+                    **look | {"alpha": 0.25, "linewidth": 0.6, "linestyle": "-", "marker": None},
+                )
             look["marker"] = "o" if len(at) == 1 else look["marker"]
-            (line,) = axis.plot(at, shown, markevery=(0.05 * (i % 3), 0.18) if len(at) > 12 else None, **look)
+            (line,) = axis.plot(
+                at, shown, markevery=(0.05 * (i % 3), 0.18) if len(at) > 12 else None, **look
+            )
             if len(std) and named:
                 spread = _smoothed(std, smooth)
-                low = np.maximum(shown - spread, 1e-9 + 0.5 * shown.min()) if logarithmic else shown - spread
-                axis.fill_between(at, low, shown + spread, color=look["color"], alpha=0.15, linewidth=0)
+                low = (
+                    np.maximum(shown - spread, 1e-9 + 0.5 * shown.min())
+                    if logarithmic
+                    else shown - spread
+                )
+                axis.fill_between(
+                    at, low, shown + spread, color=look["color"], alpha=0.15, linewidth=0
+                )
             if named:
                 on = f", {group.measured_on}" * (mixed and bool(group.measured_on))
                 handles.setdefault(group.label + on, line)
@@ -128,7 +167,9 @@ def _curves(plt, groups, panels, size, x, smooth, log):
             axis.set_yscale("log")
             figures.plain_numbers(axis.yaxis)
         if not ends:
-            axis.text(0.5, 0.5, "not in these files", transform=axis.transAxes, ha="center", color="gray")
+            axis.text(
+                0.5, 0.5, "not in these files", transform=axis.transAxes, ha="center", color="gray"
+            )
             axis.set(xticks=[], yticks=[])
         all_ends.append((axis, ends, "{:.3f}" if name.endswith("loss") else "{:.2f}"))
     _legend(figure, handles, size, groups)
@@ -152,17 +193,36 @@ def _write_ends(axis, ends, style, size):
     """The last values in a margin at the right, with a line from each curve's end to its value."""
     from matplotlib.transforms import ScaledTranslation
 
-    margin = axis.transAxes + ScaledTranslation((10 if len(ends) < 8 else 18) / 72, 0, axis.figure.dpi_scale_trans)
+    margin = axis.transAxes + ScaledTranslation(
+        (10 if len(ends) < 8 else 18) / 72, 0, axis.figure.dpi_scale_trans
+    )
     last = max((x for _, x, _, _ in ends), default=0)
-    leader = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 1}
+    leader = {
+        "arrowstyle": "-",
+        "lw": 0.5,
+        "alpha": 0.6,
+        "relpos": (0, 0.5),
+        "shrinkA": 0,
+        "shrinkB": 1,
+    }
     return [
         axis.annotate(
-            style.format(value), (x, y), xytext=(1, 0.5), textcoords=margin, color=_dark(colour), fontsize=size.font * 0.8,
-            va="center", annotation_clip=False,
-            arrowprops=leader | {"color": colour, "linestyle": "-" if x > 0.98 * last else ":"},  # no curve that goes on
+            style.format(value),
+            (x, y),
+            xytext=(1, 0.5),
+            textcoords=margin,
+            color=_dark(colour),
+            fontsize=size.font * 0.8,
+            va="center",
+            annotation_clip=False,
+            arrowprops=leader
+            | {
+                "color": colour,
+                "linestyle": "-" if x > 0.98 * last else ":",
+            },  # no curve that goes on
         )
         for value, x, y, colour in ends
-    ]  # fmt: skip
+    ]
 
 
 def _spread_ends(axis, annotations):
@@ -196,7 +256,9 @@ def spread(wanted, gap, low, high):
     blocks = []  # (sum of what its members want less their offset in the block, members)
     for value in wanted:
         blocks.append([value, 1])
-        while len(blocks) > 1 and _start(blocks[-2], gap, low, high) + blocks[-2][1] * gap > _start(blocks[-1], gap, low, high):
+        while len(blocks) > 1 and _start(blocks[-2], gap, low, high) + blocks[-2][1] * gap > _start(
+            blocks[-1], gap, low, high
+        ):
             total, count = blocks.pop()
             blocks[-1][0] += total - count * blocks[-1][1] * gap
             blocks[-1][1] += count
@@ -233,7 +295,9 @@ def _legend(figure, handles, size, groups):
     if -(-len(labels) // columns) > 4 and size.columns > 1:
         figure.set_figwidth(figure.get_figwidth() + width / 72)
         figure.set_figheight(max(figure.get_figheight(), (len(labels) + 1) * size.font * 1.8 / 72))
-        figure.legend(lines, labels, loc="outside right center", ncols=1, labelspacing=0.7, **options)
+        figure.legend(
+            lines, labels, loc="outside right center", ncols=1, labelspacing=0.7, **options
+        )
         return
     rows = -(-len(labels) // columns)
     figure.set_figheight(figure.get_figheight() + rows * size.font * 1.6 / 72)
@@ -253,7 +317,9 @@ def pareto(points):
 
 
 def _efficiency(plt, groups, size):
-    figure, axes = _subplots(plt, 3, size._replace(width=size.width * 0.75), columns=3 if size.columns > 1 else 1)
+    figure, axes = _subplots(
+        plt, 3, size._replace(width=size.width * 0.75), columns=3 if size.columns > 1 else 1
+    )
     handles = {}
     for axis, (name, title) in zip(axes.flat, PANELS["efficiency"]):
         points = []
@@ -265,9 +331,17 @@ def _efficiency(plt, groups, size):
             points.append((cost.mean / scale, accuracy.mean))
             look = _look(groups, i)
             quiet = "alpha" in look
-            look = {"color": look["color"], "marker": "." if quiet else POINTS[i % len(POINTS)], "zorder": 3 - quiet,
-                    "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.6}  # fmt: skip
-            handle = axis.errorbar(*points[-1], yerr=accuracy.std, capsize=2, elinewidth=0.8, linestyle="", **look)
+            look = {
+                "color": look["color"],
+                "marker": "." if quiet else POINTS[i % len(POINTS)],
+                "zorder": 3 - quiet,
+                "markersize": 7,
+                "markeredgecolor": "white",
+                "markeredgewidth": 0.6,
+            }
+            handle = axis.errorbar(
+                *points[-1], yerr=accuracy.std, capsize=2, elinewidth=0.8, linestyle="", **look
+            )
             if not quiet:
                 handles.setdefault(group.label, handle[0])
         axis.set_xlabel(title)
@@ -275,7 +349,9 @@ def _efficiency(plt, groups, size):
             axis.set_ylabel("test accuracy (%)")
         figures.tidy(axis)
         if not points:
-            axis.text(0.5, 0.5, "not in these files", transform=axis.transAxes, ha="center", color="gray")
+            axis.text(
+                0.5, 0.5, "not in these files", transform=axis.transAxes, ha="center", color="gray"
+            )
             axis.set(xticks=[], yticks=[])
             continue
         costs = [cost for cost, _ in points]
@@ -287,7 +363,14 @@ def _efficiency(plt, groups, size):
             axis.locator_params(axis="x", nbins=5)
         axis.margins(0.12)
         if len(front := pareto(points)) > 1:
-            (line,) = axis.plot(*zip(*front), color="#444444", linestyle=":", linewidth=1, drawstyle="steps-post", zorder=1)
+            (line,) = axis.plot(
+                *zip(*front),
+                color="#444444",
+                linestyle=":",
+                linewidth=1,
+                drawstyle="steps-post",
+                zorder=1,
+            )
             handles["Pareto front"] = handles.pop("Pareto front", line)  # stays the last
     _legend(figure, handles, size, groups)
     return figure
@@ -298,23 +381,60 @@ def _bars(plt, groups, size):
     found = [(group, group.accuracy) for group in groups]
     found = [(group, figure) for group, figure in found if figure]
     width = size.width * size.columns * 0.75
-    figure, axis = plt.subplots(figsize=(width, 0.8 + size.font * 2.3 / 72 * max(1, len(found))), layout="constrained")
+    figure, axis = plt.subplots(
+        figsize=(width, 0.8 + size.font * 2.3 / 72 * max(1, len(found))), layout="constrained"
+    )
     axis.set(xlabel="test accuracy (%)", xlim=(0, 100), ylim=(-0.6, len(found) - 0.4))
     for row, (group, accuracy) in enumerate(found):
-        axis.barh(row, accuracy.mean, height=0.62, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6)
-        axis.errorbar(accuracy.mean, row, xerr=accuracy.std, color="#222222", capsize=2.5, linewidth=1, zorder=3)
+        axis.barh(
+            row, accuracy.mean, height=0.62, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6
+        )
+        axis.errorbar(
+            accuracy.mean,
+            row,
+            xerr=accuracy.std,
+            color="#222222",
+            capsize=2.5,
+            linewidth=1,
+            zorder=3,
+        )
         if accuracy.n > 1:
-            axis.plot(list(group.tests.values()), [row] * len(group.tests), ".", color="#222222", markersize=3.5, zorder=4)
-        text = f"{accuracy.mean:.2f}" + (f" ± {accuracy.std:.2f}" if accuracy.std is not None else "")
+            axis.plot(
+                list(group.tests.values()),
+                [row] * len(group.tests),
+                ".",
+                color="#222222",
+                markersize=3.5,
+                zorder=4,
+            )
+        text = f"{accuracy.mean:.2f}" + (
+            f" ± {accuracy.std:.2f}" if accuracy.std is not None else ""
+        )
         end = max([accuracy.mean + (accuracy.std or 0), *group.tests.values()])
         low = min([accuracy.mean - (accuracy.std or 0), *group.tests.values()])
-        place = {"xy": (low, row), "xytext": (-6, 0), "ha": "right"} if end > 50 else {"xy": (end, row), "xytext": (6, 0)}
-        axis.annotate(text, **place, textcoords="offset points", va="center", fontsize=size.font * 0.85)
-    axis.set_yticks(range(len(found)), [figures.plain(group.label, 70 if size.columns > 1 else 34) for group, _ in found])
+        place = (
+            {"xy": (low, row), "xytext": (-6, 0), "ha": "right"}
+            if end > 50
+            else {"xy": (end, row), "xytext": (6, 0)}
+        )
+        axis.annotate(
+            text, **place, textcoords="offset points", va="center", fontsize=size.font * 0.85
+        )
+    axis.set_yticks(
+        range(len(found)),
+        [figures.plain(group.label, 70 if size.columns > 1 else 34) for group, _ in found],
+    )
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
     figures.tidy(axis)
     axis.grid(axis="y", visible=False)
     if not found:
-        axis.text(0.5, 0.5, "no accuracy in these files", transform=axis.transAxes, ha="center", color="gray")
+        axis.text(
+            0.5,
+            0.5,
+            "no accuracy in these files",
+            transform=axis.transAxes,
+            ha="center",
+            color="gray",
+        )
     return figure

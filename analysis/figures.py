@@ -5,7 +5,7 @@ import os
 import warnings
 from pathlib import Path
 
-from errors import UserError
+from common.errors import UserError
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; RIGHT and WRONG differ in lightness, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -20,12 +20,23 @@ def pyplot(font=10):
     matplotlib.use("Agg")
     import matplotlib.pyplot
 
-    warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names are in whatever script people write
-    matplotlib.pyplot.rcParams.update({
-        "font.size": font, "axes.titlesize": font * 1.1, "axes.labelsize": font, "xtick.labelsize": font * 0.9,
-        "ytick.labelsize": font * 0.9, "legend.fontsize": font * 0.95, "pdf.fonttype": 42, "axes.linewidth": 0.6,
-        "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-    })  # fmt: skip
+    warnings.filterwarnings(
+        "ignore", message="Glyph .* missing from font"
+    )  # names are in whatever script people write
+    matplotlib.pyplot.rcParams.update(
+        {
+            "font.size": font,
+            "axes.titlesize": font * 1.1,
+            "axes.labelsize": font,
+            "xtick.labelsize": font * 0.9,
+            "ytick.labelsize": font * 0.9,
+            "legend.fontsize": font * 0.95,
+            "pdf.fonttype": 42,
+            "axes.linewidth": 0.6,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+        }
+    )
     return matplotlib.pyplot
 
 
@@ -33,7 +44,9 @@ def check_places(paths, option="--output"):
     """Raises UserError for a picture that could not be written, before any work is done."""
     for path in map(Path, paths):
         if path.suffix.lower() not in KINDS:
-            raise UserError(f"{option} {path}: it takes a name that ends in {', '.join(KINDS)}", status=2)
+            raise UserError(
+                f"{option} {path}: it takes a name that ends in {', '.join(KINDS)}", status=2
+            )
         if not path.parent.is_dir():
             raise UserError(f"{option} {path}: there is no directory {path.parent}", status=2)
         if path.is_dir():
@@ -83,6 +96,8 @@ def plain_numbers(axis):
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_data_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))  # of more, the numbers would touch
+    axis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
+    )  # of more, the numbers would touch
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -16,16 +16,29 @@ import time
 from functools import cached_property
 from pathlib import Path
 
-from errors import UserError
+from common.errors import UserError
+from common.text import printable
 
 LARGEST = 1e100  # float32 ends at 3e38, and what is drawn or averaged must not overflow
 PANELS = ("train_loss", "eval_loss", "train_acc", "eval_acc")
 # The reported curve: of the averaged weights, where there are any; held-out images before test images.
 CURVES = ("ema_val", "val", "ema_test", "test", "eval")
 # What other programs call a part of the data and a figure; a name without a part is of the training (as Keras has it).
-PARTS = {"train": "train training tr", "val": "val valid validation dev", "test": "test", "eval": "eval evaluation"}
-KINDS = {"loss": "loss", "acc": "acc accuracy top1 acc1 acc_1 top_1 prec1", "top5": "top5 acc5 acc_5 top_5 prec5"}
-PARTS, KINDS = ({word: name for name, words in table.items() for word in words.split()} for table in (PARTS, KINDS))
+PARTS = {
+    "train": "train training tr",
+    "val": "val valid validation dev",
+    "test": "test",
+    "eval": "eval evaluation",
+}
+KINDS = {
+    "loss": "loss",
+    "acc": "acc accuracy top1 acc1 acc_1 top_1 prec1",
+    "top5": "top5 acc5 acc_5 top_5 prec5",
+}
+PARTS, KINDS = (
+    {word: name for name, words in table.items() for word in words.split()}
+    for table in (PARTS, KINDS)
+)
 
 
 def read_table(path, torn=False):
@@ -87,14 +100,27 @@ def find_metrics(patterns):
         for path in map(Path, sorted(glob.glob(pattern)) if magic else [pattern]):
             file = path / "metrics.csv" if path.is_dir() else path
             begun = file.name == "metrics.csv" and (file.parent / "config.json").is_file()
-            if not magic and not path.exists() and not begun and not (path.name == "metrics.csv" and path.parent.is_dir()):
-                raise UserError(f"there are no metrics at {path} (runs/*/metrics.csv names all runs)", status=2)
+            if (
+                not magic
+                and not path.exists()
+                and not begun
+                and not (path.name == "metrics.csv" and path.parent.is_dir())
+            ):
+                raise UserError(
+                    f"there are no metrics at {path} (runs/*/metrics.csv names all runs)", status=2
+                )
             if begun or (file.is_file() and file.suffix == ".csv"):
                 found.setdefault(file.resolve(), file)
     if not found and any(Path(pattern).is_file() for pattern in patterns):
-        raise UserError(f"{' '.join(patterns)[:200]}: metrics are .csv files (runs/*/metrics.csv names all runs)", status=2)
+        raise UserError(
+            f"{' '.join(patterns)[:200]}: metrics are .csv files (runs/*/metrics.csv names all runs)",
+            status=2,
+        )
     if not found:
-        raise UserError(f"there are no metrics at {' '.join(patterns)[:200]} (runs/*/metrics.csv names all runs)", status=2)
+        raise UserError(
+            f"there are no metrics at {' '.join(patterns)[:200]} (runs/*/metrics.csv names all runs)",
+            status=2,
+        )
     return list(found.values())
 
 
@@ -109,8 +135,10 @@ class Run:
         name = path.resolve().parent.name if path.name == "metrics.csv" else path.stem
         self.name = printable(name)
         self.own = (path.parent / "config.json").is_file()  # a directory of this program's
-        self.summary, self.config = (read_json(path.parent / name) if path.name == "metrics.csv" else {}
-                                     for name in ("summary.json", "config.json"))  # fmt: skip
+        self.summary, self.config = (
+            read_json(path.parent / name) if path.name == "metrics.csv" else {}
+            for name in ("summary.json", "config.json")
+        )
         self.problem, self.epochs, self.columns = "", [], {}
         try:
             self._read(*read_table(path, torn=not self.own))
@@ -120,7 +148,9 @@ class Run:
             self.problem = f"can't be read: {error}"
         except UserError as error:
             self.problem = str(error).removeprefix(f"{path} ")
-        self.measured = next((p for p in CURVES if {f"{p}_acc", f"{p}_loss"} & set(self.columns)), "")
+        self.measured = next(
+            (p for p in CURVES if {f"{p}_acc", f"{p}_loss"} & set(self.columns)), ""
+        )
         for kind in ("loss", "acc", "top5"):
             self.columns[f"eval_{kind}"] = self.columns.get(f"{self.measured}_{kind}", [])
 
@@ -139,16 +169,23 @@ class Run:
         self.epochs = [int(epoch) if epoch.is_integer() else epoch for epoch in merged]
         for column, name in enumerate(names):
             if name and column != at and name not in self.columns:
-                self.columns[name] = [_last(row[column] for row in group) for group in merged.values()]
+                self.columns[name] = [
+                    _last(row[column] for row in group) for group in merged.values()
+                ]
         if not any(re.search("(loss|acc)$", name) for name in self.columns):
             had = ", ".join(map(printable, header))[:200]
             self.epochs, self.columns = [], {}
             raise UserError(f"has no column of a loss or an accuracy: it has {had}")
         shares = [name for name in self.columns if name.endswith(("acc", "top5"))]
-        largest = max((value for name in shares for value in self.columns[name] if value is not None), default=2)
+        largest = max(
+            (value for name in shares for value in self.columns[name] if value is not None),
+            default=2,
+        )
         if not self.own and largest <= 1:  # another program's, which writes shares, not percent
             for name in shares:
-                self.columns[name] = [value if value is None else 100 * value for value in self.columns[name]]
+                self.columns[name] = [
+                    value if value is None else 100 * value for value in self.columns[name]
+                ]
 
     @property
     def arguments(self):
@@ -164,7 +201,11 @@ class Run:
     def status(self):
         """finished, interrupted, failed (why), running, unfinished, broken (why), or nothing for another program's file."""
         said = self.summary.get("status")
-        if self.problem and said not in ("failed", "interrupted") and self.problem != "no finished epoch yet":
+        if (
+            self.problem
+            and said not in ("failed", "interrupted")
+            and self.problem != "no finished epoch yet"
+        ):
             return f"broken: {self.problem}"
         if isinstance(said, str) and self.epochs or said in ("failed", "interrupted"):
             reason = str(self.summary.get("reason") or "")
@@ -175,14 +216,20 @@ class Run:
 
     def _is_fresh(self):
         """Whether it was written to within three of its epochs, or two minutes."""
-        times = [path.stat().st_mtime for path in (self.path, self.path.with_name("last.pt")) if path.is_file()]
+        times = [
+            path.stat().st_mtime
+            for path in (self.path, self.path.with_name("last.pt"))
+            if path.is_file()
+        ]
         patience = max(120, 3 * max(self.numbers("epoch_seconds"), default=0))
         return bool(times) and time.time() - max(times) < patience
 
     @property
     def measured_on(self):
-        """"test", "held-out" or "evaluation", with "(ema)" where it was the averaged weights."""
-        part = {"val": "held-out", "test": "test", "eval": "evaluation", "": ""}[self.measured.removeprefix("ema_")]
+        """ "test", "held-out" or "evaluation", with "(ema)" where it was the averaged weights."""
+        part = {"val": "held-out", "test": "test", "eval": "evaluation", "": ""}[
+            self.measured.removeprefix("ema_")
+        ]
         return part + " (ema)" * self.measured.startswith("ema_")
 
     def numbers(self, name):
@@ -191,7 +238,11 @@ class Run:
     def curve(self, name):
         """(epochs, values) where the column has a number; name may be an error rate (eval_error) in percent."""
         values = self.columns.get(name.replace("_error", "_acc"), [])
-        points = [(e, 100 - v if name.endswith("_error") else v) for e, v in zip(self.epochs, values) if v is not None]
+        points = [
+            (e, 100 - v if name.endswith("_error") else v)
+            for e, v in zip(self.epochs, values)
+            if v is not None
+        ]
         return tuple(zip(*points)) if points else ((), ())
 
     def position(self, x):
@@ -199,7 +250,9 @@ class Run:
         if x == "epoch":
             return dict(zip(self.epochs, self.epochs))
         if x == "step":
-            return {e: s for e, s in zip(self.epochs, self.columns.get("step", [])) if s is not None}
+            return {
+                e: s for e, s in zip(self.epochs, self.columns.get("step", [])) if s is not None
+            }
         elapsed, out = 0.0, {}
         for epoch, seconds in zip(self.epochs, self.columns.get("epoch_seconds", [])):
             if seconds is None:
@@ -227,7 +280,9 @@ class Run:
         said = {key: value for key, value in self.summary.items() if _is_number(value)}
         reached = {f"to{part}": said.get(f"seconds_to_{part}") for part in (90, 95)}
         if not self.summary and accuracy and len(seconds) == len(self.epochs):
-            reached = {f"to{part}": self._seconds_to(part / 100 * accuracy[-1]) for part in (90, 95)}
+            reached = {
+                f"to{part}": self._seconds_to(part / 100 * accuracy[-1]) for part in (90, 95)
+            }
         return {
             "epochs": self.epochs[-1] if self.epochs else None,
             "last": accuracy[-1] if accuracy else None,
@@ -244,7 +299,14 @@ class Run:
 
     def _seconds_to(self, accuracy):
         position = self.position("seconds")
-        return next((position.get(epoch) for epoch, value in zip(*self.curve("eval_acc")) if value >= accuracy), None)
+        return next(
+            (
+                position.get(epoch)
+                for epoch, value in zip(*self.curve("eval_acc"))
+                if value >= accuracy
+            ),
+            None,
+        )
 
 
 def load_runs(patterns):
@@ -252,25 +314,31 @@ def load_runs(patterns):
     runs = [Run(path) for path in find_metrics(patterns)]
     good = [run for run in runs if run.epochs]
     if not good:
-        raise UserError(f"{runs[0].path} {runs[0].problem}" + f" (and none of {len(runs)} files has more)" * (len(runs) > 1))
+        raise UserError(
+            f"{runs[0].path} {runs[0].problem}"
+            + f" (and none of {len(runs)} files has more)" * (len(runs) > 1)
+        )
     for run in runs:
         if run.problem:
             print(f"{run.path} {run.problem}", file=sys.stderr)
     drawn = {run: {name for name in PANELS if run.curve(name)[0]} for run in good}
     if len(good) > 1 and not any(drawn[a] & drawn[b] for i, a in enumerate(good) for b in good[:i]):
-        has = "; ".join(f"{run.name} has {', '.join(sorted(names)) or 'no numbers'}" for run, names in list(drawn.items())[:3])
+        has = "; ".join(
+            f"{run.name} has {', '.join(sorted(names)) or 'no numbers'}"
+            for run, names in list(drawn.items())[:3]
+        )
         raise UserError(f"these files have no curve in common: {has}")
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:
-            run.name = printable("/".join(run.path.resolve().parts[-3:-1] if run.path.name == "metrics.csv"
-                                          else run.path.resolve().parts[-2:]))  # fmt: skip
+            run.name = printable(
+                "/".join(
+                    run.path.resolve().parts[-3:-1]
+                    if run.path.name == "metrics.csv"
+                    else run.path.resolve().parts[-2:]
+                )
+            )
     return runs
-
-
-def printable(text):
-    """Text without line breaks and control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _canonical(name):

@@ -1,8 +1,8 @@
 """Several runs of one experiment: what they say together, and what two experiments differ by.
 
-    groups = group(runs)                                       # runs whose arguments differ by the seed only
-    groups[0].figure("test")                                   # Figure(mean, std, n)
-    difference(groups[0].tests, groups[1].tests).verdict
+groups = group(runs)                                       # runs whose arguments differ by the seed only
+groups[0].figure("test")                                   # Figure(mean, std, n)
+difference(groups[0].tests, groups[1].tests).verdict
 """
 
 import math
@@ -11,13 +11,53 @@ import re
 import statistics
 from typing import NamedTuple
 
-from errors import UserError
+from common.errors import UserError
 
 # Arguments that say where and when a run was made, not what it is.
-PLACE = {"seed", "output_dir", "resume", "resume_previous", "config", "list_models", "tag", "data_url", "device"}
+PLACE = {
+    "seed",
+    "output_dir",
+    "resume",
+    "resume_previous",
+    "config",
+    "list_models",
+    "tag",
+    "data_url",
+    "device",
+}
 # Student's t: 97.5 % lie below, for 1 to 30 degrees of freedom; beyond them the next smaller number's value is taken.
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-        2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+T975 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+    2.086,
+    2.080,
+    2.074,
+    2.069,
+    2.064,
+    2.060,
+    2.056,
+    2.052,
+    2.048,
+    2.045,
+    2.042,
+)
 T975_BEYOND = ((120, 1.980), (60, 2.000), (40, 2.021))
 
 
@@ -34,7 +74,9 @@ def summarize(values):
     values = [value for value in values if value is not None]
     if not values:
         return None
-    return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    return Figure(
+        statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
+    )
 
 
 class Group:
@@ -46,7 +88,11 @@ class Group:
 
     def __init__(self, name, runs):
         self.name, self.runs, self._bands = name, runs, {}
-        counted = [run for run in runs if run.status == "finished"] or [run for run in runs if run.epochs] or runs
+        counted = (
+            [run for run in runs if run.status == "finished"]
+            or [run for run in runs if run.epochs]
+            or runs
+        )
         self.counted = list({_identity(run): run for run in counted}.values())
         self.repeats = len(counted) - len(self.counted)
 
@@ -74,7 +120,11 @@ class Group:
     @property
     def reported(self):
         """What the test accuracy is of: the last epoch, or the best on held-out images."""
-        return ", ".join(dict.fromkeys(str(run.summary["reported"]) for run in self.counted if run.summary.get("reported")))
+        return ", ".join(
+            dict.fromkeys(
+                str(run.summary["reported"]) for run in self.counted if run.summary.get("reported")
+            )
+        )
 
     @property
     def tests(self):
@@ -99,12 +149,19 @@ class Group:
         if not any(run.arguments for run in self.runs):
             return None
         return tuple(str(self.argument(name)) for name in ("dataset", "limit_test")) + (
-            (str(self.argument("data_dir")),) if self.argument("dataset") == "folder" else ())  # fmt: skip
+            (str(self.argument("data_dir")),) if self.argument("dataset") == "folder" else ()
+        )
 
     def argument(self, name):
         """The value that the runs share, as JSON holds it; "several" where they don't, None where none has it."""
         values = [run.arguments[name] for run in self.runs if name in run.arguments]
-        return None if not values else values[0] if all(value == values[0] for value in values) else "several"
+        return (
+            None
+            if not values
+            else values[0]
+            if all(value == values[0] for value in values)
+            else "several"
+        )
 
     def figure(self, name):
         return summarize([run.figure(name) for run in self.counted])
@@ -124,7 +181,10 @@ class Group:
             return at, tuple(curves[0][e] for e in epochs), ()
         values = [[curve[e] for curve in curves] for e in epochs]
         means = [math.fsum(v) / len(v) for v in values]
-        stds = [math.sqrt(math.fsum((a - m) ** 2 for a in v) / (len(v) - 1)) for v, m in zip(values, means)]
+        stds = [
+            math.sqrt(math.fsum((a - m) ** 2 for a in v) / (len(v) - 1))
+            for v, m in zip(values, means)
+        ]
         return at, tuple(means), tuple(stds)
 
     def curve(self, name):
@@ -141,7 +201,10 @@ def group(runs, by=("arguments",)):
         known = sorted({name for run in runs for name in run.arguments})
         for name in by:
             if name not in known:
-                raise UserError(f"--group-by {name}: it takes run, arguments, or any of {', '.join(known)}", status=2)
+                raise UserError(
+                    f"--group-by {name}: it takes run, arguments, or any of {', '.join(known)}",
+                    status=2,
+                )
     found = {}
     for run in runs:
         found.setdefault(_key(run, by), []).append(run)
@@ -161,8 +224,14 @@ def _key(run, by):
         return run.path
     arguments = run.arguments
     if "arguments" in by:
-        left_out = PLACE | ({"data_dir"} if arguments.get("dataset") != "folder" else set()) | _as_memory_allowed(run)
-        return str(sorted((key, str(value)) for key, value in arguments.items() if key not in left_out))
+        left_out = (
+            PLACE
+            | ({"data_dir"} if arguments.get("dataset") != "folder" else set())
+            | _as_memory_allowed(run)
+        )
+        return str(
+            sorted((key, str(value)) for key, value in arguments.items() if key not in left_out)
+        )
     return tuple(str(arguments.get(name)) for name in by)
 
 
@@ -170,7 +239,11 @@ def _as_memory_allowed(run):
     """Arguments that the machine chose, and might choose otherwise for another seed."""
     origin = run.config.get("from")
     origin = origin if isinstance(origin, dict) else {}
-    return {name for name in ("micro_batch", "accumulate") if origin.get(name) in ("auto", "--micro-batch")}
+    return {
+        name
+        for name in ("micro_batch", "accumulate")
+        if origin.get(name) in ("auto", "--micro-batch")
+    }
 
 
 def _common_name(runs):
@@ -178,15 +251,24 @@ def _common_name(runs):
     names = [re.sub(r"-s\d+(-\d{8}-\d{6})?(-\d+)?$", "", run.name) for run in runs]
     if len(runs) == 1:
         return runs[0].name
-    shared = names[0] if len(set(names)) == 1 else os.path.commonprefix([run.name for run in runs]).rstrip("-_ .")
+    shared = (
+        names[0]
+        if len(set(names)) == 1
+        else os.path.commonprefix([run.name for run in runs]).rstrip("-_ .")
+    )
     return shared or names[0]
 
 
 def arguments(groups):
     """(names of the arguments that differ between groups, {name: value} of those that are the same in all)."""
     having = [g for g in groups if any(run.arguments for run in g.runs)]
-    names = dict.fromkeys(name for g in having for run in g.runs for name in run.arguments
-                          if name not in PLACE | _as_memory_allowed(run))  # fmt: skip
+    names = dict.fromkeys(
+        name
+        for g in having
+        for run in g.runs
+        for name in run.arguments
+        if name not in PLACE | _as_memory_allowed(run)
+    )
     values = {name: [g.argument(name) for g in having] for name in names}
     if "dataset" in values and any(value != values["dataset"][0] for value in values["dataset"]):
         values.pop("data_dir", None)  # other data lies elsewhere: that is no difference of its own
@@ -199,7 +281,13 @@ def arguments(groups):
 def noteworthy(groups, common):
     """The common arguments that some run was given, or that its recipe brought: the rest are defaults."""
     origins = [run.config.get("from") for g in groups for run in g.runs if run.arguments]
-    chosen = {key for origin in origins if isinstance(origin, dict) for key, source in origin.items() if source != "default"}
+    chosen = {
+        key
+        for origin in origins
+        if isinstance(origin, dict)
+        for key, source in origin.items()
+        if source != "default"
+    }
     return {key: value for key, value in common.items() if key in chosen or not any(origins)}
 
 
@@ -234,14 +322,26 @@ def difference(ours, theirs):
         return None
     pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if len(pairs) > 1:
-        value, error, freedom, n = statistics.fmean(pairs), _standard_error(pairs), len(pairs) - 1, f"{len(pairs)} paired"
+        value, error, freedom, n = (
+            statistics.fmean(pairs),
+            _standard_error(pairs),
+            len(pairs) - 1,
+            f"{len(pairs)} paired",
+        )
     elif len(ours) > 1 and len(theirs) > 1:
         a, b = (_standard_error(list(figures.values())) for figures in (ours, theirs))
-        value, error = statistics.fmean(ours.values()) - statistics.fmean(theirs.values()), math.hypot(a, b)
+        value, error = (
+            statistics.fmean(ours.values()) - statistics.fmean(theirs.values()),
+            math.hypot(a, b),
+        )
         freedom = error**4 / (a**4 / (len(ours) - 1) + b**4 / (len(theirs) - 1)) if error else 1
         n = f"{len(ours)}, {len(theirs)}"
     else:
-        value = pairs[0] if pairs else statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
+        value = (
+            pairs[0]
+            if pairs
+            else statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
+        )
         return Difference(value, None, None, None, "1" if pairs else f"{len(ours)}, {len(theirs)}")
     if error < 1e-9:  # rounding
         error = 0.0

@@ -10,13 +10,18 @@ import base64
 import html
 import math
 
-from analysis import curves, figures, metrics, replicates
-from errors import UserError
+from analysis import curves, figures, replicates
+from common.errors import UserError
+from common.text import printable
 
 POINTS = 100_000  # more of them, and a browser becomes slow
 PICTURE_BYTES = 2_000_000
 DASHES = ("solid", "dash", "dashdot", "dot")
-PICTURES = ("examples*.png", "errors*.png", "report*.png")  # what show_example.py leaves beside a checkpoint
+PICTURES = (
+    "examples*.png",
+    "errors*.png",
+    "report*.png",
+)  # what show_example.py leaves beside a checkpoint
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
@@ -73,10 +78,17 @@ def page(groups, table, title="Runs compared"):
     plot, thinned = _plot(groups)
     pictures, notes = _pictures(groups)
     text = PAGE.format(
-        title=html.escape(title), style=STYLE, sort=SORT, table=_table(table), plot=plot, pictures=pictures,
-        said="\n".join(f'<p class="quiet">{html.escape(sentence)}</p>' for sentence in table.said()),
+        title=html.escape(title),
+        style=STYLE,
+        sort=SORT,
+        table=_table(table),
+        plot=plot,
+        pictures=pictures,
+        said="\n".join(
+            f'<p class="quiet">{html.escape(sentence)}</p>' for sentence in table.said()
+        ),
         thinned=f" Every {thinned}th epoch is drawn." if thinned > 1 else "",
-    )  # fmt: skip
+    )
     return text, notes
 
 
@@ -90,12 +102,14 @@ def _table(table):
         for title, column, number in zip(cells[0], table.columns.values(), numeric)
     )
     body = "".join(
-        "<tr>" + "".join(
+        "<tr>"
+        + "".join(
             f'<td{" class=number" * number} data-value="{html.escape(_value(row[key]))}">{html.escape(text)}</td>'
             for key, text, number in zip(table.columns, texts.values(), numeric)
-        ) + "</tr>\n"
+        )
+        + "</tr>\n"
         for row, texts in zip(table.rows, cells)
-    )  # fmt: skip
+    )
     return f'<table id="runs"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
 
 
@@ -118,7 +132,13 @@ def _plot(groups):
     except ImportError as error:
         raise UserError("--html draws its curves with plotly: pip install plotly") from error
     panels = curves.PANELS["curves"]
-    figure = make_subplots(2, 2, subplot_titles=[title for _, title in panels], horizontal_spacing=0.07, vertical_spacing=0.1)
+    figure = make_subplots(
+        2,
+        2,
+        subplot_titles=[title for _, title in panels],
+        horizontal_spacing=0.07,
+        vertical_spacing=0.1,
+    )
     total = sum(len(group.band(name)[0]) for group in groups for name, _ in panels)
     every = max(1, math.ceil(total / POINTS))
     named = set()
@@ -130,23 +150,57 @@ def _plot(groups):
                 continue
             colour, label = figures.COLOURS[i % len(figures.COLOURS)], html.escape(group.label)
             digits = ".2f" if name.endswith("acc") else ".4f"
-            figure.add_trace(go.Scatter(
-                x=at, y=mean, name=label, legendgroup=str(i), showlegend=i not in named,
-                mode="markers" if len(at) < 2 else "lines", customdata=std or None,
-                line={"color": colour, "dash": DASHES[i % len(DASHES)], "width": 2},
-                hovertemplate=f"%{{y:{digits}}}" + (f" ± %{{customdata:{digits}}}" if std else "") + " at epoch %{x}",
-            ), **place)  # fmt: skip
+            figure.add_trace(
+                go.Scatter(
+                    x=at,
+                    y=mean,
+                    name=label,
+                    legendgroup=str(i),
+                    showlegend=i not in named,
+                    mode="markers" if len(at) < 2 else "lines",
+                    customdata=std or None,
+                    line={"color": colour, "dash": DASHES[i % len(DASHES)], "width": 2},
+                    hovertemplate=f"%{{y:{digits}}}"
+                    + (f" ± %{{customdata:{digits}}}" if std else "")
+                    + " at epoch %{x}",
+                ),
+                **place,
+            )
             named.add(i)
             if std:
                 low, high = [m - s for m, s in zip(mean, std)], [m + s for m, s in zip(mean, std)]
-                figure.add_trace(go.Scatter(
-                    x=at + at[::-1], y=high + low[::-1], fill="toself", fillcolor=colour, opacity=0.15, line={"width": 0},
-                    mode="lines", legendgroup=str(i), showlegend=False, hoverinfo="skip",
-                ), **place)  # fmt: skip
-    figure.update_layout(template="plotly_white", height=820, margin={"t": 40, "b": 20, "l": 40, "r": 20}, hovermode="closest",
-                         legend={"orientation": "h", "y": -0.06}, hoverlabel={"namelength": -1})  # fmt: skip
-    config = {"displaylogo": False, "responsive": True, "showSendToCloud": False, "plotlyServerURL": ""}  # nothing is uploaded
-    return plotly.io.to_html(figure, include_plotlyjs=True, full_html=False, config=config, div_id="curves"), every
+                figure.add_trace(
+                    go.Scatter(
+                        x=at + at[::-1],
+                        y=high + low[::-1],
+                        fill="toself",
+                        fillcolor=colour,
+                        opacity=0.15,
+                        line={"width": 0},
+                        mode="lines",
+                        legendgroup=str(i),
+                        showlegend=False,
+                        hoverinfo="skip",
+                    ),
+                    **place,
+                )
+    figure.update_layout(
+        template="plotly_white",
+        height=820,
+        margin={"t": 40, "b": 20, "l": 40, "r": 20},
+        hovermode="closest",
+        legend={"orientation": "h", "y": -0.06},
+        hoverlabel={"namelength": -1},
+    )
+    config = {
+        "displaylogo": False,
+        "responsive": True,
+        "showSendToCloud": False,
+        "plotlyServerURL": "",
+    }  # nothing is uploaded
+    return plotly.io.to_html(
+        figure, include_plotlyjs=True, full_html=False, config=config, div_id="curves"
+    ), every
 
 
 def _thin(values, every):
@@ -159,15 +213,21 @@ def _pictures(groups):
     """(what show_example.py left in the runs' directories as HTML, a note for each file that was left out)."""
     found, notes = [], []
     for run in (run for group in groups for run in group.runs if run.own):
-        for path in [path for pattern in PICTURES for path in sorted(run.path.parent.glob(pattern))]:
+        for path in [
+            path for pattern in PICTURES for path in sorted(run.path.parent.glob(pattern))
+        ]:
             try:
                 data = base64.b64encode(_read_png(path)).decode()
             except (OSError, ValueError) as error:
-                notes.append(metrics.printable(f"{path} is left out: {getattr(error, 'strerror', None) or error}"))
+                notes.append(
+                    printable(f"{path} is left out: {getattr(error, 'strerror', None) or error}")
+                )
                 continue
             caption = html.escape(f"{run.name}: {path.stem}")
-            found.append(f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-                         f"<figcaption>{caption}</figcaption></figure>")  # fmt: skip
+            found.append(
+                f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+                f"<figcaption>{caption}</figcaption></figure>"
+            )
     parts = found + [f'<p class="quiet">{html.escape(note)}</p>' for note in notes]
     return "<h2>Example pictures</h2>\n" + "\n".join(parts) if parts else "", notes
 

@@ -14,8 +14,9 @@ import sys
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from analysis import metrics, replicates
-from errors import UserError
+from analysis import replicates
+from common.errors import UserError
+from common.text import printable
 
 KINDS = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex"}
 
@@ -54,8 +55,26 @@ COLUMNS = {
     "interval": Column("95 % interval"),
     "verdict": Column("verdict"),
 }
-DEFAULT = ("run", "status", "n", "test", "top5", "of", "epochs", "last", "best", "best_epoch", "on", "parameters", "gmacs",
-           "seconds", "speed", "to90", "to95", "*")  # fmt: skip
+DEFAULT = (
+    "run",
+    "status",
+    "n",
+    "test",
+    "top5",
+    "of",
+    "epochs",
+    "last",
+    "best",
+    "best_epoch",
+    "on",
+    "parameters",
+    "gmacs",
+    "seconds",
+    "speed",
+    "to90",
+    "to95",
+    "*",
+)
 OF_BASELINE = ("difference", "error", "interval", "verdict")
 
 
@@ -74,7 +93,9 @@ class Table:
         if key not in self.columns:
             raise UserError(f"--sort {key}: the columns are {', '.join(self.columns)}", status=2)
         having = [row for row in self.rows if row[key] is not None]
-        having.sort(key=lambda row: _sortable(row[key]), reverse=self.columns[key].higher_first != reverse)
+        having.sort(
+            key=lambda row: _sortable(row[key]), reverse=self.columns[key].higher_first != reverse
+        )
         self.rows = having + [row for row in self.rows if row[key] is None]
 
     def cells(self):
@@ -83,12 +104,22 @@ class Table:
         for key, column in self.columns.items():
             title, style, scale = column.title, column.style, 1
             if style == "time":
-                longest = max((_mean(row[key]) for row in self.rows if row[key] is not None), default=0)
-                unit, scale, style = ("s", 1, ",.0f") if longest < 600 else ("min", 60, ".1f") if longest < 7200 else (
-                    "h", 3600, ".1f")  # fmt: skip
+                longest = max(
+                    (_mean(row[key]) for row in self.rows if row[key] is not None), default=0
+                )
+                unit, scale, style = (
+                    ("s", 1, ",.0f")
+                    if longest < 600
+                    else ("min", 60, ".1f")
+                    if longest < 7200
+                    else ("h", 3600, ".1f")
+                )
                 title += f" ({unit})"
             formats[key] = title, style, scale
-        return [{title: show(row[key], style, scale) for key, (title, style, scale) in formats.items()} for row in self.rows]
+        return [
+            {title: show(row[key], style, scale) for key, (title, style, scale) in formats.items()}
+            for row in self.rows
+        ]
 
     def render(self, kind, width=None):
         """The table as text, markdown, csv or latex, with the common arguments said once (not in CSV, which has no room).
@@ -102,21 +133,37 @@ class Table:
             return "".join(f"% {sentence}\n" for sentence in said) + latex_table(self.cells())
         if kind == "text":
             return text_table(self.cells(), width) + "".join(f"\n{sentence}\n" for sentence in said)
-        return markdown_table(self.cells()) + "".join(f"\n{markdown_text(sentence)}\n" for sentence in said)
+        return markdown_table(self.cells()) + "".join(
+            f"\n{markdown_text(sentence)}\n" for sentence in said
+        )
 
     def said(self):
         """The sentences below the table: what the runs have in common, and the notes."""
-        given = {key: value for key, value in self.common.items() if value is not None and value != []}
-        shared = metrics.printable(", ".join(f"{key} {show(value)}" for key, value in given.items()))
+        given = {
+            key: value for key, value in self.common.items() if value is not None and value != []
+        }
+        shared = printable(", ".join(f"{key} {show(value)}" for key, value in given.items()))
         return [f"The same in all: {shared}."] * bool(shared) + self.notes
 
     def _csv(self):
         """Numbers as they are, in a column each: mean, standard deviation (over seeds), seconds not rounded."""
-        spread = {key for key in self.columns if any(isinstance(row[key], replicates.Figure) and row[key].std is not None
-                                                     for row in self.rows)}  # fmt: skip
+        spread = {
+            key
+            for key in self.columns
+            if any(
+                isinstance(row[key], replicates.Figure) and row[key].std is not None
+                for row in self.rows
+            )
+        }
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([name for key in self.columns for name in ([key, f"{key}_std"] if key in spread else [key])])
+        writer.writerow(
+            [
+                name
+                for key in self.columns
+                for name in ([key, f"{key}_std"] if key in spread else [key])
+            ]
+        )
         for row in self.rows:
             cells = []
             for key in self.columns:
@@ -137,14 +184,27 @@ def compare(groups, columns=None, baseline=None):
     if baseline and not set(OF_BASELINE) & set(wanted):
         wanted += OF_BASELINE
     keys = dict.fromkeys(key for name in wanted for key in (differing if name == "*" else [name]))
-    known = {**COLUMNS, **{name: Column(metrics.printable(name)) for name in [*differing, *common] if name not in COLUMNS}}
+    known = {
+        **COLUMNS,
+        **{name: Column(printable(name)) for name in [*differing, *common] if name not in COLUMNS},
+    }
     for key in keys:
         if key not in known:
-            raise UserError(f"--columns {key}: there are {', '.join(known)}, and * (the arguments that differ)", status=2)
+            raise UserError(
+                f"--columns {key}: there are {', '.join(known)}, and * (the arguments that differ)",
+                status=2,
+            )
     found = {key: known[key] for key in keys}
-    rows = [{key: _value(group, key, baseline, arguments=(*differing, *common)) for key in found} for group in groups]
+    rows = [
+        {key: _value(group, key, baseline, arguments=(*differing, *common)) for key in found}
+        for group in groups
+    ]
     if not columns:  # what no run has would be an empty column; one run has no spread
-        empty = {key for key in found if key not in ("run", "status") and all(row[key] in (None, "") for row in rows)}
+        empty = {
+            key
+            for key in found
+            if key not in ("run", "status") and all(row[key] in (None, "") for row in rows)
+        }
         empty |= {"n"} if all(len(group.runs) == 1 for group in groups) else set()
         found = {key: column for key, column in found.items() if key not in empty}
     return Table(found, rows, replicates.noteworthy(groups, common), list(_notes(groups, baseline)))
@@ -153,42 +213,74 @@ def compare(groups, columns=None, baseline=None):
 def _notes(groups, baseline):
     for group in groups:
         if group.repeats:
-            yield metrics.printable(f"{group.name}: n counts seeds; of runs that repeat one, the last counts.")
+            yield printable(
+                f"{group.name}: n counts seeds; of runs that repeat one, the last counts."
+            )
     data = dict.fromkeys(str(g.argument("dataset")) for g in groups if g.argument("dataset"))
     if len(data) > 1:
-        yield metrics.printable(f"These are several data sets ({', '.join(data)}): accuracies compare within one only.")
+        yield printable(
+            f"These are several data sets ({', '.join(data)}): accuracies compare within one only."
+        )
     if baseline:
-        yield metrics.printable(f"Differences are from {baseline.name}, in points of test accuracy, over the seeds that both "
-                                "have (paired), else between the means; intervals are 95 %, by Student's t.")  # fmt: skip
+        yield printable(
+            f"Differences are from {baseline.name}, in points of test accuracy, over the seeds that both "
+            "have (paired), else between the means; intervals are 95 %, by Student's t."
+        )
 
 
 def _value(group, key, baseline, arguments):
     if key in OF_BASELINE:
-        if baseline and None not in (group.test_images, baseline.test_images) and group.test_images != baseline.test_images:
+        if (
+            baseline
+            and None not in (group.test_images, baseline.test_images)
+            and group.test_images != baseline.test_images
+        ):
             return "other test pictures" if key == "verdict" else None
-        found = replicates.difference(group.tests, baseline.tests) if baseline and group is not baseline else None
+        found = (
+            replicates.difference(group.tests, baseline.tests)
+            if baseline and group is not baseline
+            else None
+        )
         if found is None or (found.error is None and key in ("error", "interval")):
             return None
         if key == "verdict" and not (group.whole and baseline.whole):
             return "not finished"
-        return {"difference": found.value, "error": found.error, "verdict": found.verdict,
-                "interval": found.error is not None and f"{found.low:+.2f} to {found.high:+.2f}"}[key]  # fmt: skip
+        return {
+            "difference": found.value,
+            "error": found.error,
+            "verdict": found.verdict,
+            "interval": found.error is not None and f"{found.low:+.2f} to {found.high:+.2f}",
+        }[key]
     if key == "train":
-        return replicates.summarize([(run.curve("train_acc")[1] or (None,))[-1] for run in group.counted])
-    texts = {"run": group.name, "experiment": group.name, "status": group.status, "n": len(group.counted),
-             "on": group.measured_on, "of": metrics.printable(group.reported)}  # fmt: skip
+        return replicates.summarize(
+            [(run.curve("train_acc")[1] or (None,))[-1] for run in group.counted]
+        )
+    texts = {
+        "run": group.name,
+        "experiment": group.name,
+        "status": group.status,
+        "n": len(group.counted),
+        "on": group.measured_on,
+        "of": printable(group.reported),
+    }
     if key in texts:
         return texts[key]
     if key in COLUMNS and key != "epochs" or key == "epochs" and group.figure(key):
         return group.figure(key)
     value = group.argument(key) if key in arguments else None
-    return value if value is None or isinstance(value, (int, float)) and not isinstance(value, bool) else _argument(value)
+    return (
+        value
+        if value is None or isinstance(value, (int, float)) and not isinstance(value, bool)
+        else _argument(value)
+    )
 
 
 def _argument(value):
     if isinstance(value, list):
-        return metrics.printable(" ".join(map(str, value))) or "none"
-    return metrics.printable({True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value))
+        return printable(" ".join(map(str, value))) or "none"
+    return printable(
+        {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    )
 
 
 def _mean(value):
@@ -207,9 +299,19 @@ def show(value, style="", scale=1):
     if isinstance(value, replicates.Figure):
         mean = format(value.mean / scale, style)
         varies = value.std and not (style in (",.0f", ".0f") and value.std / scale < 0.5)
-        return f"{mean} ± {format(value.std / scale, style)}" if varies or value.std == 0 and style == ".2f" else mean
+        return (
+            f"{mean} ± {format(value.std / scale, style)}"
+            if varies or value.std == 0 and style == ".2f"
+            else mean
+        )
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return format(value / scale, style) if style else f"{value:g}" if isinstance(value, float) else str(value)
+        return (
+            format(value / scale, style)
+            if style
+            else f"{value:g}"
+            if isinstance(value, float)
+            else str(value)
+        )
     return _argument(value)
 
 
@@ -217,7 +319,9 @@ def show(value, style="", scale=1):
 
 
 def _is_numeric(rows, key):
-    return all(re.match(r"[+-]?[\d.,]+|$", row[key]) for row in rows) and any(row[key] for row in rows)
+    return all(re.match(r"[+-]?[\d.,]+|$", row[key]) for row in rows) and any(
+        row[key] for row in rows
+    )
 
 
 def text_table(rows, width=None):
@@ -235,8 +339,16 @@ def text_table(rows, width=None):
     tables = []
     for keys in blocks:
         lines = [{key: key for key in keys}, *rows]
-        tables.append("".join("  ".join(f"{row[key]:>{widths[key]}}" if numeric[key] else f"{row[key]:<{widths[key]}}"
-                                        for key in keys).rstrip() + "\n" for row in lines))  # fmt: skip
+        tables.append(
+            "".join(
+                "  ".join(
+                    f"{row[key]:>{widths[key]}}" if numeric[key] else f"{row[key]:<{widths[key]}}"
+                    for key in keys
+                ).rstrip()
+                + "\n"
+                for row in lines
+            )
+        )
     return "\n".join(tables)
 
 
@@ -250,16 +362,25 @@ def print_table(rows):
 
 
 def markdown_table(rows):
-    lines = [map(markdown_text, rows[0]), ["--:" if _is_numeric(rows, key) else ":--" for key in rows[0]],
-             *([markdown_text(cell) for cell in row.values()] for row in rows)]  # fmt: skip
+    lines = [
+        map(markdown_text, rows[0]),
+        ["--:" if _is_numeric(rows, key) else ":--" for key in rows[0]],
+        *([markdown_text(cell) for cell in row.values()] for row in rows),
+    ]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def markdown_text(text):
     """Text that Markdown shows as it is."""
     text = re.sub(r"([\\`*|\[\]])", r"\\\1", text)
-    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word it means nothing
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") if re.search("[<>&]", text) else text
+    text = re.sub(
+        r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text
+    )  # inside a word it means nothing
+    return (
+        text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        if re.search("[<>&]", text)
+        else text
+    )
 
 
 def latex_table(rows):
@@ -267,12 +388,25 @@ def latex_table(rows):
     head = " & ".join(_latex(key) for key in rows[0])
     body = [" & ".join(_latex(cell) for cell in row.values()) for row in rows]
     columns = "".join("r" if _is_numeric(rows, key) else "l" for key in rows[0])
-    lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", f"{head} \\\\", "\\midrule", *(f"{row} \\\\" for row in body)]
+    lines = [
+        f"\\begin{{tabular}}{{{columns}}}",
+        "\\toprule",
+        f"{head} \\\\",
+        "\\midrule",
+        *(f"{row} \\\\" for row in body),
+    ]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"\textless{}",
-         ">": r"\textgreater{}", "|": r"\textbar{}"} | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+} | {c: f"\\{c}" for c in "&%$#_{}"}
 
 
 def _latex(text):
@@ -283,6 +417,10 @@ def _csv_cell(value):
     """A text that a spreadsheet would run as a formula gets a quote before it."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, str) and re.match(r"[=+@\t-]", value) and not re.fullmatch(r"[+-][\d.]+( to [+-][\d.]+)?", value):
+    if (
+        isinstance(value, str)
+        and re.match(r"[=+@\t-]", value)
+        and not re.fullmatch(r"[+-][\d.]+( to [+-][\d.]+)?", value)
+    ):
         return f"'{value}"
     return value

@@ -16,14 +16,13 @@ from pathlib import Path
 
 import torch
 
-import engine
-import memory
 import models
 from analysis import figures, tables
 from bench import measure
-from errors import UserError
-from memory import GB
+from common.errors import UserError
 from models.published import native_size
+from training import memory, mixed_precision
+from training.memory import GB
 
 SUITES = {
     "table": [name for name, model in models.MODELS.items() if not model.large],
@@ -32,15 +31,25 @@ SUITES = {
 }
 # Column: (heading, format or function, what the number is divided by)
 COLUMNS = {
-    "model": ("model", "", 1), "image_size": ("px", ".0f", 1), "parameters": ("parameters", ",.0f", 1),
-    "gmacs": ("GMACs", ".3f", 1), "activation_bytes": ("activations MB", ".1f", 1e6), "batch_size": ("batch", ".0f", 1),
-    "precision": ("precision", "", 1), "train_ms": ("step ms", "", 1),
-    "train_images_per_second": ("train images/s", measure.rate, 1), "train_us_per_image": ("µs/image", ",.0f", 1),
+    "model": ("model", "", 1),
+    "image_size": ("px", ".0f", 1),
+    "parameters": ("parameters", ",.0f", 1),
+    "gmacs": ("GMACs", ".3f", 1),
+    "activation_bytes": ("activations MB", ".1f", 1e6),
+    "batch_size": ("batch", ".0f", 1),
+    "precision": ("precision", "", 1),
+    "train_ms": ("step ms", "", 1),
+    "train_images_per_second": ("train images/s", measure.rate, 1),
+    "train_us_per_image": ("µs/image", ",.0f", 1),
     "inference_images_per_second": ("inference images/s", measure.rate, 1),
-    "peak_memory_bytes": ("peak GB", ".2f", GB), "train_flops_per_second": ("TFLOP/s", ".3f", 1e12),
-    "of_ceiling": ("% of ceiling", ".0f", 0.01), "status": ("", "", 1),
-}  # fmt: skip
-TIMES = tuple(f"{kind}_ms{part}" for kind in ("train", "inference") for part in ("", "_least", "_most"))
+    "peak_memory_bytes": ("peak GB", ".2f", GB),
+    "train_flops_per_second": ("TFLOP/s", ".3f", 1e12),
+    "of_ceiling": ("% of ceiling", ".0f", 0.01),
+    "status": ("", "", 1),
+}
+TIMES = tuple(
+    f"{kind}_ms{part}" for kind in ("train", "inference") for part in ("", "_least", "_most")
+)
 
 
 def layout(name, image_size=None, classes=None):
@@ -51,7 +60,9 @@ def layout(name, image_size=None, classes=None):
     return size, classes or (listed.classes if listed else 1000), options
 
 
-def measure_model(name, *, device, amp, batch_size, rounds, image_size=None, classes=None, ceilings=None):
+def measure_model(
+    name, *, device, amp, batch_size, rounds, image_size=None, classes=None, ceilings=None
+):
     """A row: the keys of COLUMNS and TIMES, None where there is no number; activation_bytes: of one image, counted.
 
     amp: a value of --amp; image_size, classes: by default those that the model is listed or published with; ceilings: {type:
@@ -61,22 +72,34 @@ def measure_model(name, *, device, amp, batch_size, rounds, image_size=None, cla
     size, classes, options = layout(name, image_size, classes)
     parameters, macs = models.describe(name, classes, size, options)
     auto_fp32 = amp == "auto" and models.prefers_fp32(name, device)
-    dtype = None if auto_fp32 else engine.amp_dtype(amp, device)
+    dtype = None if auto_fp32 else mixed_precision.amp_dtype(amp, device)
     optimizer = models.recipe(name).get("optimizer", "sgd" if name in models.MODELS else "adamw")
     with torch.device("meta"):
-        network = models.choose_attention(models.create_model(name, classes, **options), device, dtype)
-    need = memory.training_need(network, size, device=device.type, dtype=dtype, optimizer=optimizer, ema=False)
+        network = models.choose_attention(
+            models.create_model(name, classes, **options), device, dtype
+        )
+    need = memory.training_need(
+        network, size, device=device.type, dtype=dtype, optimizer=optimizer, ema=False
+    )
     row = dict.fromkeys((*COLUMNS, *TIMES)) | {
-        "model": name, "image_size": size, "classes": classes, "parameters": parameters, "gmacs": macs / 1e9,
-        "activation_bytes": need.image, "precision": str(dtype or torch.float32).removeprefix("torch."), "optimizer": optimizer,
+        "model": name,
+        "image_size": size,
+        "classes": classes,
+        "parameters": parameters,
+        "gmacs": macs / 1e9,
+        "activation_bytes": need.image,
+        "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "optimizer": optimizer,
         "status": "",
-    }  # fmt: skip
+    }
     free = memory.available(device)
     most = batch_size if device.type == "cuda" else min(batch_size, need.largest(free))
     ceiling = (ceilings or {}).get(dtype)
     while most:
         try:
-            found = _speed(name, classes, size, options, device, dtype, optimizer, most, rounds, ceiling)
+            found = _speed(
+                name, classes, size, options, device, dtype, optimizer, most, rounds, ceiling
+            )
             return row | {"batch_size": most} | found
         except RuntimeError as error:
             if not memory.is_out_of_memory(error):
@@ -86,8 +109,10 @@ def measure_model(name, *, device, amp, batch_size, rounds, image_size=None, cla
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         most //= 2
-    row["status"] = (f"does not fit: one image needs {need.total(1) / GB:.1f} GB; {free / GB:.1f} GB are free, of which a "
-                     f"tenth is spared")  # fmt: skip
+    row["status"] = (
+        f"does not fit: one image needs {need.total(1) / GB:.1f} GB; {free / GB:.1f} GB are free, of which a "
+        f"tenth is spared"
+    )
     return row
 
 
@@ -104,18 +129,25 @@ def _speed(name, classes, size, options, device, dtype, optimizer, batch_size, r
 
     @torch.no_grad()
     def infer():
-        with engine.autocast(device, dtype):
+        with mixed_precision.autocast(device, dtype):
             model(batch[0])
 
     inference = measure.repeated(device, rounds, infer)
     speed = measure.step_flops(name, classes, size, options) * batch_size / statistics.median(train)
-    found = {"peak_memory_bytes": peak, "train_flops_per_second": speed, "of_ceiling": speed / ceiling if ceiling else None}
+    found = {
+        "peak_memory_bytes": peak,
+        "train_flops_per_second": speed,
+        "of_ceiling": speed / ceiling if ceiling else None,
+    }
     for kind, seconds in (("train", train), ("inference", inference)):
         middle = statistics.median(seconds)
         found |= {
-            f"{kind}_ms": 1000 * middle, f"{kind}_ms_least": 1000 * min(seconds), f"{kind}_ms_most": 1000 * max(seconds),
-            f"{kind}_images_per_second": batch_size / middle, f"{kind}_us_per_image": 1e6 * middle / batch_size,
-        }  # fmt: skip
+            f"{kind}_ms": 1000 * middle,
+            f"{kind}_ms_least": 1000 * min(seconds),
+            f"{kind}_ms_most": 1000 * max(seconds),
+            f"{kind}_images_per_second": batch_size / middle,
+            f"{kind}_us_per_image": 1e6 * middle / batch_size,
+        }
     return found
 
 
@@ -126,7 +158,9 @@ def cells(row):
         own = callable(style) and row[key] is not None
         out[heading] = style(row[key] / unit) if own else tables.show(row[key], style, unit)
     if row["train_ms"] is not None:
-        out["step ms"] = f"{row['train_ms']:.1f} ({row['train_ms_least']:.1f} to {row['train_ms_most']:.1f})"
+        out["step ms"] = (
+            f"{row['train_ms']:.1f} ({row['train_ms_least']:.1f} to {row['train_ms_most']:.1f})"
+        )
     return out
 
 
@@ -136,8 +170,13 @@ def line(row, first=False):
     least = {"model": 26, "parameters": 13, "step ms": 24}
     widths = [max(len(heading), least.get(heading, 7)) for heading in found]
     texts = [list(found)] * first + [list(found.values())]
-    return "\n".join("  ".join(f"{text:<{w}}" if i == 0 else f"{text:>{w}}" for i, (text, w) in enumerate(zip(each, widths)))
-                     .rstrip() for each in texts)  # fmt: skip
+    return "\n".join(
+        "  ".join(
+            f"{text:<{w}}" if i == 0 else f"{text:>{w}}"
+            for i, (text, w) in enumerate(zip(each, widths))
+        ).rstrip()
+        for each in texts
+    )
 
 
 def make_directory(path):
@@ -160,9 +199,13 @@ def write(rows, directory, heading, accuracy=None):
     keys = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, keys, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+    writer.writerows(
+        {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows
+    )
     figures.write(directory / "models.csv", text.getvalue().encode())
-    markdown = f"{tables.markdown_text(heading)}\n\n{tables.markdown_table([cells(row) for row in rows])}"
+    markdown = (
+        f"{tables.markdown_text(heading)}\n\n{tables.markdown_table([cells(row) for row in rows])}"
+    )
     figures.write(directory / "models.md", markdown.encode())
     written = [directory / "models.csv", directory / "models.md"]
     if draw(rows, directory / "models.png", heading, accuracy):
@@ -172,9 +215,16 @@ def write(rows, directory, heading, accuracy=None):
 
 def draw(rows, path, heading, accuracy=None):
     """Parameters, or accuracy, against training speed, one point a model; returns whether there was one to draw."""
-    places = {row["model"]: accuracy.get(row["model"]) if accuracy else row["parameters"] / 1e6
-              for row in rows if row["train_images_per_second"]}  # fmt: skip
-    points = [(row["train_images_per_second"], places[row["model"]], row["model"]) for row in rows if places.get(row["model"])]
+    places = {
+        row["model"]: accuracy.get(row["model"]) if accuracy else row["parameters"] / 1e6
+        for row in rows
+        if row["train_images_per_second"]
+    }
+    points = [
+        (row["train_images_per_second"], places[row["model"]], row["model"])
+        for row in rows
+        if places.get(row["model"])
+    ]
     if not points:
         return False
     plt = figures.pyplot(font=9)
@@ -188,7 +238,9 @@ def draw(rows, path, heading, accuracy=None):
         figures.plain_numbers(axis.yaxis)
     for i, (x, y, name) in enumerate(points):
         axis.plot(x, y, "o", color=figures.COLOURS[i % len(figures.COLOURS)], markersize=5)
-        axis.annotate(figures.plain(name, 30), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axis.annotate(
+            figures.plain(name, 30), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7
+        )
     axis.set_xlabel("training images a second")
     axis.set_ylabel("test accuracy (%)" if accuracy else "parameters (millions)")
     axis.set_title("\n".join(textwrap.wrap(figures.plain(heading, 300), 110)), fontsize=8)

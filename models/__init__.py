@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from errors import UserError
+from common.errors import UserError
 from models import options as model_options
 from models.adapted import convnext_tiny, cspresnet50, ghostnet_100, mlp_mixer, resnest50d
 from models.cifar_resnet import CifarResNet, convnext_resnet, eca_resnet, ghost_resnet
@@ -57,17 +57,20 @@ class Model:
         """{name: default} of what --model-arg may set."""
         signature = inspect.signature(self.constructor).parameters.values()
         taken = {"pretrained", *self.fixed}
-        return {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY and p.name not in taken}
+        return {
+            p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY and p.name not in taken
+        }
 
 
 # ---- recipes: made once, shared by models --------------------------------------------------------------------------
 
 # Residual networks of under two million parameters underfit: mixing and smoothing would cost them more than they bring.
 # Rate and batch of arXiv 1512.03385 §4.2, decay and 200 epochs of 1605.07146, cosine of 1608.03983.
+# fmt: off
 SMALL = dict(
     optimizer="sgd", lr=0.1, weight_decay=5e-4, batch_size=128, schedule="cosine", epochs=200,
     augment="crop,flip", mixup=0.0, cutmix=0.0, label_smoothing=0.0,
-)  # fmt: skip
+)
 # 4 to 26 million parameters memorise 50,000 pictures: the same with mixing of every second picture (arXiv 1905.04899) and
 # smoothing (1812.01187 §5.2). Warmup fits the run's length by default: five of 200 epochs (1706.02677 §2.2).
 LARGE = SMALL | dict(mixup=0.2, cutmix=1.0, mix_prob=0.5, label_smoothing=0.1)
@@ -77,7 +80,7 @@ LARGE = SMALL | dict(mixup=0.2, cutmix=1.0, mix_prob=0.5, label_smoothing=0.1)
 MODERN = dict(
     optimizer="adamw", lr=1e-3, weight_decay=0.05, batch_size=128, schedule="cosine", epochs=200,
     augment="crop,flip,rand_augment", mixup=0.8, cutmix=1.0, mix_prob=1.0, label_smoothing=0.1, clip_grad=1.0,
-)  # fmt: skip
+)
 # Under four million parameters: half of the pictures stay whole.
 MODERN_SMALL = MODERN | dict(mix_prob=0.5)
 
@@ -87,13 +90,13 @@ SCRATCH = dict(
     optimizer="adamw", lr=1e-3, weight_decay=0.05, batch_size=128, schedule="cosine", epochs=100,
     augment="crop,flip,rand_augment", mixup=0.8, cutmix=1.0, mix_prob=1.0, random_erasing=0.25, label_smoothing=0.1,
     clip_grad=1.0,
-)  # fmt: skip
+)
 # From published weights: few epochs, a small rate that falls by a quarter from layer to layer towards the input (arXiv
 # 2106.08254 §A), mixing of every second picture; timm's weights at 224 px, which most of them were made for.
 TRANSFER = dict(
     optimizer="adamw", lr=3e-4, weight_decay=0.05, layer_decay=0.75, batch_size=128, schedule="cosine", epochs=10,
     augment="crop,flip", mixup=0.2, cutmix=1.0, mix_prob=0.5, label_smoothing=0.1, clip_grad=1.0,
-)  # fmt: skip
+)
 # The largest models are fine-tuned at a tenth of that rate, which falls slower with depth (arXiv 2211.07636, 2303.11331), each
 # at the size of picture that its weights were made for. Not tuned here.
 LARGEST = TRANSFER | dict(lr=3e-5, layer_decay=0.85, epochs=5)
@@ -197,6 +200,7 @@ MODELS = {
         network, CONVNEXT_XXL, 846_471_016, f"{CONVNEXT}, timm", 1000, 256, LARGEST | dict(image_size=256)
     ),
 }
+# fmt: on
 
 TIMM_NAME = re.compile(r"timm/[A-Za-z0-9_.-]{1,128}")
 
@@ -204,19 +208,32 @@ TIMM_NAME = re.compile(r"timm/[A-Za-z0-9_.-]{1,128}")
 def canonical(name):
     """The table's name for `name`, which may differ in case, '-' and '_'; timm/<name> stays. Raises UserError."""
     if not isinstance(name, str):
-        raise UserError(f"the name of a model must be a string, not {type(name).__name__}", status=2)
+        raise UserError(
+            f"the name of a model must be a string, not {type(name).__name__}", status=2
+        )
     if name.startswith("timm/"):
-        if not TIMM_NAME.fullmatch(name):  # timm takes addresses and paths for names: hf-hub:…, local-dir:…
-            raise UserError(f"{name[:80]!r} is not timm/<name>, with a name that timm.list_models() has", status=2)
+        if not TIMM_NAME.fullmatch(
+            name
+        ):  # timm takes addresses and paths for names: hf-hub:…, local-dir:…
+            raise UserError(
+                f"{name[:80]!r} is not timm/<name>, with a name that timm.list_models() has",
+                status=2,
+            )
         return name
 
     def bare(text):
         return text.lower().replace("-", "").replace("_", "")
 
-    known = {bare(key): key for key in MODELS} | {bare(model.also): key for key, model in MODELS.items() if model.also}
+    known = {bare(key): key for key in MODELS} | {
+        bare(model.also): key for key, model in MODELS.items() if model.also
+    }
     if bare(name) not in known:
         near = difflib.get_close_matches(bare(name), known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(known[key] for key in near)}?" if near else f"the names are {', '.join(MODELS)}"
+        hint = (
+            f"did you mean {' or '.join(known[key] for key in near)}?"
+            if near
+            else f"the names are {', '.join(MODELS)}"
+        )
         more = "--list-models shows all, timm/<name> takes any of timm's"
         raise UserError(f"unknown model {name[:80]!r}: {hint} ({more})", status=2)
     return known[bare(name)]
@@ -232,7 +249,11 @@ def recipe(name, transfer=False, frozen=False):
     if transfer:
         chosen = dict(PROBE if frozen else TRANSFER)
         if name in MODELS and MODELS[name].large:
-            return chosen | {"image_size": MODELS[name].image_size} if frozen else dict(MODELS[name].recipe)
+            return (
+                chosen | {"image_size": MODELS[name].image_size}
+                if frozen
+                else dict(MODELS[name].recipe)
+            )
         if is_published(name):
             return chosen | {"image_size": 224}
         if not hasattr(MODELS[name].constructor, "group_matcher"):
@@ -274,9 +295,13 @@ def check_options(name, options):
     for key, value in options.items():
         if key not in valid:
             names = ", ".join(f"{k}={v}" for k, v in valid.items()) or "none"
-            raise UserError(f"{name} has no option {key!r}; its options (and defaults) are: {names}", status=2)
+            raise UserError(
+                f"{name} has no option {key!r}; its options (and defaults) are: {names}", status=2
+            )
         wanted = type(valid[key])
-        if valid[key] is not None and not isinstance(value, (int, float) if wanted is float else wanted):
+        if valid[key] is not None and not isinstance(
+            value, (int, float) if wanted is float else wanted
+        ):
             raise UserError(f"{name}: {key} takes {wanted.__name__}, not {value!r}", status=2)
 
 
@@ -284,8 +309,12 @@ def from_card(card):
     """The model that a checkpoint's card describes, with fresh weights. Raises UserError for one that was tampered with."""
     name, num_classes, options = (card[key] for key in ("model", "num_classes", "options"))
     if type(num_classes) is not int or not 0 < num_classes <= 1_000_000:
-        raise UserError(f"num_classes must be a whole number from 1 to 1,000,000, not {str(num_classes)[:80]!r}")
-    check_options(canonical(name), options)  # before create_model takes "pretrained" for its own argument
+        raise UserError(
+            f"num_classes must be a whole number from 1 to 1,000,000, not {str(num_classes)[:80]!r}"
+        )
+    check_options(
+        canonical(name), options
+    )  # before create_model takes "pretrained" for its own argument
     return create_model(name, num_classes, **options)
 
 
@@ -318,7 +347,8 @@ def require_published(name):
     if not is_published(name):
         names = [key for key in MODELS if is_published(key)]
         raise UserError(
-            f"{name} has no published weights: take {', '.join(names)} or timm/<name>, or a file with --weights", status=2
+            f"{name} has no published weights: take {', '.join(names)} or timm/<name>, or a file with --weights",
+            status=2,
         )
 
 
@@ -326,8 +356,14 @@ def checkpoint_gradients(model, name):
     """Makes the model compute its blocks again in the backward pass. Raises UserError where it can't."""
     try:
         model.set_grad_checkpointing(True)
-    except (AttributeError, AssertionError, NotImplementedError) as error:  # some of timm's have it to say that they don't
-        raise UserError(f"{name} has no gradient checkpointing: leave --grad-checkpointing out", status=2) from error
+    except (
+        AttributeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # some of timm's have it to say that they don't
+        raise UserError(
+            f"{name} has no gradient checkpointing: leave --grad-checkpointing out", status=2
+        ) from error
 
 
 def choose_attention(model, device, dtype):
@@ -341,7 +377,9 @@ def choose_attention(model, device, dtype):
 
 def classifiers(model):
     """The modules that compute the logits, one as a rule: timm says which they are, ours is called fc."""
-    head = model.get_classifier() if hasattr(model, "get_classifier") else getattr(model, "fc", None)
+    head = (
+        model.get_classifier() if hasattr(model, "get_classifier") else getattr(model, "fc", None)
+    )
     heads = head if isinstance(head, (tuple, list)) else [head]  # several: of a distilled network
     return [module for module in heads if isinstance(module, torch.nn.Module)]
 
@@ -361,10 +399,15 @@ def describe(name, num_classes, image_size, options=None):
                 logits = model(torch.empty(1, 3, image_size, image_size))
         except Exception as error:  # whatever the first layer that doesn't fit says
             reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-            raise UserError(f"{name} can't take images of {image_size} px ({reason})", status=2) from error
+            raise UserError(
+                f"{name} can't take images of {image_size} px ({reason})", status=2
+            ) from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, num_classes):
-        raise UserError(f"{name} is not a classifier: its output for an image is {shape}, not (1, {num_classes})", status=2)
+        raise UserError(
+            f"{name} is not a classifier: its output for an image is {shape}, not (1, {num_classes})",
+            status=2,
+        )
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
 
 
@@ -376,7 +419,9 @@ def normalization(model):
 
 def print_table():
     """Prints the table: name, parameters and GMACs at the source's classes and size, classes, size, recipe, source."""
-    print(f"{'name':<30}{'parameters':>14}{'GMACs':>9}{'classes':>9}{'px':>5}  {'recipe':<21}source")
+    print(
+        f"{'name':<30}{'parameters':>14}{'GMACs':>9}{'classes':>9}{'px':>5}  {'recipe':<21}source"
+    )
     for name, model in MODELS.items():
         options = parse_options([], name, model.image_size)
         parameters, macs = describe(name, model.classes, model.image_size, options)

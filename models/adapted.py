@@ -24,8 +24,13 @@ def ghostnet_100(num_classes=10, *, stem="cifar"):
     model = timm.create_model("ghostnet_100", num_classes=num_classes)
     if one_of("stem", stem, STEMS) == "cifar":
         model.conv_stem.stride = (1, 1)
-        first = next(block for stage in model.blocks for block in stage if getattr(block, "stride", 1) == 2)
-        first.conv_dw.stride = first.shortcut[0].stride = (1, 1)  # the depthwise convolution stays: same weights
+        first = next(
+            block for stage in model.blocks for block in stage if getattr(block, "stride", 1) == 2
+        )
+        first.conv_dw.stride = first.shortcut[0].stride = (
+            1,
+            1,
+        )  # the depthwise convolution stays: same weights
     return model
 
 
@@ -70,7 +75,9 @@ def mlp_mixer(num_classes=10, *, width, token_mlp, stem="cifar", image_size=32, 
         raise ValueError(f"image_size {image_size} is not a multiple of the patch, {patch} px")
     # timm takes the token MLP's width as a share of `width`, rounded down: half a unit more is safe.
     ratios = ((token_mlp + 0.5) / width, 4.0)
-    model = MlpMixer(num_classes, image_size, patch_size=patch, num_blocks=12, embed_dim=width, mlp_ratio=ratios)
+    model = MlpMixer(
+        num_classes, image_size, patch_size=patch, num_blocks=12, embed_dim=width, mlp_ratio=ratios
+    )
     for block, rate in zip(model.blocks, drop_path_rates(drop_path, 12)):
         block.drop_path = DropPath(rate)
     return model

@@ -31,7 +31,10 @@ class PadShortcut(nn.Module):
         self.stride, self.new = stride, out_channels - in_channels
 
     def forward(self, x):
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
+        return F.pad(
+            x[:, :, :: self.stride, :: self.stride],
+            (0, 0, 0, 0, self.new // 2, self.new - self.new // 2),
+        )
 
 
 def shortcut_of(in_channels, width, stride, kind):
@@ -58,7 +61,9 @@ class ECABlock(Block):
     def __init__(self, in_channels, width, stride, shortcut, kernel, position):
         super().__init__(in_channels, width, stride, shortcut)
         eca = ECA(kernel or eca_kernel(width))
-        self.eca_bn1, self.eca_bn2, self.eca_add = (eca if position == p else nn.Identity() for p in ECA_POSITIONS)
+        self.eca_bn1, self.eca_bn2, self.eca_add = (
+            eca if position == p else nn.Identity() for p in ECA_POSITIONS
+        )
 
     def forward(self, x):
         out = F.relu(self.eca_bn1(self.conv1(x)))
@@ -145,7 +150,9 @@ class CifarResNet(nn.Module):
 def eca_resnet(num_classes=10, *, n, kernel, shortcut="project", eca_position="bn2"):
     """CifarResNet of ECA blocks. kernel: ECA's, or 0 for the one that follows from each block's width."""
     one_of("eca_position", eca_position, ECA_POSITIONS)
-    return CifarResNet(num_classes, partial(ECABlock, kernel=kernel, position=eca_position), n=n, shortcut=shortcut)
+    return CifarResNet(
+        num_classes, partial(ECABlock, kernel=kernel, position=eca_position), n=n, shortcut=shortcut
+    )
 
 
 def ghost_resnet(num_classes=10, *, n, shortcut="project"):

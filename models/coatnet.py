@@ -45,7 +45,9 @@ class SelectiveKernel(nn.Module):
 
     def __init__(self, channels, stride, kernels=(3, 5, 7), reduction=8):
         super().__init__()
-        self.branches = nn.ModuleList(conv_bn(channels, channels, k, stride, groups=channels) for k in kernels)
+        self.branches = nn.ModuleList(
+            conv_bn(channels, channels, k, stride, groups=channels) for k in kernels
+        )
         self.fc1 = nn.Linear(channels, channels // reduction)
         self.fc2 = nn.Linear(channels // reduction, len(kernels) * channels)
 
@@ -76,8 +78,18 @@ class MBConv(nn.Module):
     depthwise: (channels, stride) -> Module; gate: (channels) -> Module; project: (in_channels, out_channels) -> Module.
     """
 
-    def __init__(self, in_channels, width, stride=1, drop_path=0.0, *, depthwise=depthwise3, gate=SqueezeExcite,
-                 project=conv_bias, shortcut_bias=True):  # fmt: skip
+    def __init__(
+        self,
+        in_channels,
+        width,
+        stride=1,
+        drop_path=0.0,
+        *,
+        depthwise=depthwise3,
+        gate=SqueezeExcite,
+        project=conv_bias,
+        shortcut_bias=True,
+    ):
         super().__init__()
         hidden = 4 * in_channels
         self.norm = nn.BatchNorm2d(in_channels)
@@ -86,7 +98,11 @@ class MBConv(nn.Module):
         self.gate = gate(hidden)
         self.project = project(hidden, width)
         self.drop_path = DropPath(drop_path)
-        change = nn.Identity() if in_channels == width else nn.Conv2d(in_channels, width, 1, bias=shortcut_bias)
+        change = (
+            nn.Identity()
+            if in_channels == width
+            else nn.Conv2d(in_channels, width, 1, bias=shortcut_bias)
+        )
         self.shortcut = nn.Sequential(pooled(stride), change)
 
     def residual(self, x):
@@ -127,10 +143,16 @@ class Attention(nn.Module):
     def forward(self, x):
         B, _, H, W = x.shape
         if self.size and not H == W == self.size:
-            raise ValueError(f"attention over {H}x{W} pixels with a position bias for {self.size}x{self.size}: set image_size")
+            raise ValueError(
+                f"attention over {H}x{W} pixels with a position bias for {self.size}x{self.size}: set image_size"
+            )
         tokens = x.flatten(2).transpose(1, 2)  # (B, N, C)
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
-        bias = self.position_bias[self.index].permute(2, 0, 1).to(q.dtype) if self.size else None  # (heads, N, N)
+        q, k, v = (
+            self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # each (B, heads, N, head_dim)
+        bias = (
+            self.position_bias[self.index].permute(2, 0, 1).to(q.dtype) if self.size else None
+        )  # (heads, N, N)
         x = attend(q, k, v, q.shape[-1] ** -0.5, bias)
         x = self.proj(x.transpose(1, 2).flatten(2))  # (B, N, width)
         return x.transpose(1, 2).unflatten(2, (H, W))
@@ -142,7 +164,9 @@ class Transformer(nn.Module):
     size: pixels on a side after the stride, or 0 for no position bias; gate: a module that follows the MLP.
     """
 
-    def __init__(self, in_channels, width, heads, size, stride=1, drop_path=0.0, bias=True, gate=nn.Identity):
+    def __init__(
+        self, in_channels, width, heads, size, stride=1, drop_path=0.0, bias=True, gate=nn.Identity
+    ):
         super().__init__()
         self.norm1, self.norm2 = LayerNorm2d(in_channels), LayerNorm2d(width)
         self.pool = pooled(stride)
@@ -202,7 +226,9 @@ def coatnet(num_classes=10, *, widths, depths, large_kernel=False, image_size=32
     return CoAtNet(num_classes, stem, blocks, channels)
 
 
-def coatnet_cifar(num_classes=10, *, widths, depths, large_stem=False, stem="cifar", image_size=32, drop_path=0.2):
+def coatnet_cifar(
+    num_classes=10, *, widths, depths, large_stem=False, stem="cifar", image_size=32, drop_path=0.2
+):
     """The variation for CIFAR: five stages, the first three of convolutions. At 32 px they work at 32, 32, 16, 8 and 4."""
     cifar = one_of("stem", stem, ("cifar", "imagenet")) == "cifar"
     rates = iter(drop_path_rates(drop_path, sum(depths)))
@@ -213,17 +239,27 @@ def coatnet_cifar(num_classes=10, *, widths, depths, large_stem=False, stem="cif
     else:
         layers = [conv_bn(3, channels, 3, entry), nn.GELU()]
     eca = partial(ECA, 3)
-    convolution = partial(MBConv, gate=lambda _: eca(), project=partial(conv_bn, kernel=1), shortcut_bias=False)
+    convolution = partial(
+        MBConv, gate=lambda _: eca(), project=partial(conv_bn, kernel=1), shortcut_bias=False
+    )
     blocks = []
     for stage, (width, depth) in enumerate(zip(widths, depths)):
         if stage > 2:
-            blocks.append(nn.Sequential(nn.Conv2d(channels, width, 2, stride=2, bias=False), nn.BatchNorm2d(width)))
+            blocks.append(
+                nn.Sequential(
+                    nn.Conv2d(channels, width, 2, stride=2, bias=False), nn.BatchNorm2d(width)
+                )
+            )
             channels = width
         size = grid(image_size, 2 ** (stage - 1)) if cifar and stage > 2 else 0
         for i in range(depth):
             if stage <= 2:
-                blocks.append(convolution(channels, width, 2 if stage == 2 and i == 0 else 1, next(rates)))
+                blocks.append(
+                    convolution(channels, width, 2 if stage == 2 and i == 0 else 1, next(rates))
+                )
             else:
-                blocks.append(Transformer(channels, width, 8, size, 1, next(rates), bias=False, gate=eca))
+                blocks.append(
+                    Transformer(channels, width, 8, size, 1, next(rates), bias=False, gate=eca)
+                )
             channels = width
     return CoAtNet(num_classes, nn.Sequential(*layers), blocks, channels)

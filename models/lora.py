@@ -12,7 +12,7 @@ import logging
 import torch
 
 import models
-from errors import UserError
+from common.errors import UserError
 
 SCALE = 2.0  # lora_alpha is twice the rank, so that another rank needs no other learning rate
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"  # peft's names
@@ -21,7 +21,9 @@ BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weig
 def require_peft():
     """Raises UserError where the library is missing."""
     if importlib.util.find_spec("peft") is None:
-        raise UserError("--lora-rank needs the peft library, which is not installed: pip install peft")
+        raise UserError(
+            "--lora-rank needs the peft library, which is not installed: pip install peft"
+        )
 
 
 def linear_layers(name, num_classes, image_size, options=None):
@@ -74,7 +76,9 @@ class Counted(torch.nn.Module):
         self.up = torch.nn.Linear(rank, linear.out_features, bias=False)
 
     def forward(self, x):
-        return self.linear(x) + SCALE * self.up(self.down(x.float()))  # peft brings x to the adapter's type
+        return self.linear(x) + SCALE * self.up(
+            self.down(x.float())
+        )  # peft brings x to the adapter's type
 
 
 def add_counted(model, rank, layers):
@@ -109,5 +113,7 @@ def adapted(plain, like):
     out = {}
     for key, value in like.items():
         own = key.replace(BASE, ".")
-        out[key] = plain[own] if own in plain else torch.zeros_like(value) if key.endswith(UP) else value
+        out[key] = (
+            plain[own] if own in plain else torch.zeros_like(value) if key.endswith(UP) else value
+        )
     return out

@@ -25,7 +25,8 @@ class MSCA(nn.Module):
         super().__init__()
         self.local = depthwise(channels, (5, 5))
         self.strips = nn.ModuleList(
-            nn.Sequential(depthwise(channels, (1, k)), depthwise(channels, (k, 1))) for k in (7, 11, 21)
+            nn.Sequential(depthwise(channels, (1, k)), depthwise(channels, (k, 1)))
+            for k in (7, 11, 21)
         )
         self.mix = nn.Conv2d(channels, channels, 1)
 

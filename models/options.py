@@ -7,16 +7,32 @@ describe an architecture are accepted, and none of the options that read, write 
 import ast
 import re
 
-from errors import UserError
+from common.errors import UserError
 
 # What timm's factory (timm/models/_factory.py, _builder.py) does other than describe the network: weights from a hub, an
 # address or a file (these and whatever begins with "pretrained"), another kind of module around it, another device.
 REFUSED = {
-    "checkpoint_path", "cache_dir", "pruned", "features_only", "feature_cfg", "feature_cls", "out_indices", "scriptable",
-    "exportable", "no_jit", "device", "dtype", "model_cfg", "model_cls", "variant", "kwargs_filter",
-}  # fmt: skip
+    "checkpoint_path",
+    "cache_dir",
+    "pruned",
+    "features_only",
+    "feature_cfg",
+    "feature_cls",
+    "out_indices",
+    "scriptable",
+    "exportable",
+    "no_jit",
+    "device",
+    "dtype",
+    "model_cfg",
+    "model_cls",
+    "variant",
+    "kwargs_filter",
+}
 OURS = {"name", "model_name", "num_classes"}  # what create_model has arguments for
-WORD = re.compile(r"[A-Za-z0-9_+-]{0,64}")  # no separator of a path, no suffix of a file, no scheme of an address
+WORD = re.compile(
+    r"[A-Za-z0-9_+-]{0,64}"
+)  # no separator of a path, no suffix of a file, no scheme of an address
 DEEPEST, LONGEST = 4, 256  # of nested lists
 
 
@@ -44,18 +60,28 @@ def check(name, options):
         if not isinstance(key, str) or not WORD.fullmatch(key) or not key.isidentifier():
             raise UserError(f"{name}: {_short(key)} is not the name of an option", status=2)
         if key in REFUSED or key.startswith("pretrained"):
-            raise UserError(f"{name}: the option {key} was refused: options describe an architecture, "
-                            "and none of them may load weights or change how a model is built", status=2)  # fmt: skip
+            raise UserError(
+                f"{name}: the option {key} was refused: options describe an architecture, "
+                "and none of them may load weights or change how a model is built",
+                status=2,
+            )
         if key in OURS:
             raise UserError(f"{name}: {key} is not an option: this program sets it", status=2)
         if not _is_plain(value):
-            raise UserError(f"{name}: {key} takes a number, True, False, None, a word of at most 64 letters, digits, _, + "
-                            f"and -, or a list of these, not {_short(value)}", status=2)  # fmt: skip
+            raise UserError(
+                f"{name}: {key} takes a number, True, False, None, a word of at most 64 letters, digits, _, + "
+                f"and -, or a list of these, not {_short(value)}",
+                status=2,
+            )
 
 
 def _is_plain(value, depth=0):
     if isinstance(value, (list, tuple)):
-        return depth < DEEPEST and len(value) <= LONGEST and all(_is_plain(item, depth + 1) for item in value)
+        return (
+            depth < DEEPEST
+            and len(value) <= LONGEST
+            and all(_is_plain(item, depth + 1) for item in value)
+        )
     if isinstance(value, str):
         return WORD.fullmatch(value) is not None
     if isinstance(value, (int, float)):
@@ -65,7 +91,11 @@ def _is_plain(value, depth=0):
 
 def _short(value):
     """repr, cut; of what holds more than this, only its type."""
-    text = repr(value) if isinstance(value, (str, int, float, bytes)) and _sized(value) else type(value).__name__
+    text = (
+        repr(value)
+        if isinstance(value, (str, int, float, bytes)) and _sized(value)
+        else type(value).__name__
+    )
     return text if len(text) <= 80 else text[:77] + "…"
 
 

@@ -7,7 +7,7 @@ Nothing else departs from timm's definitions.
 import difflib
 import logging
 
-from errors import UserError
+from common.errors import UserError
 from models.layers import drop_path_rates
 
 
@@ -22,12 +22,16 @@ def create_timm(name, num_classes, pretrained=False, **options):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(f'timm/{key}' for key in near)}?" if near else ""
         raise UserError(f"timm has no model {name!r}{hint}", status=2)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would print each of its retries
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # it would print each of its retries
     try:
         if pretrained:
             _check_hub(name)
         network = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
-    except Exception as error:  # the hub's, the network's and the constructor's errors have no common class
+    except (
+        Exception
+    ) as error:  # the hub's, the network's and the constructor's errors have no common class
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         if pretrained:
             raise UserError(
@@ -52,7 +56,10 @@ def _check_hub(name):
     if not config or not config.hf_hub_id:
         return  # its weights lie at an address of their own, for which nothing retries
     repository = config.hf_hub_id.split("@")[0]
-    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in ("model.safetensors", "pytorch_model.bin")):
+    if any(
+        isinstance(try_to_load_from_cache(repository, file), str)
+        for file in ("model.safetensors", "pytorch_model.bin")
+    ):
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
@@ -65,7 +72,10 @@ def _check_patch(name, network, image_size):
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     sides = (patch,) if isinstance(patch, int) else patch
     if image_size and sides and any(image_size % side for side in sides):
-        raise UserError(f"timm/{name}: image size {image_size} is not a multiple of the patch, {sides[0]} px", status=2)
+        raise UserError(
+            f"timm/{name}: image size {image_size} is not a multiple of the patch, {sides[0]} px",
+            status=2,
+        )
 
 
 def has_fixed_size(name):
@@ -84,11 +94,20 @@ def native_size(name):
     return config.input_size[-1] if config and config.input_size else 224
 
 
-def vision_transformer(num_classes=10, *, name, pretrained=False, image_size=224, patch_size=0, drop_path=0.0):
+def vision_transformer(
+    num_classes=10, *, name, pretrained=False, image_size=224, patch_size=0, drop_path=0.0
+):
     """A ViT at another size. patch_size 0: an eighth of the picture, between 4 and 16, so that 32 px still make 64 tokens."""
     drop_path_rates(drop_path, 1)  # checks it
     patch_size = patch_size or min(16, max(4, image_size // 8))
-    return create_timm(name, num_classes, pretrained, img_size=image_size, patch_size=patch_size, drop_path_rate=drop_path)
+    return create_timm(
+        name,
+        num_classes,
+        pretrained,
+        img_size=image_size,
+        patch_size=patch_size,
+        drop_path_rate=drop_path,
+    )
 
 
 def network(num_classes=10, *, name, pretrained=False, drop_path=0.0):
@@ -100,7 +119,9 @@ def network(num_classes=10, *, name, pretrained=False, drop_path=0.0):
 def sized_network(num_classes=10, *, name, pretrained=False, image_size=0, drop_path=0.0):
     """A network whose positions belong to one size of picture, with its own patches. image_size 0: the published size."""
     drop_path_rates(drop_path, 1)  # checks it
-    return create_timm(name, num_classes, pretrained, img_size=image_size or None, drop_path_rate=drop_path)
+    return create_timm(
+        name, num_classes, pretrained, img_size=image_size or None, drop_path_rate=drop_path
+    )
 
 
 def smallest(name):
@@ -133,5 +154,11 @@ def smallest(name):
 
 
 # Transformers; ConvNeXt; networks of stages, each with its depth; residual networks; whatever there is.
-CUTS = (dict(depth=2, embed_dim=96, num_heads=6), dict(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128)), dict(depth=2),
-        dict(depths=(1, 1, 1, 1)), dict(layers=(1, 1, 1, 1)), {})  # fmt: skip
+CUTS = (
+    dict(depth=2, embed_dim=96, num_heads=6),
+    dict(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128)),
+    dict(depth=2),
+    dict(depths=(1, 1, 1, 1)),
+    dict(layers=(1, 1, 1, 1)),
+    {},
+)

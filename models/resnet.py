@@ -16,7 +16,9 @@ import torch.nn.functional as F
 def conv_bn(in_channels, out_channels, kernel, stride=1, groups=1):
     """Convolution without bias, and batch norm. (B, C, H, W) -> (B, out_channels, H / stride, W / stride)"""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+        ),
         nn.BatchNorm2d(out_channels),
     )
 
@@ -103,7 +105,9 @@ class ResNet(nn.Module):
             width = 64 * 2**stage
             blocks = []
             for i in range(depth):
-                blocks.append(block(channels, width, 2 if stage > 0 and i == 0 else 1, **block_options))
+                blocks.append(
+                    block(channels, width, 2 if stage > 0 and i == 0 else 1, **block_options)
+                )
                 channels = width * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)

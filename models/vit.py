@@ -49,7 +49,9 @@ class ShiftedPatchEmbed(nn.Module):
         H, W = x.shape[2:]
         shifted = [padded[:, :, y : y + H, z : z + W] for y in (0, 2 * s) for z in (0, 2 * s)]
         x = torch.cat([x, *shifted], dim=1)  # (B, 15, H, W)
-        return self.proj(self.norm(F.pixel_unshuffle(x, self.patch_size).flatten(2).transpose(1, 2)))
+        return self.proj(
+            self.norm(F.pixel_unshuffle(x, self.patch_size).flatten(2).transpose(1, 2))
+        )
 
 
 class Attention(nn.Module):
@@ -72,11 +74,15 @@ class Attention(nn.Module):
 
     def forward(self, x):
         B, N, D = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, h, N, D / h)
+        q, k, v = (
+            self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        )  # each (B, h, N, D / h)
         own = None
         if self.temperature is not None:
             q = q * (self.temperature / self.scale).to(q.dtype)
-            own = q.new_zeros(N, N).masked_fill(torch.eye(N, dtype=torch.bool, device=x.device), -torch.inf)
+            own = q.new_zeros(N, N).masked_fill(
+                torch.eye(N, dtype=torch.bool, device=x.device), -torch.inf
+            )
         if self.fused_attn:
             x = attend(q, k, v, self.scale, own)
         else:
@@ -115,12 +121,33 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Tokens, positions, blocks, a norm, and a classifier on the class token or on the patches' mean. (B, 3, H, W) -> (B, K)"""
 
-    def __init__(self, num_classes=10, *, image_size=32, patch_size=4, width=192, depth=9, heads=12, mlp_ratio=2.0, spt=False,
-                 lsa=False, positions="learned", pool="token", drop_path=0.1):  # fmt: skip
+    def __init__(
+        self,
+        num_classes=10,
+        *,
+        image_size=32,
+        patch_size=4,
+        width=192,
+        depth=9,
+        heads=12,
+        mlp_ratio=2.0,
+        spt=False,
+        lsa=False,
+        positions="learned",
+        pool="token",
+        drop_path=0.1,
+    ):
         super().__init__()
         if patch_size < 1 or image_size % patch_size:
-            raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
-        for option, value in (("width", width), ("depth", depth), ("heads", heads), ("mlp_ratio", mlp_ratio)):
+            raise ValueError(
+                f"image_size {image_size} is not a multiple of patch_size {patch_size}"
+            )
+        for option, value in (
+            ("width", width),
+            ("depth", depth),
+            ("heads", heads),
+            ("mlp_ratio", mlp_ratio),
+        ):
             if value <= 0:
                 raise ValueError(f"{option} must be above zero, not {value}")
         self.pool = one_of("pool", pool, ("token", "mean"))
@@ -134,7 +161,9 @@ class ViT(nn.Module):
         else:
             self.register_buffer("pos_embed", sincos_positions(side, width), persistent=False)
         rates = drop_path_rates(drop_path, depth)
-        self.blocks = nn.Sequential(*[Block(width, heads, int(mlp_ratio * width), rate, lsa) for rate in rates])
+        self.blocks = nn.Sequential(
+            *[Block(width, heads, int(mlp_ratio * width), rate, lsa) for rate in rates]
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
         self.apply(init_weights)
@@ -145,7 +174,11 @@ class ViT(nn.Module):
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:
             again = self.grad_checkpointing and self.training
-            x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False) if again else block(x)
+            x = (
+                torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+                if again
+                else block(x)
+            )
         return self.norm(x)
 
     def forward_head(self, x, pre_logits=False):
@@ -171,17 +204,26 @@ class ViT(nn.Module):
         own = self.state_dict()
         if weight in state and state[weight].ndim == own[weight].ndim == 4:
             state[weight] = resample_patch_embed(state[weight].float(), list(own[weight].shape[2:]))
-        if positions in state and positions in own and state[positions].shape[1] != own[positions].shape[1]:
+        if (
+            positions in state
+            and positions in own
+            and state[positions].shape[1] != own[positions].shape[1]
+        ):
             side = round((own[positions].shape[1] - 1) ** 0.5)
             state[positions] = resample_abs_pos_embed(state[positions].float(), [side, side])
         return state
 
     def no_weight_decay(self):
-        return {"pos_embed", "cls_token"} | {name for name, _ in self.named_parameters() if name.endswith("temperature")}
+        return {"pos_embed", "cls_token"} | {
+            name for name, _ in self.named_parameters() if name.endswith("temperature")
+        }
 
     def group_matcher(self, coarse=False):
         """Depth of each parameter, for layer-wise learning rates (timm.optim.param_groups_layer_decay)."""
-        return dict(stem=r"^cls_token|^pos_embed|^patch_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
+        return dict(
+            stem=r"^cls_token|^pos_embed|^patch_embed",
+            blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        )
 
 
 def sincos_positions(side, width):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-from errors import UserError
+from common import checkpoint, errors
+from common.errors import UserError
 from models import classifiers, from_card
 from models.lora import merged
 
@@ -49,7 +49,9 @@ def read_weights(path):
     for key in ("ema", "average", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    tensors = isinstance(state, dict) and {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    tensors = isinstance(state, dict) and {
+        k: v for k, v in state.items() if isinstance(v, torch.Tensor)
+    }
     if not tensors:
         raise UserError(f"{path} holds no weights")
     if not all(map(checkpoint.has_its_elements, tensors.values())):
@@ -60,7 +62,11 @@ def read_weights(path):
 def _card(contents):
     """The card of a run's checkpoint, if it tells the statistics of the pictures."""
     card = contents.get("card") if isinstance(contents, dict) else None
-    return card if isinstance(card, dict) and all(len(card.get(key, ())) == 3 for key in ("mean", "std")) else None
+    return (
+        card
+        if isinstance(card, dict) and all(len(card.get(key, ())) == 3 for key in ("mean", "std"))
+        else None
+    )
 
 
 def _read_safetensors(path):
@@ -70,7 +76,9 @@ def _read_safetensors(path):
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is truncated, damaged or not a safetensors file ({error})") from error
+        raise UserError(
+            f"{path} is truncated, damaged or not a safetensors file ({error})"
+        ) from error
 
 
 def load_weights(model, path):
@@ -83,12 +91,20 @@ def load_weights(model, path):
     (state, card), own = read_weights(path), model.state_dict()
     state = _adapt(state, model, path)
     may_be_new = classifier_keys(model)
-    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    fitting = {
+        key: value for key, value in state.items() if key in own and value.shape == own[key].shape
+    }
     misfits = [key for key in own if key not in fitting and key not in may_be_new]
     if misfits:
         key = misfits[0]
-        found = f"is {tuple(state[key].shape)}, not {tuple(own[key].shape)}" if key in state else "is missing"
-        raise UserError(f"{path} holds weights of another model: {key} {found} ({len(misfits)} of {len(own)} don't fit)")
+        found = (
+            f"is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+            if key in state
+            else "is missing"
+        )
+        raise UserError(
+            f"{path} holds weights of another model: {key} {found} ({len(misfits)} of {len(own)} don't fit)"
+        )
     model.load_state_dict(fitting, strict=False)
     fresh = [key for key in own if key not in fitting]
     unused = [key for key in state if key not in fitting and key not in fresh]
@@ -96,7 +112,9 @@ def load_weights(model, path):
     if fresh:
         line += f"; new: {', '.join(fresh)}"
     if unused:
-        line += f"; not used: {', '.join(unused[:3])}{' …' if len(unused) > 3 else ''} ({len(unused)})"
+        line += (
+            f"; not used: {', '.join(unused[:3])}{' …' if len(unused) > 3 else ''} ({len(unused)})"
+        )
     return line, card
 
 
@@ -107,7 +125,9 @@ def _adapt(state, model, path):
     try:
         return adapt(state) if adapt else filtering(state, model) if filtering else state
     except Exception as error:  # whatever another network's tensors do there
-        raise UserError(f"{path} holds weights of another model ({checkpoint.first_line(error)})") from error
+        raise UserError(
+            f"{path} holds weights of another model ({errors.first_line(error)})"
+        ) from error
 
 
 def classifier_keys(model):
@@ -126,16 +146,27 @@ def load_checkpoint(path):
     try:
         metric, training = contents.get("metric"), contents.get("training", {})
         within = training.get("progress", {}).get("batch", 0)
-        epoch = metric["epoch"] if metric else None if within else training.get("progress", {}).get("epoch")
+        epoch = (
+            metric["epoch"]
+            if metric
+            else None
+            if within
+            else training.get("progress", {}).get("epoch")
+        )
         if metric:
             metric = {"selected_on": str(metric["selected_on"]), "value": float(metric["value"])}
-        card = contents["card"] | {"epoch": epoch if epoch is None else int(epoch), "metric": metric}
+        card = contents["card"] | {
+            "epoch": epoch if epoch is None else int(epoch),
+            "metric": metric,
+        }
         weights = contents["ema"]["average"] if contents.get("ema") else contents["state_dict"]
         with torch.device("meta"):  # nothing is allocated before the weights are known to fit
             model = from_card(card)
         weights = merged(weights)
         model.load_state_dict(weights, assign=True)
-        if any(buffer.is_meta for buffer in model.buffers()):  # what no file holds is made with the model
+        if any(
+            buffer.is_meta for buffer in model.buffers()
+        ):  # what no file holds is made with the model
             model = from_card(card)
             model.load_state_dict(weights, assign=True)
         missing = {"classes", "image_size", "mean", "std", "source"} - set(card)
@@ -143,6 +174,15 @@ def load_checkpoint(path):
             raise KeyError(*missing)
     except UserError as error:
         raise UserError(f"{path} was refused: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"{path} is no best.pt or last.pt of this program ({checkpoint.first_line(error)})") from error
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        raise UserError(
+            f"{path} is no best.pt or last.pt of this program ({errors.first_line(error)})"
+        ) from error
     return model.eval(), card

@@ -53,7 +53,9 @@ def _filter(x, kernels):
     batch, channels, height, width = x.shape
     kernels = kernels.to(x.device).expand(batch, -1, -1).repeat_interleave(channels, 0)[:, None]
     pad = kernels.shape[-1] // 2
-    padded = F.pad(x, (pad, pad, pad, pad), mode="reflect").view(1, batch * channels, height + 2 * pad, width + 2 * pad)
+    padded = F.pad(x, (pad, pad, pad, pad), mode="reflect").view(
+        1, batch * channels, height + 2 * pad, width + 2 * pad
+    )
     return F.conv2d(padded, kernels, groups=batch * channels).view(batch, channels, height, width)
 
 
@@ -66,7 +68,10 @@ def defocus_blur(x, values, generator):
     """A disk, itself softened by a small Gaussian."""
     radius, soft = (value * x.shape[-1] / 32 for value in values)
     y, z = _grid(min(math.ceil(radius + 3 * soft), x.shape[-1] - 1))
-    disk, gaussian = (torch.hypot(y, z) <= radius).float(), torch.exp(-0.5 * (torch.hypot(y, z) / soft) ** 2)
+    disk, gaussian = (
+        (torch.hypot(y, z) <= radius).float(),
+        torch.exp(-0.5 * (torch.hypot(y, z) / soft) ** 2),
+    )
     kernel = F.conv2d(disk[None, None], gaussian[None, None], padding=len(y) // 2)[0, 0]
     return _filter(x, (kernel / kernel.sum())[None])
 
@@ -77,7 +82,9 @@ def motion_blur(x, values, generator):
     angle = 2 * math.pi * torch.rand(len(x), 1, 1, generator=generator)
     y, z = _grid(min(math.ceil(length), x.shape[-1] - 1))
     along, across = z * angle.cos() + y * angle.sin(), y * angle.cos() - z * angle.sin()
-    kernels = torch.exp(-0.5 * (along / spread) ** 2) * (1 - across.abs()).clamp(min=0) * (along > -0.5)
+    kernels = (
+        torch.exp(-0.5 * (along / spread) ** 2) * (1 - across.abs()).clamp(min=0) * (along > -0.5)
+    )
     return _filter(x, kernels / kernels.sum((1, 2), keepdim=True))
 
 
@@ -88,7 +95,9 @@ def zoom_blur(x, largest, generator):
 
 
 def _zoom(x, zoom):
-    theta = torch.tensor([[1 / zoom, 0, 0], [0, 1 / zoom, 0]], device=x.device).expand(len(x), -1, -1)
+    theta = torch.tensor([[1 / zoom, 0, 0], [0, 1 / zoom, 0]], device=x.device).expand(
+        len(x), -1, -1
+    )
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
@@ -99,7 +108,9 @@ def fog(x, values, generator):
     size, cloud, weight, side = x.shape[-1], 0, 1.0, 2
     while side <= size:
         noise = torch.rand(len(x), 1, side, side, generator=generator).to(x.device)
-        cloud = cloud + weight * F.interpolate(noise, x.shape[-2:], mode="bilinear", align_corners=True)
+        cloud = cloud + weight * F.interpolate(
+            noise, x.shape[-2:], mode="bilinear", align_corners=True
+        )
         weight, side = weight / decay, side * 2
     low, high = cloud.amin((1, 2, 3), keepdim=True), cloud.amax((1, 2, 3), keepdim=True)
     brightest = x.amax((1, 2, 3), keepdim=True)
@@ -132,8 +143,15 @@ def elastic(x, values, generator):
     coarse = max(2, round(1 / smooth))
     field = 2 * torch.rand(len(x), 2, coarse, coarse, generator=generator) - 1
     field = F.interpolate(field, x.shape[-2:], mode="bicubic", align_corners=True).to(x.device)
-    grid = F.affine_grid(torch.eye(2, 3, device=x.device).expand(len(x), -1, -1), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid + 2 * far * field.permute(0, 2, 3, 1), padding_mode="reflection", align_corners=False)
+    grid = F.affine_grid(
+        torch.eye(2, 3, device=x.device).expand(len(x), -1, -1), list(x.shape), align_corners=False
+    )
+    return F.grid_sample(
+        x,
+        grid + 2 * far * field.permute(0, 2, 3, 1),
+        padding_mode="reflection",
+        align_corners=False,
+    )
 
 
 def pixelate(x, factor, generator):

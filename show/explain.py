@@ -12,7 +12,7 @@ import contextlib
 import torch
 import torch.nn.functional as F
 
-from errors import UserError
+from common.errors import UserError
 
 
 def explain(model, inputs, classes):
@@ -26,7 +26,9 @@ def explain(model, inputs, classes):
         heat, method = _heat(model, inputs, classes)
     finally:
         model.train(training)
-    heat = F.interpolate(heat[:, None].float(), inputs.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    heat = F.interpolate(
+        heat[:, None].float(), inputs.shape[-2:], mode="bilinear", align_corners=False
+    )[:, 0]
     low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
     return ((heat - low) / (high - low).clamp(min=1e-12)).cpu(), method
 
@@ -37,7 +39,9 @@ def _heat(model, inputs, classes):
     except NotPlainError as reason:
         name = _last_map(model, inputs[:1])
         if name is None:
-            raise UserError(f"--explain: {type(model).__name__} has no last feature map, and {reason}") from reason
+            raise UserError(
+                f"--explain: {type(model).__name__} has no last feature map, and {reason}"
+            ) from reason
     return grad_cam(model, inputs, classes, name), "Grad-CAM"
 
 
@@ -47,11 +51,15 @@ def _heat(model, inputs, classes):
 def grad_cam(model, inputs, classes, name):
     """(B, h, w), not negative: of the size of the feature map that the module called `name` returns."""
     kept = []
-    handle = dict(model.named_modules())[name].register_forward_hook(lambda module, args, out: kept.append(out))
+    handle = dict(model.named_modules())[name].register_forward_hook(
+        lambda module, args, out: kept.append(out)
+    )
     try:
         with torch.enable_grad():
             logits = model(inputs.detach().requires_grad_())
-            chosen = logits.gather(1, classes.to(logits.device)[:, None]).sum()  # images don't see each other in eval mode
+            chosen = logits.gather(
+                1, classes.to(logits.device)[:, None]
+            ).sum()  # images don't see each other in eval mode
             (gradient,) = torch.autograd.grad(chosen, kept[-1])
     finally:
         handle.remove()
@@ -62,11 +70,21 @@ def grad_cam(model, inputs, classes, name):
 def _last_map(model, inputs):
     """Name of the last module that gives a map of more than one pixel, with little of the network after it, or None."""
     order, handles = [], []  # (name, is it a map, parameters of a module without children)
-    inside = {module for attention in model.modules() if hasattr(attention, "num_heads") for module in attention.modules()}
-    inside -= {module for module in inside if hasattr(module, "num_heads")}  # queries and matrices of scores, not maps
+    inside = {
+        module
+        for attention in model.modules()
+        if hasattr(attention, "num_heads")
+        for module in attention.modules()
+    }
+    inside -= {
+        module for module in inside if hasattr(module, "num_heads")
+    }  # queries and matrices of scores, not maps
     for name, module in model.named_modules():
+
         def note(module, args, out, name=name):
-            parameters = 0 if any(module.children()) else sum(p.numel() for p in module.parameters())
+            parameters = (
+                0 if any(module.children()) else sum(p.numel() for p in module.parameters())
+            )
             order.append((name, module not in inside and _is_map(out, len(inputs)), parameters))
 
         if name:
@@ -80,7 +98,9 @@ def _last_map(model, inputs):
     last = max((i for i, (_, is_map, _) in enumerate(order) if is_map), default=None)
     after = sum(parameters for _, _, parameters in order[last + 1 :]) if last is not None else 0
     total = sum(parameters for *_, parameters in order)
-    return order[last][0] if last is not None and after <= 0.5 * total else None  # a token mixer's only map is its patches
+    return (
+        order[last][0] if last is not None and after <= 0.5 * total else None
+    )  # a token mixer's only map is its patches
 
 
 def _is_map(out, batch):
@@ -114,7 +134,12 @@ def attention_rollout(model, inputs):
     with rollout.following(_attention_modules(model)), _unfused(model):
         tokens = model.forward_features(inputs)
     flow = rollout.flow
-    if flow is None or not isinstance(tokens, torch.Tensor) or tokens.ndim != 3 or tokens.shape[1] != flow.shape[1]:
+    if (
+        flow is None
+        or not isinstance(tokens, torch.Tensor)
+        or tokens.ndim != 3
+        or tokens.shape[1] != flow.shape[1]
+    ):
         raise NotPlainError("its classifier doesn't see the tokens of its blocks")
     received = (_pooling_weights(model, tokens)[:, None] @ flow)[:, 0]  # (B, N)
     patches = received[:, getattr(model, "num_prefix_tokens", 0) :]
@@ -126,8 +151,14 @@ def attention_rollout(model, inputs):
 
 def _attention_modules(model):
     blocks = getattr(model, "blocks", None)
-    found = [getattr(block, "attn", None) for block in blocks] if isinstance(blocks, torch.nn.Module) else []
-    if not found or not all(isinstance(getattr(attention, "attn_drop", None), torch.nn.Module) for attention in found):
+    found = (
+        [getattr(block, "attn", None) for block in blocks]
+        if isinstance(blocks, torch.nn.Module)
+        else []
+    )
+    if not found or not all(
+        isinstance(getattr(attention, "attn_drop", None), torch.nn.Module) for attention in found
+    ):
         raise NotPlainError("it has no attention blocks of a plain transformer")
     if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
         raise NotPlainError("its classifier can't be called on its own")
@@ -153,7 +184,9 @@ class _Rollout:
             self._multiply(weights)
 
         handles = [
-            attention.attn_drop.register_forward_pre_hook(lambda _, args, attention=attention: follow(attention, args[0]))
+            attention.attn_drop.register_forward_pre_hook(
+                lambda _, args, attention=attention: follow(attention, args[0])
+            )
             for attention in modules
         ]
         try:
@@ -172,9 +205,13 @@ class _Rollout:
         if self.flow is not None and self.flow.shape[-1] != tokens:
             raise NotPlainError("its blocks have different numbers of tokens")
         weights = weights.float()
-        if weights.min() < 0 or not torch.allclose(weights.sum(-1), weights.new_ones(()), atol=1e-2):
+        if weights.min() < 0 or not torch.allclose(
+            weights.sum(-1), weights.new_ones(()), atol=1e-2
+        ):
             raise NotPlainError("the rows of its attention don't sum to one")
-        mixed = (weights.mean(1) + torch.eye(tokens, device=weights.device)) / 2  # rows still sum to one
+        mixed = (
+            weights.mean(1) + torch.eye(tokens, device=weights.device)
+        ) / 2  # rows still sum to one
         self.flow = mixed if self.flow is None else mixed @ self.flow
 
 
@@ -201,7 +238,9 @@ def _pooling_weights(model, tokens):
     with torch.enable_grad():
         tokens = tokens.detach().requires_grad_()
         pooled = model.forward_head(tokens, pre_logits=True)
-        direction = torch.arange(1, pooled.shape[-1] + 1, device=pooled.device).cos()  # a norm's output always sums to zero
+        direction = torch.arange(
+            1, pooled.shape[-1] + 1, device=pooled.device
+        ).cos()  # a norm's output always sums to zero
         (gradient,) = torch.autograd.grad((pooled * direction).sum(), tokens)
     seen = (gradient != 0).any(-1).float()
     return seen / seen.sum(1, keepdim=True)

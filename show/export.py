@@ -15,10 +15,10 @@ import warnings
 
 import torch
 
-import imagefolder
 from analysis import figures, metrics, tables
-from checkpoint import first_line
-from errors import UserError
+from common.errors import UserError, first_line
+from common.text import printable
+from datasets import image_folder
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "safetensors": "model.safetensors"}
 MARKER = "<!-- written by show_example.py --export -->"  # a README.md without this line is somebody else's
@@ -47,24 +47,36 @@ def export(predictor, kind, directory):
     _check_readme(directory / "README.md")
     model = Deployed(copy.deepcopy(predictor.model).cpu(), card["mean"], card["std"]).eval()
     size = card["image_size"]
-    images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     made = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {directory} can't be made: {error.strerror}", status=2) from error
+        raise UserError(
+            f"--output {directory} can't be made: {error.strerror}", status=2
+        ) from error
     temporary = directory / f".{file.name}.tmp"
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters' own, of things that were decided here
-            write = {"onnx": _write_onnx, "torchscript": _write_torchscript, "safetensors": _write_safetensors}[kind]
+            write = {
+                "onnx": _write_onnx,
+                "torchscript": _write_torchscript,
+                "safetensors": _write_safetensors,
+            }[kind]
             try:
                 write(model, images, card, temporary)
                 checked = _check(kind, temporary, model, images, card)
             except (UserError, OSError):
                 raise
-            except Exception as error:  # exporters and runtimes have errors of their own for what they don't know
-                raise UserError(f"{card['model']} can't be exported as {kind}: {first_line(error)}") from error
+            except (
+                Exception
+            ) as error:  # exporters and runtimes have errors of their own for what they don't know
+                raise UserError(
+                    f"{card['model']} can't be exported as {kind}: {first_line(error)}"
+                ) from error
         figures.write(directory / "README.md", readme(predictor, kind).encode())
         temporary.replace(file)
     finally:
@@ -82,9 +94,13 @@ def _check_readme(path):
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"{path} can't be read, so it can't be replaced: {error.strerror}", status=2) from error
+        raise UserError(
+            f"{path} can't be read, so it can't be replaced: {error.strerror}", status=2
+        ) from error
     if MARKER not in lines:
-        raise UserError(f"{path} was not written by --export: choose another directory with --output", status=2)
+        raise UserError(
+            f"{path} was not written by --export: choose another directory with --output", status=2
+        )
 
 
 def _write_onnx(model, images, card, path):
@@ -93,8 +109,15 @@ def _write_onnx(model, images, card, path):
     except ImportError as error:
         raise UserError("--export onnx needs two packages: pip install onnx onnxscript") from error
     batch = torch.export.Dim("batch", min=1, max=65536)
-    program = torch.onnx.export(model, (images,), dynamo=True, input_names=["images"], output_names=["logits"],
-                                dynamic_shapes={"images": {0: batch}}, verbose=False)  # fmt: skip
+    program = torch.onnx.export(
+        model,
+        (images,),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes={"images": {0: batch}},
+        verbose=False,
+    )
     program.model.metadata_props.update({key: str(value) for key, value in metadata(card).items()})
     program.save(str(path), external_data=False)
 
@@ -114,7 +137,10 @@ def _write_safetensors(model, images, card, path):
 def metadata(card):
     """What is needed to use the weights: JSON values, texts where they are lists or objects."""
     keys = ("model", "options", "num_classes", "classes", "image_size", "mean", "std", "dataset")
-    return {key: card[key] if isinstance(card[key], (str, int)) else json.dumps(card[key]) for key in keys}
+    return {
+        key: card[key] if isinstance(card[key], (str, int)) else json.dumps(card[key])
+        for key in keys
+    }
 
 
 def _check(kind, path, model, images, card):
@@ -139,7 +165,9 @@ def _check(kind, path, model, images, card):
         fresh = from_card(card)
         fresh.load_state_dict(load_file(str(path)))
         run = Deployed(fresh, card["mean"], card["std"]).eval()
-    largest = max(float((run(images) - wanted).abs().max()), float((run(images[:1]) - wanted[:1]).abs().max()))
+    largest = max(
+        float((run(images) - wanted).abs().max()), float((run(images[:1]) - wanted[:1]).abs().max())
+    )
     if not largest <= TOLERANCE * max(1.0, float(wanted.abs().max())):
         raise UserError(f"the exported model's logits differ by {largest:.3g}: nothing was written")
     return f"its logits are the checkpoint's (largest difference {largest:.1e})"
@@ -214,15 +242,30 @@ def readme(predictor, kind):
     card, (accuracy, which) = predictor.card, predictor.standing()
     limited = metrics.read_arguments(predictor.path.parent).get("limit_test")
     parameters = sum(p.numel() for p in predictor.model.parameters())
-    words = {key: card[key] for key in ("model", "num_classes", "image_size", "options", "mean", "std", "classes")}
-    words["dataset"] = metrics.printable(card["dataset"])
+    words = {
+        key: card[key]
+        for key in ("model", "num_classes", "image_size", "options", "mean", "std", "classes")
+    }
+    words["dataset"] = printable(card["dataset"])
     use = USE[kind].format(**words) if kind == "safetensors" else USE[kind]
     return README.format(
-        **words, marker=MARKER, square=inspect.getsource(imagefolder.square), kind=kind, file=FILES[kind],
-        use=use.rstrip() + "\n", parameters=f"{parameters:,}", seed=card.get("seed", ""),
+        **words,
+        marker=MARKER,
+        square=inspect.getsource(image_folder.square),
+        kind=kind,
+        file=FILES[kind],
+        use=use.rstrip() + "\n",
+        parameters=f"{parameters:,}",
+        seed=card.get("seed", ""),
         inside="" if kind == "safetensors" else "; normalisation is inside",
-        names=tables.markdown_text(metrics.printable(", ".join(card["classes"]))),
-        listed=repr(list(card["classes"])).replace("`", "\\x60"),  # nothing in a name ends the block of code
-        weights=which, accuracy=(f"{accuracy:.2f} %{f' ({limited} pictures)' if limited else ''}"
-                                 if isinstance(accuracy, float) else "not known"),
-    )  # fmt: skip
+        names=tables.markdown_text(printable(", ".join(card["classes"]))),
+        listed=repr(list(card["classes"])).replace(
+            "`", "\\x60"
+        ),  # nothing in a name ends the block of code
+        weights=which,
+        accuracy=(
+            f"{accuracy:.2f} %{f' ({limited} pictures)' if limited else ''}"
+            if isinstance(accuracy, float)
+            else "not known"
+        ),
+    )

@@ -1,8 +1,8 @@
 """Checkpoints at work: the pictures that are shown, and what models make of them.
 
-    model = Predictor("runs/x/best.pt", torch.device("cpu"))
-    logits = model.logits(images)                            # uint8 (N, 3, h, w), any size -> float (N, K)
-    examples = test_split([model]).test
+model = Predictor("runs/x/best.pt", torch.device("cpu"))
+logits = model.logits(images)                            # uint8 (N, 3, h, w), any size -> float (N, K)
+examples = test_split([model]).test
 """
 
 import math
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 import data
-import imagefolder
 from analysis import metrics
-from augment import Pipeline
-from errors import UserError
+from common.errors import UserError
+from common.text import printable
+from datasets import image_folder
+from datasets.augment import Pipeline
 from models.weights import load_checkpoint
 
 BATCH = 250
@@ -36,7 +37,7 @@ class Predictor:
         self.model.to(device, memory_format=torch.channels_last)
         self.device, self.classes = device, list(self.card["classes"])
         self.pipeline = Pipeline(self.card["mean"], self.card["std"], self.card["image_size"])
-        self.name = metrics.printable(self.path.resolve().parent.name)
+        self.name = printable(self.path.resolve().parent.name)
 
     def standing(self):
         """(test accuracy in percent as its run measured it for these weights or None, in words which weights they are)."""
@@ -46,7 +47,11 @@ class Predictor:
             return metric["value"], f"epoch {epoch}, the best on these test pictures"
         if metric:
             return summary.get("test_acc"), f"epoch {epoch}, the best on held-out pictures"
-        if epoch is not None and epoch == summary.get("epochs") and summary.get("reported") == "last epoch":
+        if (
+            epoch is not None
+            and epoch == summary.get("epochs")
+            and summary.get("reported") == "last epoch"
+        ):
             return summary.get("test_acc"), f"epoch {epoch}, the last"
         return None, "the middle of an epoch" if epoch is None else f"epoch {epoch}"
 
@@ -57,14 +62,18 @@ class Predictor:
     @torch.no_grad()
     def logits(self, images):
         """float32 (N, K) on the CPU."""
-        return torch.cat([self.model(self.inputs(part)).float().cpu() for part in images.split(BATCH)])
+        return torch.cat(
+            [self.model(self.inputs(part)).float().cpu() for part in images.split(BATCH)]
+        )
 
     def explain(self, images, classes):
         """(heat (N, S, S) in [0, 1], the method's name); see explain.py."""
         from show import explain
 
-        found = [explain.explain(self.model, self.inputs(part), picked)
-                 for part, picked in zip(images.split(EXPLAINED), classes.split(EXPLAINED))]  # fmt: skip
+        found = [
+            explain.explain(self.model, self.inputs(part), picked)
+            for part, picked in zip(images.split(EXPLAINED), classes.split(EXPLAINED))
+        ]
         return torch.cat([heat for heat, _ in found]), found[0][1]
 
 
@@ -74,11 +83,12 @@ def _check_card(card, path):
         "mean": _are_numbers(card["mean"]),
         "std": _are_numbers(card["std"]) and min(card["std"]) > 0,
         "image_size": type(card["image_size"]) is int and 1 <= card["image_size"] <= MAX_SIDE,
-        "classes": isinstance(card["classes"], (list, tuple)) and len(card["classes"]) == card["num_classes"]
+        "classes": isinstance(card["classes"], (list, tuple))
+        and len(card["classes"]) == card["num_classes"]
         and all(isinstance(name, str) for name in card["classes"]),
         "dataset": isinstance(card.get("dataset"), str),
         "source": isinstance(card["source"], str),
-    }  # fmt: skip
+    }
     wrong = [key for key, right in valid.items() if not right]
     if wrong:
         raise UserError(f"{path} was refused: its card has no valid {' and '.join(wrong)}")
@@ -86,8 +96,11 @@ def _check_card(card, path):
 
 def _are_numbers(values):
     """Whether these are the three finite numbers of a mean or a standard deviation."""
-    return (isinstance(values, (list, tuple)) and len(values) == 3
-            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values))  # fmt: skip
+    return (
+        isinstance(values, (list, tuple))
+        and len(values) == 3
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+    )
 
 
 def load_all(paths, device):
@@ -95,7 +108,9 @@ def load_all(paths, device):
     found = [Predictor(path, device) for path in paths]
     for other in found[1:]:
         if other.classes != found[0].classes:
-            raise UserError(f"{found[0].path} and {other.path} know other classes: they can't be compared")
+            raise UserError(
+                f"{found[0].path} and {other.path} know other classes: they can't be compared"
+            )
     names = [each.name for each in found]
     for number, each in enumerate(found):
         if names.count(each.name) > 1:
@@ -109,11 +124,11 @@ def load_pictures(files, size):
     for file in files:
         if not Path(file).is_file():
             raise UserError(f"there is no picture file {file}", status=2)
-        picture = imagefolder.decode(file, size)
+        picture = image_folder.decode(file, size)
         if isinstance(picture, str):
             raise UserError(f"{file} can't be read as a picture ({picture})")
         pictures.append(torch.from_numpy(np.array(picture)))
-    return torch.stack(pictures).permute(0, 3, 1, 2), [metrics.printable(Path(file).name) for file in files]
+    return torch.stack(pictures).permute(0, 3, 1, 2), [printable(Path(file).name) for file in files]
 
 
 def test_split(predictors, dataset=None, data_dir=None):
@@ -121,13 +136,17 @@ def test_split(predictors, dataset=None, data_dir=None):
     first = predictors[0]
     saved = metrics.read_arguments(first.path.parent)
     split = data.load(
-        dataset or saved.get("dataset", first.card["source"]), data_dir or saved.get("data_dir", "data"),
-        image_size=max(each.card["image_size"] for each in predictors), limit_test=saved.get("limit_test", 0),
+        dataset or saved.get("dataset", first.card["source"]),
+        data_dir or saved.get("data_dir", "data"),
+        image_size=max(each.card["image_size"] for each in predictors),
+        limit_test=saved.get("limit_test", 0),
         skip_bad_images=saved.get("skip_bad_images", False),
-    )  # fmt: skip
+    )
     if list(split.classes) != first.classes:
-        raise UserError(f"the checkpoint knows {len(first.classes)} classes ({', '.join(first.classes[:3])}, …), "
-                        f"{split.name} has {len(split.classes)} ({', '.join(split.classes[:3])}, …)")  # fmt: skip
+        raise UserError(
+            f"the checkpoint knows {len(first.classes)} classes ({', '.join(first.classes[:3])}, …), "
+            f"{split.name} has {len(split.classes)} ({', '.join(split.classes[:3])}, …)"
+        )
     return split
 
 
@@ -138,7 +157,10 @@ def choose(count, index, seed, number):
         return order[:number]
     outside = [i for i in index if not -1 <= i < count]
     if outside:
-        raise UserError(f"--index {outside[0]}: the test split has pictures 0 to {count - 1} (-1: a random one)", status=2)
+        raise UserError(
+            f"--index {outside[0]}: the test split has pictures 0 to {count - 1} (-1: a random one)",
+            status=2,
+        )
     return [order[-1 - k % count] if i == -1 else i for k, i in enumerate(index)]
 
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import imagefolder
 from analysis import tables
-from errors import UserError
+from common.errors import UserError
+from datasets import image_folder
 
 SIDE = 384  # pixels of the explanation on the page
 
@@ -22,12 +22,19 @@ def build(predictor, topk):
     def answer(picture):
         return try_picture(predictor, picture, topk) if picture is not None else (None, None)
 
-    with gradio.Blocks(title=f"{predictor.card['model']} on {predictor.card['dataset']}", analytics_enabled=False) as page:
+    with gradio.Blocks(
+        title=f"{predictor.card['model']} on {predictor.card['dataset']}", analytics_enabled=False
+    ) as page:
         known = ", ".join(predictor.classes[:30]) + " …" * (len(predictor.classes) > 30)
-        words = (f"{predictor.card['model']}, trained on {predictor.card['dataset']}", f"It knows: {known}.")
+        words = (
+            f"{predictor.card['model']}, trained on {predictor.card['dataset']}",
+            f"It knows: {known}.",
+        )
         gradio.Markdown("# {}\n{}".format(*map(tables.markdown_text, words)))
         with gradio.Row():
-            picture = gradio.Image(type="pil", label="a picture", height=SIDE, sources=["upload", "clipboard"])
+            picture = gradio.Image(
+                type="pil", label="a picture", height=SIDE, sources=["upload", "clipboard"]
+            )
             with gradio.Column():
                 label = gradio.Label(num_top_classes=topk, label="what it is taken for")
                 looked = gradio.Image(label="where it looks", height=SIDE, interactive=False)
@@ -37,7 +44,9 @@ def build(predictor, topk):
 
 def try_picture(predictor, picture, topk):
     """({class: probability} of the topk, uint8 RGB (SIDE, SIDE, 3) of where it looks or None) of a PIL picture of any size."""
-    images = torch.from_numpy(imagefolder.square(picture, predictor.card["image_size"]).copy()).permute(2, 0, 1)[None]
+    images = torch.from_numpy(
+        image_folder.square(picture, predictor.card["image_size"]).copy()
+    ).permute(2, 0, 1)[None]
     probabilities = predictor.logits(images).softmax(1)[0]
     top = probabilities.topk(min(topk, len(probabilities)))
     named = {predictor.classes[c]: p for c, p in zip(top.indices.tolist(), top.values.tolist())}
@@ -46,7 +55,7 @@ def try_picture(predictor, picture, topk):
     except UserError:  # a model that can't be looked into answers all the same
         return named, None
     heat = F.interpolate(heat[None], (SIDE, SIDE), mode="bilinear")[0, 0, :, :, None].numpy()
-    gray = np.array(Image.fromarray(imagefolder.square(picture, SIDE)).convert("L"))[..., None]
+    gray = np.array(Image.fromarray(image_folder.square(picture, SIDE)).convert("L"))[..., None]
     colour = np.array([249, 142, 9])
     return named, (gray * (1 - 0.65 * heat) + colour * 0.65 * heat).astype(np.uint8)
 

@@ -34,7 +34,11 @@ def answer(predictor, logits, images, topk, explained):
 def draw(answers, names, images, truth, labels, path):
     """Writes the picture. images: uint8 (N, 3, H, W); truth: N classes, or None; labels: the classes' names."""
     plt = figures.pyplot(8.5)
-    several, topk, explained = len(answers) > 1, answers[0].classes.shape[1], answers[0].heat is not None
+    several, topk, explained = (
+        len(answers) > 1,
+        answers[0].classes.shape[1],
+        answers[0].heat is not None,
+    )
     # Of one model: pictures in a grid, bars below. Of several: a row for each picture, models beside each other.
     views = 1 + explained if not several else 1
     columns = 1 if several else min(len(images), 4 if not explained else 3)
@@ -42,7 +46,10 @@ def draw(answers, names, images, truth, labels, path):
     bars, title, gap = LINE * topk, 0.42, 0.28
     if several:
         tile = max(TILE if explained else 1.2, bars)
-        block_width, block_height = tile + gap + len(answers) * ((TILE + gap) * (1 + explained)), title + tile
+        block_width, block_height = (
+            tile + gap + len(answers) * ((TILE + gap) * (1 + explained)),
+            title + tile,
+        )
     else:
         block_width, block_height = TILE * views + 0.08 * (views - 1), title + TILE + 0.1 + bars
     head = 0.3 if several else 0
@@ -59,10 +66,25 @@ def draw(answers, names, images, truth, labels, path):
         x = extra + gap + (i % columns) * (block_width + gap)
         y = 0.1 + head + (i // columns) * (block_height + 0.2)
         true = None if truth is None else truth[i]
-        marks = "" if true is None or several else " ✓" if answers[0].classes[i, 0] == true else " ✗"
-        figure.text(x / width, 1 - (y + 0.14) / height, figures.plain(names[i], 26), fontsize=7.5, color="#666666", va="center")
+        marks = (
+            "" if true is None or several else " ✓" if answers[0].classes[i, 0] == true else " ✗"
+        )
+        figure.text(
+            x / width,
+            1 - (y + 0.14) / height,
+            figures.plain(names[i], 26),
+            fontsize=7.5,
+            color="#666666",
+            va="center",
+        )
         if true is not None:
-            figure.text(x / width, 1 - (y + 0.31) / height, figures.plain(labels[true], 22) + marks, va="center", weight="bold")
+            figure.text(
+                x / width,
+                1 - (y + 0.31) / height,
+                figures.plain(labels[true], 22) + marks,
+                va="center",
+                weight="bold",
+            )
         y += title
         side = tile if several else TILE
         axes(x, y, side, side).imshow(picture, interpolation="nearest")
@@ -74,13 +96,23 @@ def draw(answers, names, images, truth, labels, path):
         for k, each in enumerate(answers):
             left = x + side + gap + k * (TILE + gap) * (1 + explained)
             if i == 0:
-                figure.text(left / width, 1 - (0.1 + head / 2) / height, figures.plain(each.name, 24 * (1 + explained)),
-                            weight="bold", va="center")  # fmt: skip
+                figure.text(
+                    left / width,
+                    1 - (0.1 + head / 2) / height,
+                    figures.plain(each.name, 24 * (1 + explained)),
+                    weight="bold",
+                    va="center",
+                )
             if explained:
                 _overlay(axes(left, y, side, side), picture, each.heat[i])
                 left += TILE + gap / 2
             _bars(axes(left, y, TILE, bars), each, i, true, labels, marked=True)
-    _legend(figure, truth is not None, " and ".join(dict.fromkeys(each.method for each in answers if each.method)), height)
+    _legend(
+        figure,
+        truth is not None,
+        " and ".join(dict.fromkeys(each.method for each in answers if each.method)),
+        height,
+    )
     figures.save(figure, path, dpi=130)
 
 
@@ -89,7 +121,14 @@ def _overlay(axis, picture, heat):
     import matplotlib.pyplot as plt
 
     side = picture.shape[0]
-    axis.imshow(picture.mean(2), cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=(0, side, side, 0))
+    axis.imshow(
+        picture.mean(2),
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+        extent=(0, side, side, 0),
+    )
     coloured = plt.get_cmap("inferno")(heat.numpy())
     coloured[..., 3] = 0.15 + 0.6 * heat.numpy()
     axis.imshow(coloured, interpolation="nearest", extent=(0, side, side, 0))
@@ -99,8 +138,12 @@ def _bars(axis, answer, i, true, labels, marked=False):
     """A line for each of the top classes: its name, its probability, and a bar below them."""
     topk = answer.classes.shape[1]
     axis.set(xlim=(0, 1), ylim=(topk, 0))
-    room = int(axis.get_position().width * axis.figure.get_figwidth() * 72 / 4.9) - 9  # letters beside the number
-    for k, (kind, p) in enumerate(zip(answer.classes[i].tolist(), answer.probabilities[i].tolist())):
+    room = (
+        int(axis.get_position().width * axis.figure.get_figwidth() * 72 / 4.9) - 9
+    )  # letters beside the number
+    for k, (kind, p) in enumerate(
+        zip(answer.classes[i].tolist(), answer.probabilities[i].tolist())
+    ):
         first_wrong = k == 0 and true is not None and kind != true
         colour = figures.RIGHT if kind == true else figures.WRONG if first_wrong else figures.OTHER
         mark = (" ✓" if kind == true else " ✗") if marked and true is not None and k == 0 else ""
@@ -113,10 +156,22 @@ def _bars(axis, answer, i, true, labels, marked=False):
 def _legend(figure, known, method, height):
     from matplotlib.patches import Patch
 
-    entries = [(figures.RIGHT, "true class"), (figures.WRONG, "wrong first answer"), (figures.OTHER, "other class")]
+    entries = [
+        (figures.RIGHT, "true class"),
+        (figures.WRONG, "wrong first answer"),
+        (figures.OTHER, "other class"),
+    ]
     handles = [Patch(color=colour, label=label) for colour, label in entries] if known else []
     if method:
         handles.append(Patch(color="#F98E09", label=f"where it looks: {method}"))
     if handles:
-        figure.legend(handles=handles, loc="lower center", ncols=2 if len(handles) > 3 else 4, frameon=False, fontsize=7.5,
-                      handlelength=1, columnspacing=1.2, borderaxespad=0.3)  # fmt: skip
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            ncols=2 if len(handles) > 3 else 4,
+            frameon=False,
+            fontsize=7.5,
+            handlelength=1,
+            columnspacing=1.2,
+            borderaxespad=0.3,
+        )

@@ -1,10 +1,10 @@
 """What the runs of a sweep say together: tables and curves of the means, and the differences that answer its questions.
 
-    report("eca", runs, Path("runs/sweep-eca-cifar100"), command="python sweep.py eca")      # runs: plans.Run
+report("eca", runs, Path("runs/sweep-eca-cifar100"), command="python sweep.py eca")      # runs: plans.Run
 """
 
-import files
 from analysis import curves, metrics, replicates, tables
+from common import files
 from sweeps.suites import SUITES
 
 NOTE = """\
@@ -19,10 +19,21 @@ def report(name, runs, root, command):
     finished, chosen = [run for run in runs if run.finished], SUITES[name]
     if not finished:
         return
-    groups = {label: [run for run in finished if run.label == label] for label in chosen.experiments}
-    groups = {label: [metrics.Run(run.path / "metrics.csv") for run in group] for label, group in groups.items() if group}
-    means, answers = [replicates.Group(*each) for each in groups.items()], list(differences(chosen.questions, finished))
-    experiments = tables.compare(means, ("experiment", "n", "test", "train", "parameters", "gmacs")).cells()
+    groups = {
+        label: [run for run in finished if run.label == label] for label in chosen.experiments
+    }
+    groups = {
+        label: [metrics.Run(run.path / "metrics.csv") for run in group]
+        for label, group in groups.items()
+        if group
+    }
+    means, answers = (
+        [replicates.Group(*each) for each in groups.items()],
+        list(differences(chosen.questions, finished)),
+    )
+    experiments = tables.compare(
+        means, ("experiment", "n", "test", "train", "parameters", "gmacs")
+    ).cells()
     curves.draw(means, root / "curves.png")
 
     text = f"# {name}: {chosen.title}\n\n    {command}\n\n{origin(finished)}\n\n"
@@ -47,15 +58,22 @@ def differences(questions, finished):
     for question, ours, theirs in questions:
         if ours not in summaries or theirs not in summaries:
             continue
-        a, b = ({seed: found["test_acc"] for seed, found in summaries[label].items()} for label in (ours, theirs))
+        a, b = (
+            {seed: found["test_acc"] for seed, found in summaries[label].items()}
+            for label in (ours, theirs)
+        )
         found = replicates.difference(a, b)
-        size, base = (next(iter(summaries[label].values()))["parameters"] for label in (ours, theirs))
+        size, base = (
+            next(iter(summaries[label].values()))["parameters"] for label in (ours, theirs)
+        )
         yield {
             "experiment": ours,
             "baseline": theirs,
             "difference": f"{found.value:+.2f}",
             "std error": "" if found.error is None else f"{found.error:.2f}",
-            "95 % interval": "" if found.error is None else f"{found.low:+.2f} to {found.high:+.2f}",
+            "95 % interval": ""
+            if found.error is None
+            else f"{found.low:+.2f} to {found.high:+.2f}",
             "n": found.n,
             "verdict": found.verdict,
             "parameters": f"{100 * (size / base - 1):+.1f} %",
@@ -76,4 +94,9 @@ def origin(finished):
         "torch": [config.get("torch") for config in configs],
         "commit": [each["commit"][:12] + " (changed since)" * each["dirty"] for each in commits],
     }
-    return "; ".join(f"{fact} {', '.join(map(str, dict.fromkeys(values)))}" for fact, values in facts.items()) + "."
+    return (
+        "; ".join(
+            f"{fact} {', '.join(map(str, dict.fromkeys(values)))}" for fact, values in facts.items()
+        )
+        + "."
+    )

@@ -15,20 +15,22 @@ from datetime import timedelta
 
 import torch
 
-import engine
-import terminal
-from errors import UserError
+from common.errors import UserError
+from training import devices, terminal
 
 CLUSTER = "slurm"  # of submitit's executors; the tests take "local"
 
 
 def places(device, jobs):
     """The environment of each of `jobs` runs at once: a GPU, or its share of the CPU's threads. Raises UserError."""
-    device = engine.select_device(device)
+    device = devices.select_device(device)
     if device.type == "cuda" and device.index is None:
         count = torch.cuda.device_count()
         names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-        environments, kind = [{"CUDA_VISIBLE_DEVICES": name} for name in names.split(",")[:count]], "GPU"
+        environments, kind = (
+            [{"CUDA_VISIBLE_DEVICES": name} for name in names.split(",")[:count]],
+            "GPU",
+        )
     elif device.type == "cpu":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = str(max(1, torch.get_num_threads() // jobs))
@@ -36,20 +38,33 @@ def places(device, jobs):
     else:
         environments, kind = [{}], "device"
     if jobs > (n := len(environments)):
-        raise UserError(f"--jobs {jobs} is more than the {n} {kind}{'s' * (n > 1)} that there {'are' if n > 1 else 'is'}", 2)
+        raise UserError(
+            f"--jobs {jobs} is more than the {n} {kind}{'s' * (n > 1)} that there {'are' if n > 1 else 'is'}",
+            2,
+        )
     return environments[:jobs]
 
 
 # On Linux a run gets SIGTERM when the sweep dies without a word (PR_SET_PDEATHSIG is 1): nobody would wait for it.
-TIED = [sys.executable, "-c", "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"]
+TIED = [
+    sys.executable,
+    "-c",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])",
+]
 
 
 def start_here(run, environment):
     """Starts a run in a session of its own: Ctrl-C in a terminal reaches it once, by way of `execute`."""
     command = [*TIED, *run.command] if sys.platform == "linux" else run.command
     with open(run.log, "a") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                                env=os.environ | environment)  # fmt: skip
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | environment,
+        )
 
 
 class Submitted:
@@ -68,7 +83,9 @@ class Submitted:
             return 1
 
     def send_signal(self, number):
-        self.job.cancel(check=False)  # SLURM sends SIGTERM to every process of the job, so train.py saves
+        self.job.cancel(
+            check=False
+        )  # SLURM sends SIGTERM to every process of the job, so train.py saves
 
 
 def submit(runs, folder, parameters):
@@ -80,9 +97,14 @@ def submit(runs, folder, parameters):
     try:
         import submitit
     except ImportError as error:
-        raise UserError("--launcher submitit needs the package submitit (pip install submitit)", 2) from error
+        raise UserError(
+            "--launcher submitit needs the package submitit (pip install submitit)", 2
+        ) from error
     if CLUSTER == "slurm" and not shutil.which("sbatch"):
-        raise UserError("--launcher submitit: there is no SLURM here (no sbatch); without it the runs are made here", 2)
+        raise UserError(
+            "--launcher submitit: there is no SLURM here (no sbatch); without it the runs are made here",
+            2,
+        )
 
     def script(run):
         """For sh, which becomes train.py: nothing stands between it and SLURM's signals."""
@@ -93,9 +115,14 @@ def submit(runs, folder, parameters):
         executor = submitit.AutoExecutor(folder, cluster=CLUSTER)
         executor.update_parameters(**parameters)
         with executor.batch():
-            jobs = [executor.submit(subprocess.call, script(run), shell=True, cwd=os.getcwd()) for run in runs]
+            jobs = [
+                executor.submit(subprocess.call, script(run), shell=True, cwd=os.getcwd())
+                for run in runs
+            ]
     except Exception as error:  # submitit's, SLURM's and the file system's have no class in common
-        raise UserError(f"--launcher submitit: the jobs could not be handed over ({first_line(error)})") from error
+        raise UserError(
+            f"--launcher submitit: the jobs could not be handed over ({first_line(error)})"
+        ) from error
     return {run: Submitted(job) for run, job in zip(runs, jobs)}
 
 
@@ -126,7 +153,10 @@ def execute(runs, start, places, report):
                     if not run.finished:
                         if stop():
                             continue
-                        failed[run] = getattr(process, "reason", "") or f"exit status {status}, {last_line(run.log)}"
+                        failed[run] = (
+                            getattr(process, "reason", "")
+                            or f"exit status {status}, {last_line(run.log)}"
+                        )
                     others = {other: at for other, (_, _, at) in active.items()}
                     report(run, time.monotonic() - since, failed.get(run, ""), waiting, others)
                 time.sleep(0.1)
@@ -149,7 +179,9 @@ class Progress:
             self.seconds.setdefault(run.label, []).append(seconds)
         said = f"FAILED: {failure} ({run.log})" if failure else f"{run.summary['test_acc']:.2f} %"
         rest = f"  {self.rest(waiting, active)}" if waiting or active else ""
-        print(f"{self.done}/{self.total}  {run.path.name}  {said}  {clock(seconds)}{rest}", flush=True)
+        print(
+            f"{self.done}/{self.total}  {run.path.name}  {said}  {clock(seconds)}{rest}", flush=True
+        )
 
     def rest(self, waiting, active):
         """The time left if a run takes what its experiment took before, or, where that is not known, what the others took."""
@@ -158,7 +190,9 @@ class Progress:
         means = {label: sum(times) / len(times) for label, times in self.seconds.items()}
         usual, now = sum(means.values()) / len(means), time.monotonic()
         left = [means.get(run.label, usual) for run in waiting]
-        left += [max(0.0, means.get(run.label, usual) - (now - since)) for run, since in active.items()]
+        left += [
+            max(0.0, means.get(run.label, usual) - (now - since)) for run, since in active.items()
+        ]
         unknown = len({run.label for run in (*waiting, *active)} - set(means))
         doubt = f" ({unknown} experiment{'s' * (unknown > 1)} not timed yet)" if unknown else ""
         return f"about {clock(max(sum(left) / self.places, *left))} left{doubt}"

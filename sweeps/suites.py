@@ -9,7 +9,17 @@ from typing import NamedTuple
 from models import MODELS
 
 # Arguments of a training script that a suite decides; not the command line.
-DECIDED = {"model", "model_arg", "pretrained", "list_models", "seed", "tag", "resume", "resume_previous", "config"}
+DECIDED = {
+    "model",
+    "model_arg",
+    "pretrained",
+    "list_models",
+    "seed",
+    "tag",
+    "resume",
+    "resume_previous",
+    "config",
+}
 
 
 class Suite(NamedTuple):
@@ -61,13 +71,19 @@ SUITES = {
         "efficient channel attention: kernel sizes, the adaptive rule, and none",
         each(f"resnet20_no_eca {ECA}"),
         ask("does ECA help?", ECA, "resnet20_no_eca")
-        + ask("does the kernel's size matter?", "ecanet20_fixed_k5 ecanet20_fixed_k7 ecanet20_fixed_k9", "ecanet20_fixed_k3"),
+        + ask(
+            "does the kernel's size matter?",
+            "ecanet20_fixed_k5 ecanet20_fixed_k7 ecanet20_fixed_k9",
+            "ecanet20_fixed_k3",
+        ),
         CIFAR100,
     ),
     "eca-position": Suite(
         "efficient channel attention at three places of the block, and none",
-        each("none", "--model resnet20_no_eca") | each("bn1 bn2 add", "--model ecanet20_fixed_k3 --model-arg eca_position={}"),
-        ask("does the place matter?", "bn1 add", "bn2") + ask("does ECA help there?", "bn1 bn2 add", "none"),
+        each("none", "--model resnet20_no_eca")
+        | each("bn1 bn2 add", "--model ecanet20_fixed_k3 --model-arg eca_position={}"),
+        ask("does the place matter?", "bn1 add", "bn2")
+        + ask("does ECA help there?", "bn1 bn2 add", "none"),
         CIFAR100,
     ),
     "ghost": Suite(
@@ -80,14 +96,22 @@ SUITES = {
     ),
     "stems": Suite(
         "stems for 32x32 pictures against those that were made for ImageNet",
-        each(ADAPTED) | {f"{name}-imagenet": f"--model {name} --model-arg stem=imagenet" for name in ADAPTED.split()},
-        sum((ask("does the adapted stem help?", name, f"{name}-imagenet") for name in ADAPTED.split()), ()),
+        each(ADAPTED)
+        | {
+            f"{name}-imagenet": f"--model {name} --model-arg stem=imagenet"
+            for name in ADAPTED.split()
+        },
+        sum(
+            (
+                ask("does the adapted stem help?", name, f"{name}-imagenet")
+                for name in ADAPTED.split()
+            ),
+            (),
+        ),
         CIFAR100,
     ),
     "zoo": Suite(
-        "the models for CIFAR-100, each with its recipe",
-        each(FOR_CIFAR100),
-        common=CIFAR100,
+        "the models for CIFAR-100, each with its recipe", each(FOR_CIFAR100), common=CIFAR100
     ),
     "augmentation": Suite(
         "augmentations of ResNet-18, one after another",

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; more threads would wait for each other
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # each worker has a core; more threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once in a process, and tests of --deterministic come late
+os.environ.setdefault(
+    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+)  # read once in a process, and tests of --deterministic come late
 sys.path.insert(0, str(ROOT))
 
-from errors import UserError  # noqa: E402
+from common.errors import UserError  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
@@ -29,7 +33,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def no_leftovers():
     """Settings of the process that a script changes are put back after each test."""
-    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    deterministic, benchmark = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+    )
     yield
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = benchmark
@@ -41,16 +48,43 @@ def script():
 
     def run(name, *arguments, cwd=None, timeout=300, **environment):
         return subprocess.run(
-            [sys.executable, str(ROOT / name), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
+            [sys.executable, str(ROOT / name), *map(str, arguments)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        )  # fmt: skip
+        )
 
     return run
 
 
-TINY = ("--dataset", "shapes", "--limit-train", 96, "--limit-test", 50, "--batch-size", 32, "--model", "resnet20")
+TINY = (
+    "--dataset",
+    "shapes",
+    "--limit-train",
+    96,
+    "--limit-test",
+    50,
+    "--batch-size",
+    32,
+    "--model",
+    "resnet20",
+)
 # For runs in processes of their own: three steps an epoch, a moving average, and a final test that is a phase of its own.
-OPTIONS = (*TINY, "--device", "cpu", "--epochs", 3, "--ema-decay", 0.8, "--val-size", 10, "--batch-size", 28)
+OPTIONS = (
+    *TINY,
+    "--device",
+    "cpu",
+    "--epochs",
+    3,
+    "--ema-decay",
+    0.8,
+    "--val-size",
+    10,
+    "--batch-size",
+    28,
+)
 
 
 @pytest.fixture(scope="session")
@@ -81,16 +115,16 @@ def copy(whole, tmp_path):
 
 @pytest.fixture(scope="session")
 def few_shapes():
-    import sources
+    from datasets import shapes
 
-    return sources.load_shapes(train=400, test=100)
+    return shapes.load_shapes(train=400, test=100)
 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch, few_shapes):
     """Trains a tiny run in this process: train("--epochs", 2, output="a") -> its directory."""
-    import sources
     import train
+    from datasets import shapes
 
     def run(*arguments, output="run", status=0, script=train):
         place = [] if "--resume" in arguments else [*TINY, "--output-dir", tmp_path / output]
@@ -98,10 +132,12 @@ def train(tmp_path, monkeypatch, few_shapes):
         return tmp_path / output
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "load_shapes", lambda: few_shapes)
+    monkeypatch.setattr(shapes, "load_shapes", lambda: few_shapes)
     return run
 
 
 def refused(*parts):
     """A UserError of one line that says all of these."""
-    return pytest.raises(UserError, match=rf"\A{'.*'.join(re.escape(str(part)) for part in parts)}[^\n]*\Z")
+    return pytest.raises(
+        UserError, match=rf"\A{'.*'.join(re.escape(str(part)) for part in parts)}[^\n]*\Z"
+    )

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import files
+from common import files
 
 
 class Operation(NamedTuple):
@@ -35,7 +35,9 @@ class Recorder:
 
     def open_file(self, path, mode):
         path, file = Path(path), self.real_open_file(path, mode)
-        if mode != "a" or path not in self.inodes:  # a new file; nothing here truncates one that has a name
+        if (
+            mode != "a" or path not in self.inodes
+        ):  # a new file; nothing here truncates one that has a name
             assert mode == "a" or path not in self.inodes
             self.inodes[path] = next(self.numbers)
             self.operations.append(Operation("name", path, self.inodes[path]))
@@ -105,7 +107,9 @@ def replay(operations):
 
 def states(operations):
     """Every {path: contents} that a crash right after these operations could leave."""
-    uncertain = [i for i, operation in enumerate(operations) if not _is_certain(operation, operations[i:])]
+    uncertain = [
+        i for i, operation in enumerate(operations) if not _is_certain(operation, operations[i:])
+    ]
     names = [i for i in uncertain if operations[i].kind in ("name", "unname")]
     writes = [i for i in uncertain if operations[i].kind == "write"]
     for kept in itertools.product((True, False), repeat=len(names)):
@@ -127,7 +131,9 @@ DAMAGE = {
 def _is_certain(operation, later):
     if operation.kind == "write":
         return any(other.kind == "sync" and other.inode == operation.inode for other in later)
-    return any(other.kind == "sync_directory" and other.path == operation.path.parent for other in later)
+    return any(
+        other.kind == "sync_directory" and other.path == operation.path.parent for other in later
+    )
 
 
 def _contents(operations, damage):

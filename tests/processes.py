@@ -24,16 +24,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = 300  # seconds; far more than anything takes, also on a machine that stands still for a while
+TIMEOUT = (
+    300  # seconds; far more than anything takes, also on a machine that stands still for a while
+)
 
 
 class Forks:
     """The process that forks others, which take two cores at most by being started one after the other."""
 
     def __init__(self):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        self.server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                       env=environment)  # fmt: skip
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        }
+        self.server = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
 
         self.directory, self.numbers = tempfile.TemporaryDirectory(), itertools.count()
 
@@ -45,8 +55,12 @@ class Forks:
     def start(self, *arguments, faults=(), script="train", environment=None):
         """A Process that runs a script of the repository after the faults, with additions to the environment."""
         outputs = [Path(self.directory.name) / f"{next(self.numbers)}" for _ in range(2)]
-        pid = self.ask(start=[script, *map(str, arguments)], faults=list(faults), outputs=list(map(str, outputs)),
-                       environment=environment or {})  # fmt: skip
+        pid = self.ask(
+            start=[script, *map(str, arguments)],
+            faults=list(faults),
+            outputs=list(map(str, outputs)),
+            environment=environment or {},
+        )
         return Process(self, pid, outputs)
 
     def start_ranks(self, world, *arguments, **options):
@@ -56,9 +70,15 @@ class Forks:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        common = dict(WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        common = dict(
+            WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+        )
         return [
-            self.start(*arguments, **options, environment={k: str(v) for k, v in (common | dict(RANK=i, LOCAL_RANK=i)).items()})
+            self.start(
+                *arguments,
+                **options,
+                environment={k: str(v) for k, v in (common | dict(RANK=i, LOCAL_RANK=i)).items()},
+            )
             for i in range(world)
         ]
 
@@ -107,7 +127,9 @@ NOT_ALLOWED = 77  # exit status of a process where this machine doesn't let a fa
 def fault(function):
     """Makes a call in the test a pair of name and arguments, and keeps the function for the process."""
     FAULTS[function.__name__] = function
-    return functools.wraps(function)(lambda *arguments: [function.__name__, list(map(_plain, arguments))])
+    return functools.wraps(function)(
+        lambda *arguments: [function.__name__, list(map(_plain, arguments))]
+    )
 
 
 def _plain(value):
@@ -125,7 +147,7 @@ def die():
 
 def nth_save(number):
     """A function that says whether last.pt is being saved for the time `number` (1 is the save before the first step)."""
-    import checkpoint
+    from common import checkpoint
 
     saves = []
 
@@ -150,7 +172,7 @@ def kill_in_save(number, stage):
     """SIGKILL in the save of last.pt of that number, at one of STAGES."""
     import torch
 
-    import checkpoint
+    from common import checkpoint
 
     now = nth_save(number)
 
@@ -180,7 +202,9 @@ def kill_in_save(number, stage):
 
     def renaming(real):
         def replace(source, target):
-            if now() and Path(target).name == {"synced": "previous.pt", "kept": "last.pt"}.get(stage):
+            if now() and Path(target).name == {"synced": "previous.pt", "kept": "last.pt"}.get(
+                stage
+            ):
                 die()
             real(source, target)
             if now() and stage == "renamed" and Path(target).name == "last.pt":
@@ -204,7 +228,10 @@ def signal_in(phase, *numbers):
         """Each signal when the main thread has handled the one before it."""
         for number, following in zip(numbers, (*numbers[1:], None)):
             os.kill(os.getpid(), number)
-            while following and signal.getsignal(following) not in (signal.SIG_DFL, signal.default_int_handler):
+            while following and signal.getsignal(following) not in (
+                signal.SIG_DFL,
+                signal.default_int_handler,
+            ):
                 time.sleep(0.001)
 
     once_in(phase, send)
@@ -246,8 +273,7 @@ def once_in(phase, act):
     """Calls act() once, in one of PHASES."""
     import torch
 
-    import engine
-    import experiment
+    from training import experiment, loop
 
     done, steps = [], []
 
@@ -284,7 +310,7 @@ def once_in(phase, act):
         return save
 
     patch(experiment.F, "cross_entropy", loss)
-    patch(engine, "evaluate", evaluating)
+    patch(loop, "evaluate", evaluating)
     patch(torch, "save", saving)
 
 
@@ -299,10 +325,18 @@ def spoil_batches(value, first):
 
             def before(module, inputs):
                 calls.extend([1] * module.training)
-                return (inputs[0] * float("nan"),) if value == "nan" and module.training and len(calls) >= first else None
+                return (
+                    (inputs[0] * float("nan"),)
+                    if value == "nan" and module.training and len(calls) >= first
+                    else None
+                )
 
             def after(module, inputs, logits):
-                return logits * float("inf") if value == "inf" and module.training and len(calls) >= first else None
+                return (
+                    logits * float("inf")
+                    if value == "inf" and module.training and len(calls) >= first
+                    else None
+                )
 
             model.register_forward_pre_hook(before)
             model.register_forward_hook(after)
@@ -341,8 +375,11 @@ def small_disk(path, megabytes, copy):
     new_mounts, new_user, private = 0x20000, 0x10000000, 1 << 18 | 1 << 14
     alone = libc.unshare(new_mounts) == 0 or libc.unshare(new_mounts | new_user) == 0
     size = f"size={megabytes}m".encode()
-    if not (alone and libc.mount(b"none", b"/", None, private, None) == 0
-            and libc.mount(b"none", path.encode(), b"tmpfs", 0, size) == 0):  # fmt: skip
+    if not (
+        alone
+        and libc.mount(b"none", b"/", None, private, None) == 0
+        and libc.mount(b"none", path.encode(), b"tmpfs", 0, size) == 0
+    ):
         sys.exit(NOT_ALLOWED)
     AT_THE_END.append(lambda: shutil.copytree(path, copy))
 
@@ -357,7 +394,7 @@ def as_nobody():
 @fault
 def wait_in_step(number, sign, until):
     """Makes the file `sign` in that training step (from 1), and goes on when the file `until` is there."""
-    import experiment
+    from training import experiment
 
     steps = []
 
@@ -377,8 +414,7 @@ def wait_in_step(number, sign, until):
 @fault
 def tell_of(moment, sign):
     """Makes the file `sign` when the run's directory is opened (moment 0), or in that training step (from 1)."""
-    import experiment
-    import rundir
+    from training import experiment, run_directory
 
     steps = []
 
@@ -401,7 +437,7 @@ def tell_of(moment, sign):
     if moment:
         patch(experiment.F, "cross_entropy", loss)
     else:
-        patch(rundir.RunDir, "__init__", opening)
+        patch(run_directory.RunDir, "__init__", opening)
 
 
 @fault
@@ -409,28 +445,35 @@ def train_as(kind):
     """Trains a model that is compiled, or wrapped by DistributedDataParallel as in one of several processes."""
     import torch
 
-    import ranks
+    from training import distributed
 
-    if kind == "compiled":  # without a C++ compiler: what is tested is what wrapping does to checkpoints
+    if (
+        kind == "compiled"
+    ):  # without a C++ compiler: what is tested is what wrapping does to checkpoints
         patch(torch.nn.Module, "compile", lambda real: lambda self: real(self, backend="aot_eager"))
     else:  # also where the run was compiled when it began
         torch.nn.Module.compile = lambda self: None
     if kind == "DDP":
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-        ranks.Ranks.parallel = lambda self, model: torch.nn.parallel.DistributedDataParallel(model)
+        distributed.Ranks.parallel = lambda self, model: torch.nn.parallel.DistributedDataParallel(
+            model
+        )
 
 
 @fault
 def note_loaded(path):
     """Writes the digest of the weights that a run goes on from, as they are in the model, to a file."""
-    import checkpoint
-    import experiment
+    from common import checkpoint
+    from training import experiment
 
     def loading(real):
         def load_state_dict(self, state):
             real(self, state)
-            everything = {"weights": self.model.state_dict(), "average": self.ema.model.state_dict()}
+            everything = {
+                "weights": self.model.state_dict(),
+                "average": self.ema.model.state_dict(),
+            }
             Path(path).write_text(checkpoint.digest(everything))
 
         return load_state_dict
@@ -444,13 +487,12 @@ def load_data(name, directory, url, published, until, notes):
 
     published: size and md5 of an archive; notes: a file that gets a line each time that a folder's pictures are decoded.
     """
-    import checkpoint
     import data
-    import imagefolder
-    import sources
+    from common import checkpoint
+    from datasets import archives, folder
 
     if published:
-        sources.ARCHIVES[name] = sources.ARCHIVES[name]._replace(**published)
+        archives.ARCHIVES[name] = archives.ARCHIVES[name]._replace(**published)
 
     def noting(real):
         def decode_all(*arguments):
@@ -460,10 +502,14 @@ def load_data(name, directory, url, published, until, notes):
 
         return decode_all
 
-    patch(imagefolder, "_decode_all", noting)
+    patch(folder, "_decode_all", noting)
     wait_for(until)
     split = data.load(name, directory, data_url=url)
-    print(checkpoint.digest([split.train.images, split.train.labels, split.test.images, split.test.labels]))
+    print(
+        checkpoint.digest(
+            [split.train.images, split.train.labels, split.test.images, split.test.labels]
+        )
+    )
     sys.exit(0)
 
 
@@ -472,20 +518,24 @@ def train_linear(directory, image_size):
     """Trains a linear model on a folder for an epoch and evaluates it, instead of running a script; prints a digest of it."""
     import torch
 
-    import checkpoint
     import data
-    import engine
-    from augment import Pipeline
+    from common import checkpoint
+    from datasets.augment import Pipeline
+    from training import loop
 
     split = data.load("folder", directory, image_size=image_size, val_size=40)
-    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, split.num_classes))
+    model = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, split.num_classes)
+    )
     torch.nn.init.zeros_(model[-1].weight), torch.nn.init.zeros_(model[-1].bias)
-    train = data.Batches(split.train, 4, Pipeline(split.mean, split.std, image_size, ("crop", "flip")))
+    train = data.Batches(
+        split.train, 4, Pipeline(split.mean, split.std, image_size, ("crop", "flip"))
+    )
     test = data.Batches(split.test, 4, Pipeline(split.mean, split.std, image_size), shuffle=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    progress = engine.fit(model, train, optimizer=optimizer, lr_at=lambda step: 0.1, epochs=1)
+    progress = loop.fit(model, train, optimizer=optimizer, lr_at=lambda step: 0.1, epochs=1)
     assert progress.step == len(train)
-    print(split.train.nbytes, checkpoint.digest([model.state_dict(), engine.evaluate(model, test)]))
+    print(split.train.nbytes, checkpoint.digest([model.state_dict(), loop.evaluate(model, test)]))
     sys.exit(0)
 
 
@@ -508,11 +558,11 @@ def serve():
     import torch.utils.tensorboard  # noqa: F401
     import torchvision.transforms.v2  # noqa: F401
 
-    import cli
-    import sources
+    from common import command_line
+    from datasets import shapes
 
-    shapes = sources.load_shapes(train=400, test=100)
-    sources.load_shapes = lambda: shapes
+    shapes = shapes.load_shapes(train=400, test=100)
+    shapes.load_shapes = lambda: shapes
     scripts = {name: importlib.import_module(name) for name in ("train", "experiment", "models")}
 
     def child(request):
@@ -523,12 +573,13 @@ def serve():
         sys.argv[0] = f"{name}.py"
         status = 1
         try:
+
             def main():
                 for fault_name, arguments in request["faults"]:
                     processes.FAULTS[fault_name](*arguments)
                 return scripts[name].main()
 
-            cli.run(main)
+            command_line.run(main)
         except SystemExit as stopped:
             status = stopped.code or 0
         except BaseException:

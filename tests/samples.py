@@ -4,8 +4,8 @@ import json
 
 import torch
 
-import checkpoint
-import sources
+from common import checkpoint
+from datasets import shapes
 from models import create_model
 
 HEADER = "epoch,step,lr,train_loss,train_acc,test_loss,test_acc,epoch_seconds,images_per_second"
@@ -19,7 +19,9 @@ def write(directory, header=HEADER, rows=ROWS, arguments=None, **summary):
     if summary:
         (directory / "summary.json").write_text(json.dumps(summary))
     if arguments is not None:
-        (directory / "config.json").write_text(json.dumps({"arguments": arguments, "from": dict.fromkeys(arguments, "recipe")}))
+        (directory / "config.json").write_text(
+            json.dumps({"arguments": arguments, "from": dict.fromkeys(arguments, "recipe")})
+        )
     return directory
 
 
@@ -28,24 +30,50 @@ def write_seeds(root, name, accuracies, **arguments):
     for seed, accuracy in enumerate(accuracies):
         rows = (ROWS[0], f"2,20,0.1,1.0,60,0.9,{accuracy},5,110")
         given = {"model": name, "seed": seed, "epochs": 2} | arguments
-        said = {"test_acc": accuracy, "test_top5": 99.0, "reported": "last epoch", "seconds_to_90": 5.0, "seconds_to_95": 10.0}
+        said = {
+            "test_acc": accuracy,
+            "test_top5": 99.0,
+            "reported": "last epoch",
+            "seconds_to_90": 5.0,
+            "seconds_to_95": 10.0,
+        }
         size = {"parameters": 1000 * len(name), "gmacs": 0.1 * len(name)}
-        write(root / f"{name}-s{seed}", rows=rows, arguments=given, status="finished", **said, **size)
+        write(
+            root / f"{name}-s{seed}", rows=rows, arguments=given, status="finished", **said, **size
+        )
     return sorted(root.glob(f"{name}-s*/metrics.csv"))
 
 
-def write_checkpoint(directory, model="resnet20", seed=0, classes=sources.SHAPES, test_acc=50.0, metric=None, **options):
+def write_checkpoint(
+    directory,
+    model="resnet20",
+    seed=0,
+    classes=shapes.SHAPES,
+    test_acc=50.0,
+    metric=None,
+    **options,
+):
     """best.pt, config.json and summary.json; returns the path of best.pt, chosen by `metric` or the last of three epochs."""
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     net = create_model(model, len(classes), **options)
     card = {
-        "model": model, "options": options, "num_classes": len(classes), "classes": list(classes), "image_size": 32,
-        "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "dataset": "shapes", "source": "shapes", "seed": seed,
-    }  # fmt: skip
+        "model": model,
+        "options": options,
+        "num_classes": len(classes),
+        "classes": list(classes),
+        "image_size": 32,
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.25, 0.3],
+        "dataset": "shapes",
+        "source": "shapes",
+        "seed": seed,
+    }
     of = {"metric": metric} if metric else {"training": {"progress": {"epoch": 3, "batch": 0}}}
     checkpoint.save({"card": card, "state_dict": net.state_dict(), **of}, directory / "best.pt")
     arguments = {"dataset": "shapes", "limit_test": 50, "data_dir": "data"}
     (directory / "config.json").write_text(json.dumps({"arguments": arguments}))
-    (directory / "summary.json").write_text(json.dumps({"test_acc": test_acc, "reported": "last epoch", "epochs": 3}))
+    (directory / "summary.json").write_text(
+        json.dumps({"test_acc": test_acc, "reported": "last epoch", "epochs": 3})
+    )
     return directory / "best.pt"

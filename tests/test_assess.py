@@ -7,7 +7,7 @@ import torch
 from samples import write_checkpoint
 
 import show_example
-import sources
+from datasets import shapes
 from show import assess, corruptions
 
 
@@ -26,12 +26,17 @@ def test_bins_hold_every_picture_once_and_agree_with_the_calibration_error():
     logits, labels = 3 * torch.randn(500, 10), torch.randint(0, 10, (500,))
     found = assess.classification(logits, labels, 10)
     assert sum(each["pictures"] for each in found["bins"]) == 500
-    error = sum(each["pictures"] * abs(each["confidence"] - each["accuracy"]) for each in found["bins"]) / 500
+    error = (
+        sum(each["pictures"] * abs(each["confidence"] - each["accuracy"]) for each in found["bins"])
+        / 500
+    )
     assert found["calibration_error"] == pytest.approx(error, abs=1e-3)
 
 
-def test_the_script_writes_a_figure_and_the_same_figures_as_json(tmp_path, monkeypatch, few_shapes, capsys):
-    monkeypatch.setattr(sources, "load_shapes", lambda: few_shapes)
+def test_the_script_writes_a_figure_and_the_same_figures_as_json(
+    tmp_path, monkeypatch, few_shapes, capsys
+):
+    monkeypatch.setattr(shapes, "load_shapes", lambda: few_shapes)
     few = {name: corruptions.CORRUPTIONS[name] for name in ("contrast", "jpeg")}
     monkeypatch.setattr(corruptions, "CORRUPTIONS", few)
     path = write_checkpoint(tmp_path / "run")
@@ -40,8 +45,12 @@ def test_the_script_writes_a_figure_and_the_same_figures_as_json(tmp_path, monke
     said, found = capsys.readouterr().out, json.loads((path.parent / "report.json").read_text())
     assert f"top-1 {found['accuracy']:.2f}" in said and "corrupted (20 pictures)" in said
     assert found["pictures"] == 50 and found["robustness"]["pictures"] == 20
-    assert {name: len(values) for name, values in found["robustness"]["by_corruption"].items()} == dict.fromkeys(few, 5)
-    assert sum(map(sum, found["confusion"])) == 50 and (path.parent / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert {
+        name: len(values) for name, values in found["robustness"]["by_corruption"].items()
+    } == dict.fromkeys(few, 5)
+    assert sum(map(sum, found["confusion"])) == 50 and (
+        path.parent / "report.png"
+    ).read_bytes().startswith(b"\x89PNG")
     first = (path.parent / "report.json").read_bytes()
     show_example.main(arguments)
     assert (path.parent / "report.json").read_bytes() == first
@@ -51,7 +60,15 @@ def test_many_classes_with_long_names_are_drawn(tmp_path):
     names = [f"a class whose name is long {i}" for i in range(100)]
     torch.manual_seed(0)
     found = assess.classification(torch.randn(300, 100), torch.arange(300) % 100, 100)
-    tough = {"pictures": 300, "clean": 1.0, "mean": 1.0, "by_corruption": {"fog": [1.0, 2, 3, 4, 5]}}
+    tough = {
+        "pictures": 300,
+        "clean": 1.0,
+        "mean": 1.0,
+        "by_corruption": {"fog": [1.0, 2, 3, 4, 5]},
+    }
     said = {"dataset": "x", "checkpoint": "runs/x/best.pt", "weights": "epoch 3"}
-    assess.draw({"classes": names, "pictures": 300, **said, "robustness": tough, **found}, tmp_path / "x.png")
+    assess.draw(
+        {"classes": names, "pictures": 300, **said, "robustness": tough, **found},
+        tmp_path / "x.png",
+    )
     assert (tmp_path / "x.png").stat().st_size > 10_000

@@ -9,8 +9,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-import augment
-from augment import OPERATIONS, Pipeline, RankGenerator
+from datasets import augment
+from datasets.augment import OPERATIONS, Pipeline, RankGenerator
 
 LAST = 1 - 2**-24  # the largest number that torch.rand gives
 
@@ -22,7 +22,9 @@ def seeded(seed=7):
 def pictures(count=16, height=32, width=32):
     """Soft shapes of random colour with some noise; the first picture is one grey, the second has no colour."""
     generator = seeded(count)
-    soft = F.interpolate(torch.rand(count, 3, 5, 5, generator=generator), (height, width), mode="bicubic")
+    soft = F.interpolate(
+        torch.rand(count, 3, 5, 5, generator=generator), (height, width), mode="bicubic"
+    )
     images = soft * 300 - 20 + 20 * torch.randn(count, 3, height, width, generator=generator)
     images[0] = 90
     images[1] = images[1, :1]
@@ -31,20 +33,26 @@ def pictures(count=16, height=32, width=32):
 
 def one_by_one(reference, images, *parameters):
     """reference(image (3, H, W), parameters of this image) of each image, stacked."""
-    return torch.stack([reference(image, *(p[i] for p in parameters)) for i, image in enumerate(images)])
+    return torch.stack(
+        [reference(image, *(p[i] for p in parameters)) for i, image in enumerate(images)]
+    )
 
 
 def mixing(function, **options):
     """A mixing function as one of images alone: targets are made of the images, and come out in their rows."""
 
     def mixed(images, generator):
-        images, targets = function(images.float(), images.float().mean((2, 3)), generator, **options)
+        images, targets = function(
+            images.float(), images.float().mean((2, 3)), generator, **options
+        )
         return torch.cat([images.flatten(1), targets], dim=1)
 
     return mixed
 
 
-JITTER = functools.partial(augment.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+JITTER = functools.partial(
+    augment.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
+)
 ON_PIXELS = {
     "flip": augment.flip,
     "crop, reflect": augment.crop,
@@ -123,7 +131,12 @@ def test_boxes_of_the_smallest_and_the_largest_draw_stay_inside(value, monkeypat
     monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: torch.full(shape, value))
     for height, width in ((32, 32), (24, 40)):
         top, left, h, w = augment.random_boxes(seeded(), 5, height, width)
-        assert (top >= 0).all() and (left >= 0).all() and (top + h <= height).all() and (left + w <= width).all()
+        assert (
+            (top >= 0).all()
+            and (left >= 0).all()
+            and (top + h <= height).all()
+            and (left + w <= width).all()
+        )
 
 
 def test_a_rank_of_another_size_is_noticed():
@@ -138,7 +151,9 @@ def test_a_rank_of_another_size_is_noticed():
 def test_flip(p):
     images = pictures(32, 24, 40)
     chosen = augment.rand(seeded(), 32) < p
-    expected = one_by_one(lambda image, yes: tvf.horizontal_flip(image) if yes else image, images, chosen)
+    expected = one_by_one(
+        lambda image, yes: tvf.horizontal_flip(image) if yes else image, images, chosen
+    )
     assert torch.equal(augment.flip(images, seeded(), p), expected)
     assert torch.equal(augment.flip(images.float(), seeded(), p), expected.float())
 
@@ -165,25 +180,35 @@ def test_crop_reaches_every_place():
     corners = augment.crop(ramp, seeded(), 2)[:, 0, 8, 8]  # tells which window it is
     counts = corners.long().bincount()
     counts = counts[counts > 0]
-    assert len(counts) == 25 and counts.min() > 70 and counts.max() < 180  # 120 each, with a deviation of 11
+    assert (
+        len(counts) == 25 and counts.min() > 70 and counts.max() < 180
+    )  # 120 each, with a deviation of 11
 
 
 @pytest.mark.parametrize("padding", [0, -1, 16])
 def test_a_padding_that_does_not_suit_is_refused(padding):
-    with pytest.raises(ValueError, match=rf"padding of {padding} does not suit images of \D*16\D+16\D* pixels"):
+    with pytest.raises(
+        ValueError, match=rf"padding of {padding} does not suit images of \D*16\D+16\D* pixels"
+    ):
         augment.crop(pictures(2, 16, 16), seeded(), padding)
 
 
 @pytest.mark.parametrize("size", [16, 24, 48, 96])
 def test_resize_is_bicubic_and_antialiased(size):
     images = pictures(6)
-    exact = F.interpolate(images.double(), (size, size), mode="bicubic", antialias=True).clamp(0, 255)
+    exact = F.interpolate(images.double(), (size, size), mode="bicubic", antialias=True).clamp(
+        0, 255
+    )
     resized = augment.resize(images, size)
     assert resized.dtype == torch.uint8
-    difference = (resized - exact).abs()  # the uint8 kernel rounds, and cuts at 0 and 255, between the two directions
+    difference = (
+        resized - exact
+    ).abs()  # the uint8 kernel rounds, and cuts at 0 and 255, between the two directions
     assert (difference > 1).double().mean() < 0.01 and difference.mean() < 0.3
     options = dict(interpolation=InterpolationMode.BICUBIC, antialias=True)
-    assert torch.equal(resized, one_by_one(lambda image: tvf.resize(image, [size, size], **options), images))
+    assert torch.equal(
+        resized, one_by_one(lambda image: tvf.resize(image, [size, size], **options), images)
+    )
 
 
 def test_resizing_to_the_same_size_does_nothing():
@@ -196,16 +221,23 @@ def test_resizing_to_the_same_size_does_nothing():
 def test_resized_crop(size, interpolation):
     images = pictures(24, 28, 36)
     top, left, height, width = augment.random_boxes(seeded(), 24, 28, 36)
-    top[:4], left[:4] = torch.tensor([0, 27, 3, 0]), torch.tensor([0, 35, 0, 9])  # all, a corner, a row, a column
+    top[:4], left[:4] = (
+        torch.tensor([0, 27, 3, 0]),
+        torch.tensor([0, 35, 0, 9]),
+    )  # all, a corner, a row, a column
     height[:4], width[:4] = torch.tensor([28, 1, 1, 28]), torch.tensor([36, 1, 36, 1])
 
     def reference(image, *box):
         box = [int(x) for x in box]
-        return tvf.resized_crop(image, *box, [size, size], InterpolationMode(interpolation), antialias=True)
+        return tvf.resized_crop(
+            image, *box, [size, size], InterpolationMode(interpolation), antialias=True
+        )
 
     boxes = top, left, height, width
     expected = one_by_one(reference, images / 255, *boxes)
-    torch.testing.assert_close(augment.resized_crop(images / 255, *boxes, size, interpolation), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        augment.resized_crop(images / 255, *boxes, size, interpolation), expected, atol=1e-4, rtol=0
+    )
     out = augment.resized_crop(images, *boxes, size, interpolation)
     assert out.dtype == torch.uint8
     torch.testing.assert_close(out / 255, expected.clamp(0, 1), atol=1e-2, rtol=0)
@@ -222,14 +254,29 @@ def test_random_resized_crop_takes_the_drawn_boxes(size):
 @pytest.mark.parametrize("height, width", [(32, 32), (48, 24), (200, 300)])
 @pytest.mark.parametrize("scale, ratio", [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.25, 0.5), (0.5, 2.0))])
 def test_random_boxes_keep_to_their_ranges(height, width, scale, ratio):
-    top, left, h, w = (box.double() for box in augment.random_boxes(seeded(), 4000, height, width, scale, ratio))
-    assert (top >= 0).all() and (left >= 0).all() and (top + h <= height).all() and (left + w <= width).all()
+    top, left, h, w = (
+        box.double() for box in augment.random_boxes(seeded(), 4000, height, width, scale, ratio)
+    )
+    assert (
+        (top >= 0).all()
+        and (left >= 0).all()
+        and (top + h <= height).all()
+        and (left + w <= width).all()
+    )
     area, half = height * width, 0.5  # a side is rounded by half a pixel
-    assert ((h + half) * (w + half) >= scale[0] * area).all() and ((h - half) * (w - half) <= scale[1] * area).all()
-    assert ((w + half) / (h - half) >= ratio[0]).all() and ((w - half) / (h + half) <= ratio[1]).all()
+    assert ((h + half) * (w + half) >= scale[0] * area).all() and (
+        (h - half) * (w - half) <= scale[1] * area
+    ).all()
+    assert ((w + half) / (h - half) >= ratio[0]).all() and (
+        (w - half) / (h + half) <= ratio[1]
+    ).all()
     free = (h < height) & (w < width)
     for place in (top / (height - h), left / (width - w)):
-        assert place[free].min() == 0 and place[free].max() == 1 and abs(place[free].mean() - 0.5) < 0.02
+        assert (
+            place[free].min() == 0
+            and place[free].max() == 1
+            and abs(place[free].mean() - 0.5) < 0.02
+        )
 
 
 def torchvision_boxes(count, height, width, scale, ratio):
@@ -261,7 +308,15 @@ def test_where_no_box_fits_the_middle_is_taken_as_in_torchvision(ratio):
 
 @pytest.mark.parametrize(
     "strengths",
-    [(0.4, 0, 0, 0), (0, 0.4, 0, 0), (0, 0, 0.4, 0), (0, 0, 0, 0.5), (0.4, 0.4, 0.4, 0.1), (1.5, 0, 0, 0), (0, 1.5, 1.5, 0.3)],
+    [
+        (0.4, 0, 0, 0),
+        (0, 0.4, 0, 0),
+        (0, 0, 0.4, 0),
+        (0, 0, 0, 0.5),
+        (0.4, 0.4, 0.4, 0.1),
+        (1.5, 0, 0, 0),
+        (0, 1.5, 1.5, 0.3),
+    ],
 )
 def test_color_jitter(strengths):
     images = pictures(24)
@@ -275,7 +330,9 @@ def test_color_jitter(strengths):
 
     out = augment.color_jitter(images, seeded(), *strengths)
     difference = (out - one_by_one(reference, images, draws)).abs().max()
-    assert difference < 0.51  # of 255: the rounding to uint8; nothing is rounded between the operations
+    assert (
+        difference < 0.51
+    )  # of 255: the rounding to uint8; nothing is rounded between the operations
 
 
 def test_color_jitter_without_strength_changes_nothing():
@@ -285,11 +342,25 @@ def test_color_jitter_without_strength_changes_nothing():
 # ---- RandAugment and TrivialAugment ------------------------------------------------------------------------------------
 
 TORCHVISION_NAMES = dict(
-    identity="Identity", shear_x="ShearX", shear_y="ShearY", translate_x="TranslateX", translate_y="TranslateY",
-    rotate="Rotate", brightness="Brightness", color="Color", contrast="Contrast", sharpness="Sharpness",
-    posterize="Posterize", solarize="Solarize", auto_contrast="AutoContrast", equalize="Equalize",
-)  # fmt: skip
-TABLES = {v2.RandAugment: augment.rand_augment_strengths, v2.TrivialAugmentWide: augment.trivial_augment_strengths}
+    identity="Identity",
+    shear_x="ShearX",
+    shear_y="ShearY",
+    translate_x="TranslateX",
+    translate_y="TranslateY",
+    rotate="Rotate",
+    brightness="Brightness",
+    color="Color",
+    contrast="Contrast",
+    sharpness="Sharpness",
+    posterize="Posterize",
+    solarize="Solarize",
+    auto_contrast="AutoContrast",
+    equalize="Equalize",
+)
+TABLES = {
+    v2.RandAugment: augment.rand_augment_strengths,
+    v2.TrivialAugmentWide: augment.trivial_augment_strengths,
+}
 
 
 def torchvision_magnitudes(transform, name, height, width, bins=31):
@@ -309,7 +380,9 @@ def reference_operation(image, name, magnitude):
     tangent = float(torch.rad2deg(torch.atan(torch.tensor(magnitude, dtype=torch.float64))))
 
     def affine(translate=(0, 0), shear=(0.0, 0.0), center=None):
-        return tvf.affine(image, 0.0, list(translate), 1.0, list(shear), InterpolationMode.NEAREST, center=center)
+        return tvf.affine(
+            image, 0.0, list(translate), 1.0, list(shear), InterpolationMode.NEAREST, center=center
+        )
 
     return {
         "identity": lambda: image,
@@ -331,7 +404,9 @@ def reference_operation(image, name, magnitude):
 
 def test_the_operations_are_torchvision_s_in_its_order():
     for transform in TABLES:
-        assert [TORCHVISION_NAMES[name] for name in OPERATIONS] == list(transform._AUGMENTATION_SPACE)
+        assert [TORCHVISION_NAMES[name] for name in OPERATIONS] == list(
+            transform._AUGMENTATION_SPACE
+        )
 
 
 @pytest.mark.parametrize("transform", TABLES)
@@ -358,18 +433,29 @@ def test_each_operation(name, height, width, transform):
     for k in (0, 3, 9, 10, 15, 22, 30):
         for sign in (1, -1) if signed else (1,):
             magnitude = sign * float(magnitudes[k])
-            expected = one_by_one(lambda image, m=magnitude: reference_operation(image, name, m), images).int()
-            op, strength = torch.full((12,), OPERATIONS.index(name)), torch.full((12,), as_strength(name, magnitude))
+            expected = one_by_one(
+                lambda image, m=magnitude: reference_operation(image, name, m), images
+            ).int()
+            op, strength = (
+                torch.full((12,), OPERATIONS.index(name)),
+                torch.full((12,), as_strength(name, magnitude)),
+            )
             out = augment.operate(images, op, strength)
             assert out.dtype == torch.uint8
             difference = (out.int() - expected).abs()
             where = f"{name} {magnitude}: {difference.max()} levels, {(difference > 0).float().mean():.2%} of the pixels"
             if name in ("brightness", "color", "contrast", "sharpness"):
-                assert difference.max() <= 2, where  # torchvision truncates, and contrast also takes the mean of integers
+                assert difference.max() <= 2, (
+                    where
+                )  # torchvision truncates, and contrast also takes the mean of integers
             elif name in ("shear_x", "shear_y", "rotate"):
-                assert (difference > 0).float().mean() <= 0.005, where  # places half-way between two pixels
+                assert (difference > 0).float().mean() <= 0.005, (
+                    where
+                )  # places half-way between two pixels
             elif name == "solarize":
-                assert difference[(images - 255.0 * magnitude).abs() > 1e-3].sum() == 0, where  # at the threshold by rounding
+                assert difference[(images - 255.0 * magnitude).abs() > 1e-3].sum() == 0, (
+                    where
+                )  # at the threshold by rounding
             else:
                 assert difference.max() == 0, where
 
@@ -377,8 +463,12 @@ def test_each_operation(name, height, width, transform):
 def test_a_batch_of_different_operations_is_each_image_s_own():
     images = pictures(56)
     op = torch.arange(56) % len(OPERATIONS)
-    strength = torch.tensor(augment.trivial_augment_strengths(32, 32))[op] * augment.rand(seeded(), 56)
-    each = [augment.operate(images[i : i + 1], op[i : i + 1], strength[i : i + 1]) for i in range(56)]
+    strength = torch.tensor(augment.trivial_augment_strengths(32, 32))[op] * augment.rand(
+        seeded(), 56
+    )
+    each = [
+        augment.operate(images[i : i + 1], op[i : i + 1], strength[i : i + 1]) for i in range(56)
+    ]
     assert torch.equal(augment.operate(images, op, strength), torch.cat(each))
 
 
@@ -395,17 +485,24 @@ def assert_nearly_equal(out, expected):
     assert (out != expected).float().mean() < 1e-3
 
 
-@pytest.mark.parametrize("num_ops, magnitude, bins", [(1, 9, 31), (2, 9, 31), (3, 30, 31), (2, 5, 11)])
+@pytest.mark.parametrize(
+    "num_ops, magnitude, bins", [(1, 9, 31), (2, 9, 31), (3, 30, 31), (2, 5, 11)]
+)
 def test_rand_augment(num_ops, magnitude, bins):
     images = pictures(48)
     draws = augment.rand(seeded(), 48, num_ops, 2)
 
     def reference(image, draw):
         for choice, sign in draw:
-            image = operate_one(image, v2.RandAugment, int(choice * 14), sign < 0.5, magnitude, bins)
+            image = operate_one(
+                image, v2.RandAugment, int(choice * 14), sign < 0.5, magnitude, bins
+            )
         return image
 
-    assert_nearly_equal(augment.rand_augment(images, seeded(), num_ops, magnitude, bins), one_by_one(reference, images, draws))
+    assert_nearly_equal(
+        augment.rand_augment(images, seeded(), num_ops, magnitude, bins),
+        one_by_one(reference, images, draws),
+    )
 
 
 @pytest.mark.parametrize("bins", [31, 11])
@@ -414,9 +511,18 @@ def test_trivial_augment(bins):
     draws = augment.rand(seeded(), 96, 3)
 
     def reference(image, draw):
-        return operate_one(image, v2.TrivialAugmentWide, int(draw[0] * 14), draw[1] < 0.5, int(draw[2] * bins), bins)
+        return operate_one(
+            image,
+            v2.TrivialAugmentWide,
+            int(draw[0] * 14),
+            draw[1] < 0.5,
+            int(draw[2] * bins),
+            bins,
+        )
 
-    assert_nearly_equal(augment.trivial_augment(images, seeded(), bins), one_by_one(reference, images, draws))
+    assert_nearly_equal(
+        augment.trivial_augment(images, seeded(), bins), one_by_one(reference, images, draws)
+    )
 
 
 # ---- after normalisation -----------------------------------------------------------------------------------------------
@@ -430,7 +536,9 @@ def test_normalize_is_the_formula():
     for given in (images, images.contiguous()):
         out = augment.normalize(given, MEAN, STD)
         assert out.dtype == torch.float32 and out.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(out.double(), (images.double() / 255 - mean) / std, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            out.double(), (images.double() / 255 - mean) / std, atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize("size", [1, 8, 9, 50])
@@ -453,7 +561,9 @@ def test_cutout(size):
 @pytest.mark.parametrize("size", [5, 6])
 def test_cutout_is_as_often_at_every_place(size):
     ones = torch.ones(20000, 1, 16, 16)
-    kept = augment.cutout(ones, seeded(), size)[:, 0, 8].mean(0)[5:-5]  # along a row, far from its ends
+    kept = augment.cutout(ones, seeded(), size)[:, 0, 8].mean(0)[
+        5:-5
+    ]  # along a row, far from its ends
     assert kept.max() - kept.min() < 0.02
 
 
@@ -471,10 +581,18 @@ def test_random_erasing(height, width):
     assert torch.equal(h * w, gone.sum((1, 2)))  # one whole box, inside the picture
     part, aspect = h * w / (height * width), (h / height) / (w / width)
     size, half = height * width, 0.5  # a side is rounded by half a pixel
-    assert ((h + half) * (w + half) >= 0.05 * size).all() and ((h - half) * (w - half) <= 0.3 * size).all()
-    assert part.min() < 0.07 and part.max() > 0.27 and part.mean().item() == pytest.approx(0.175, abs=0.01)
+    assert ((h + half) * (w + half) >= 0.05 * size).all() and (
+        (h - half) * (w - half) <= 0.3 * size
+    ).all()
+    assert (
+        part.min() < 0.07
+        and part.max() > 0.27
+        and part.mean().item() == pytest.approx(0.175, abs=0.01)
+    )
     assert 0.4 < aspect.min() < 0.6 and 1.7 < aspect.max() < 2.5
-    assert rows.float().mean(0)[0] > 0.02 and rows.float().mean(0)[-1] > 0.02  # the border is reached
+    assert (
+        rows.float().mean(0)[0] > 0.02 and rows.float().mean(0)[-1] > 0.02
+    )  # the border is reached
     assert torch.equal(augment.random_erasing(ones, seeded(), 0.0), ones)
 
 
@@ -489,11 +607,15 @@ def test_mixup(count, alpha):
     mixed, shares = augment.mixup(images, targets, seeded(), alpha)
     weights = shares[torch.arange(count), targets.argmax(1)]
     if alpha == 1:  # uniform: the draws themselves
-        torch.testing.assert_close(weights[: count // 2 * 2], augment.rand(seeded(), count)[: count // 2 * 2])
+        torch.testing.assert_close(
+            weights[: count // 2 * 2], augment.rand(seeded(), count)[: count // 2 * 2]
+        )
     for i in range(count):
         j = i ^ 1 if i ^ 1 < count else i
         torch.testing.assert_close(mixed[i], weights[i] * images[i] + (1 - weights[i]) * images[j])
-        torch.testing.assert_close(shares[i], weights[i] * targets[i] + (1 - weights[i]) * targets[j])
+        torch.testing.assert_close(
+            shares[i], weights[i] * targets[i] + (1 - weights[i]) * targets[j]
+        )
     torch.testing.assert_close(shares.sum(1), torch.ones(count))
 
 
@@ -546,7 +668,9 @@ def test_mix_draws_kind_and_chance_for_each_image(alphas):
         untouched = torch.tensor([kind == "none" for kind in found])
         assert torch.equal(shares[untouched], targets[untouched])
         torch.testing.assert_close(shares.sum(1), torch.ones(200))
-        assert abs(found.count("none") / 200 - (1 - probability)) < (0.1 if probability == 0.5 else 0.05)
+        assert abs(found.count("none") / 200 - (1 - probability)) < (
+            0.1 if probability == 0.5 else 0.05
+        )
         assert set(found) - {"none"} == (kinds if probability else set())
         if len(kinds) == 2 and probability == 1:
             assert 70 < found.count("mixup") < 130
@@ -563,8 +687,17 @@ def test_mixing_without_an_alpha_changes_nothing():
 
 def test_the_pipeline_is_its_steps_in_order():
     images, labels, generator = pictures(), torch.arange(16) % 10, seeded()
-    options = dict(num_classes=10, crop_mode="zero", cutout_size=12, mixup_alpha=0.4, cutmix_alpha=1.0, mix_probability=0.5)
-    inputs, targets = Pipeline(MEAN, STD, 48, ["crop", "color_jitter", "flip"], **options)(images, labels, seeded())
+    options = dict(
+        num_classes=10,
+        crop_mode="zero",
+        cutout_size=12,
+        mixup_alpha=0.4,
+        cutmix_alpha=1.0,
+        mix_probability=0.5,
+    )
+    inputs, targets = Pipeline(MEAN, STD, 48, ["crop", "color_jitter", "flip"], **options)(
+        images, labels, seeded()
+    )
     x = augment.crop(images, generator, mode="zero")
     x = augment.flip(augment.color_jitter(x, generator), generator)
     x = augment.cutout(augment.normalize(augment.resize(x, 48), MEAN, STD), generator, 12)
@@ -582,13 +715,28 @@ def test_a_pipeline_without_mixing_hands_the_labels_on():
 @pytest.mark.parametrize("size", [16, 32, 48])
 @pytest.mark.parametrize("name", augment.TRANSFORMS)
 def test_every_transform_gives_the_size_that_is_asked_for(name, size):
-    inputs, _ = Pipeline(MEAN, STD, size, [name])(pictures(4), torch.zeros(4, dtype=torch.int64), seeded())
-    assert inputs.shape == (4, 3, size, size) and inputs.dtype == torch.float32 and inputs.isfinite().all()
+    inputs, _ = Pipeline(MEAN, STD, size, [name])(
+        pictures(4), torch.zeros(4, dtype=torch.int64), seeded()
+    )
+    assert (
+        inputs.shape == (4, 3, size, size)
+        and inputs.dtype == torch.float32
+        and inputs.isfinite().all()
+    )
     assert inputs.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_an_empty_batch_stays_empty():
-    pipeline = Pipeline(MEAN, STD, 48, augment.TRANSFORMS, num_classes=10, cutout_size=8, mixup_alpha=0.2, cutmix_alpha=1.0)
+    pipeline = Pipeline(
+        MEAN,
+        STD,
+        48,
+        augment.TRANSFORMS,
+        num_classes=10,
+        cutout_size=8,
+        mixup_alpha=0.2,
+        cutmix_alpha=1.0,
+    )
     inputs, targets = pipeline(pictures(4)[:0], torch.zeros(0, dtype=torch.int64), seeded())
     assert inputs.shape == (0, 3, 48, 48) and targets.shape == (0, 10)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-import checkpoint
-from errors import UserError
+from common import checkpoint
+from common.errors import UserError
 
 STATE = {
     "weights": {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)},
@@ -53,7 +53,13 @@ def test_a_truncated_file_is_refused(tmp_path, keep):
     path = tmp_path / "a.pt"
     checkpoint.save(STATE, path)
     whole = path.read_bytes()
-    size = int(len(whole) * keep) if isinstance(keep, float) else keep if keep >= 0 else len(whole) + keep
+    size = (
+        int(len(whole) * keep)
+        if isinstance(keep, float)
+        else keep
+        if keep >= 0
+        else len(whole) + keep
+    )
     path.write_bytes(whole[:size])
     with pytest.raises(UserError, match="a.pt"):
         checkpoint.load(path)
@@ -123,14 +129,21 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, kind):
         path.write_bytes(pickle.dumps(Hostile(sentinel)))
     else:
         bad = Hostile(sentinel)
-        torch.save({"format": 1, "digest": "", "contents": {"x": bad}} if kind == "inside" else bad, path)
+        torch.save(
+            {"format": 1, "digest": "", "contents": {"x": bad}} if kind == "inside" else bad, path
+        )
     with pytest.raises(UserError, match="bad.pt"):
         checkpoint.load(path)
     assert not sentinel.exists()
 
 
-FOREIGN = {"empty": b"", "csv": b"epoch,step\n1,2\n", "pickle": b"\x80\x04N.", "zip": b"PK\x03\x04 nothing",
-           "noise": random.Random(0).randbytes(2000)}  # fmt: skip
+FOREIGN = {
+    "empty": b"",
+    "csv": b"epoch,step\n1,2\n",
+    "pickle": b"\x80\x04N.",
+    "zip": b"PK\x03\x04 nothing",
+    "noise": random.Random(0).randbytes(2000),
+}
 
 
 @pytest.mark.parametrize("contents", FOREIGN.values(), ids=FOREIGN)
@@ -161,7 +174,12 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch, brok
     def fail(*args, **options):
         raise OSError(28, "No space left on device")
 
-    target = {"save": "torch.save", "fsync": "os.fsync", "replace": "os.replace", "verify": "torch.load"}[broken]
+    target = {
+        "save": "torch.save",
+        "fsync": "os.fsync",
+        "replace": "os.replace",
+        "verify": "torch.load",
+    }[broken]
     monkeypatch.setattr(target, fail)
     with pytest.raises(UserError, match="No space left"):
         checkpoint.save({**STATE, "step": 8}, path)
@@ -192,7 +210,9 @@ def test_a_file_that_reads_back_differently_is_not_renamed(tmp_path, monkeypatch
 def test_a_state_that_could_not_be_loaded_is_not_saved(tmp_path):
     path = tmp_path / "a.pt"
     checkpoint.save(STATE, path)
-    with pytest.raises(UserError, match="could not be written .*more than tensors and plain values"):
+    with pytest.raises(
+        UserError, match="could not be written .*more than tensors and plain values"
+    ):
         checkpoint.save({**STATE, "path": path}, path)
     assert checkpoint.load(path)["step"] == 7
 
@@ -208,8 +228,13 @@ HOSTILE_WEIGHTS = {
 def test_tensors_that_claim_elements_are_refused_before_memory_is_asked_for(tmp_path, kind):
     from models.weights import read_weights
 
-    torch.save({"stem.0.weight": HOSTILE_WEIGHTS[kind](), "fc.bias": torch.zeros(10)}, tmp_path / "weights.pt")
-    with pytest.raises(UserError, match=r"weights\.pt was refused: it holds tensors without elements of their own"):
+    torch.save(
+        {"stem.0.weight": HOSTILE_WEIGHTS[kind](), "fc.bias": torch.zeros(10)},
+        tmp_path / "weights.pt",
+    )
+    with pytest.raises(
+        UserError, match=r"weights\.pt was refused: it holds tensors without elements of their own"
+    ):
         read_weights(tmp_path / "weights.pt")
 
 
@@ -223,5 +248,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
             content = bytes(10**8) if record.filename.endswith("data/0") else plain.read(record)
             bomb.writestr(record.filename, content)
     assert (tmp_path / "bomb.pt").stat().st_size < 10**6
-    with pytest.raises(UserError, match="bomb.pt was refused: it claims to hold more than its size"):
+    with pytest.raises(
+        UserError, match="bomb.pt was refused: it claims to hold more than its size"
+    ):
         checkpoint.load_untrusted(tmp_path / "bomb.pt")

@@ -7,33 +7,48 @@ import sys
 import pytest
 from conftest import ROOT
 
-import augment
-import cli
 import data
-import experiment
 import models
-import optim
 import train
-from errors import UserError
+from common import command_line
+from common.errors import UserError
+from datasets import augment
+from training import arguments, experiment, optimizers
 
 
 def resolve(*argv, config=None):
     parser = train.build_parser()
-    given = cli.explicit(parser, [str(a) for a in argv])
-    return cli.resolve(parser, given, config or {}, experiment.recipe, optim.OPTIMIZERS)
+    given = command_line.explicit(parser, [str(a) for a in argv])
+    return arguments.resolve(parser, given, config or {}, experiment.recipe, optimizers.OPTIMIZERS)
 
 
 def test_the_default_recipe_is_the_published_one():
     args, origin = resolve("--model", "resnet34", "--epochs", 500)
-    assert (args.optimizer, args.lr, args.momentum, args.weight_decay, args.batch_size) == ("sgd", 0.1, 0.9, 5e-4, 128)
-    assert (args.schedule, args.augment, args.mix_prob, args.label_smoothing) == ("cosine", "crop,flip", 0.5, 0.1)
-    assert args.mixup > 0 and args.cutmix > 0 and args.ema_decay is None and args.warmup_epochs is None
+    assert (args.optimizer, args.lr, args.momentum, args.weight_decay, args.batch_size) == (
+        "sgd",
+        0.1,
+        0.9,
+        5e-4,
+        128,
+    )
+    assert (args.schedule, args.augment, args.mix_prob, args.label_smoothing) == (
+        "cosine",
+        "crop,flip",
+        0.5,
+        0.1,
+    )
+    assert (
+        args.mixup > 0 and args.cutmix > 0 and args.ema_decay is None and args.warmup_epochs is None
+    )
     assert origin["model"] == "command line" and origin["batch_size"] == "default"
 
 
 def test_a_batch_of_auto_is_the_recipes_in_parts_that_fit():
     args, origin = resolve("--model", "convnext_tiny", "--batch-size", "auto")
-    assert args.batch_size == resolve("--model", "convnext_tiny")[0].batch_size and origin["batch_size"] != "command line"
+    assert (
+        args.batch_size == resolve("--model", "convnext_tiny")[0].batch_size
+        and origin["batch_size"] != "command line"
+    )
     assert args.micro_batch is None and origin["micro_batch"] == "command line"
     assert resolve("--batch-size", "auto", "--micro-batch", 8)[0].micro_batch == 8
 
@@ -42,8 +57,19 @@ def test_a_batch_of_auto_is_the_recipes_in_parts_that_fit():
 def test_the_naive_baseline_has_nothing_added(model):
     args, _ = resolve("--model", model, "--augment", "none", "--optimizer", "adam")
     assert args.clip_grad == 0
-    assert (args.lr, args.weight_decay, args.schedule, args.warmup_epochs) == (1e-3, 0, "constant", 0)
-    assert (args.mixup, args.cutmix, args.cutout, args.label_smoothing, args.ema_decay) == (0, 0, 0, 0, 0)
+    assert (args.lr, args.weight_decay, args.schedule, args.warmup_epochs) == (
+        1e-3,
+        0,
+        "constant",
+        0,
+    )
+    assert (args.mixup, args.cutmix, args.cutout, args.label_smoothing, args.ema_decay) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def test_the_command_line_wins_over_config_over_recipe_over_default():
@@ -62,32 +88,59 @@ def test_another_optimizer_brings_its_own_rate():
 
 
 def test_a_config_gives_way_to_what_another_choice_brings():
-    config = dict(model="resnet20", optimizer="sgd", lr=0.1, schedule="cosine", mixup=0.2, cutmix=1.0, augment="crop", epochs=7)
+    config = dict(
+        model="resnet20",
+        optimizer="sgd",
+        lr=0.1,
+        schedule="cosine",
+        mixup=0.2,
+        cutmix=1.0,
+        augment="crop",
+        epochs=7,
+    )
     origin = dict(lr="optimizer", mixup="recipe", epochs="command line")
     parser = train.build_parser()
 
     def args(*argv):
-        given = cli.explicit(parser, list(argv))
-        return cli.resolve(parser, given, config, experiment.recipe, optim.OPTIMIZERS, origin)[0]
+        given = command_line.explicit(parser, list(argv))
+        return arguments.resolve(
+            parser, given, config, experiment.recipe, optimizers.OPTIMIZERS, origin
+        )[0]
 
     assert (args().lr, args().mixup, args().epochs) == (0.1, 0.2, 7)
     adam = args("--optimizer", "adam")
     assert (adam.lr, adam.schedule, adam.mixup, adam.epochs) == (1e-3, "constant", 0.2, 7)
-    assert (args("--augment", "none").mixup, args("--augment", "none", "--cutmix", "1").cutmix) == (0.0, 1.0)
+    assert (args("--augment", "none").mixup, args("--augment", "none", "--cutmix", "1").cutmix) == (
+        0.0,
+        1.0,
+    )
     assert (args("--model", "resnet18").mixup, args("--model", "resnet18").epochs) == (0.2, 7)
 
 
 def test_starting_from_weights_brings_a_recipe_of_its_own():
     args, origin = resolve("--weights", "x.pt", "--model", "vit_custom")
-    assert (args.optimizer, args.lr, args.layer_decay, args.epochs, args.image_size) == ("adamw", 3e-4, 0.75, 10, 32)
+    assert (args.optimizer, args.lr, args.layer_decay, args.epochs, args.image_size) == (
+        "adamw",
+        3e-4,
+        0.75,
+        10,
+        32,
+    )
     assert resolve("--pretrained", "--model", "vit_tiny")[0].image_size == 224
     probe, _ = resolve("--weights", "x.pt", "--freeze-backbone")
     assert (probe.augment, probe.mixup, probe.cutmix, probe.layer_decay) == ("none", 0.0, 0.0, 1.0)
     # A config of a run from scratch: its recipe gives way, what was asked for there stays.
     scratch, given = resolve("--model", "vit_custom", "--epochs", 50)
     parser = train.build_parser()
-    again, _ = cli.resolve(parser, {"weights": "x.pt"}, vars(scratch), experiment.recipe, optim.OPTIMIZERS, given)
-    assert (again.model, again.epochs, again.lr, again.layer_decay) == ("vit_custom", 50, 3e-4, 0.75)
+    again, _ = arguments.resolve(
+        parser, {"weights": "x.pt"}, vars(scratch), experiment.recipe, optimizers.OPTIMIZERS, given
+    )
+    assert (again.model, again.epochs, again.lr, again.layer_decay) == (
+        "vit_custom",
+        50,
+        3e-4,
+        0.75,
+    )
 
 
 def test_a_config_may_hold_texts_where_the_command_line_would():
@@ -101,15 +154,26 @@ def test_what_belongs_to_one_call_is_not_taken_from_a_config():
 
 
 def test_what_is_named_without_torch_is_what_there_is():
-    assert cli.DATASETS == data.DATASETS and set(cli.AUGMENTATIONS) == set(augment.TRANSFORMS)
+    assert arguments.DATASETS == data.DATASETS and set(arguments.AUGMENTATIONS) == set(
+        augment.TRANSFORMS
+    )
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"lrr": 1}, "unknown argument 'lrr'; did you mean lr"), ({"lr": -1}, "at least 0"), ({"dataset": "mnist"}, "none of"),
-     ({"compile": "yes"}, "neither true nor false"), ({"epochs": 1.5}, "whole number"), ({"epochs": None}, "epochs"),
-     ({"model": 3}, "model"), ({"model_arg": [1]}, "list of texts"), ({"augment": None}, "augment"), ({"lr": True}, "lr")],
-)  # fmt: skip
+    [
+        ({"lrr": 1}, "unknown argument 'lrr'; did you mean lr"),
+        ({"lr": -1}, "at least 0"),
+        ({"dataset": "mnist"}, "none of"),
+        ({"compile": "yes"}, "neither true nor false"),
+        ({"epochs": 1.5}, "whole number"),
+        ({"epochs": None}, "epochs"),
+        ({"model": 3}, "model"),
+        ({"model_arg": [1]}, "list of texts"),
+        ({"augment": None}, "augment"),
+        ({"lr": True}, "lr"),
+    ],
+)
 def test_a_config_is_checked_like_a_command_line(config, message):
     with pytest.raises(UserError, match=message):
         resolve(config=config)
@@ -153,7 +217,9 @@ def test_help_shows_defaults_and_every_argument(capsys):
     assert "(without a recipe: 128)" in text and "default: None" not in text
 
 
-@pytest.mark.parametrize("script", ["train", "train_vit", "train_sota", "benchmark", "compare_runs", "show_example"])
+@pytest.mark.parametrize(
+    "script", ["train", "train_vit", "train_sota", "benchmark", "compare_runs", "show_example"]
+)
 def test_help_imports_nothing_that_it_does_not_need(script):
     code = (
         f"import sys, {script}\ntry: {script}.main(['--help'])\nexcept SystemExit: pass\n"
@@ -165,15 +231,19 @@ def test_help_imports_nothing_that_it_does_not_need(script):
 
 @pytest.mark.parametrize(
     ("error", "status", "line"),
-    [(UserError("wrong", status=2), 2, "wrong"), (UserError("broken"), 1, "broken"), (KeyboardInterrupt(), 130, "interrupted"),
-     (OSError(28, "No space left on device"), 1, "No space left on device")],
-)  # fmt: skip
+    [
+        (UserError("wrong", status=2), 2, "wrong"),
+        (UserError("broken"), 1, "broken"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+    ],
+)
 def test_a_script_ends_with_one_line_and_a_status(error, status, line, capsys):
     def main():
         raise error
 
     with pytest.raises(SystemExit) as stopped:
-        cli.run(main)
+        command_line.run(main)
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == status and len(lines) == 1 and lines[0].endswith(line)
 
@@ -181,10 +251,16 @@ def test_a_script_ends_with_one_line_and_a_status(error, status, line, capsys):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_output_that_finds_no_room_is_told_and_a_reader_that_goes_is_no_fault():
     """Without PYTHONUNBUFFERED, so that the text is written when the script is done."""
+
     def started(where):
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-        return subprocess.Popen([sys.executable, ROOT / "compare_runs.py", "--help"], stdout=where, stderr=subprocess.PIPE,
-                                text=True, env=environment)  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, ROOT / "compare_runs.py", "--help"],
+            stdout=where,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
 
     with open("/dev/full", "w") as full:
         process = started(full)

@@ -7,15 +7,20 @@ import crashes
 import pytest
 import torch
 
-import checkpoint
-import rundir
-from errors import UserError
+from common import checkpoint
+from common.errors import UserError
+from training import run_directory
 
 
 def contents(epoch, best=0):
     """Contents of a last.pt, as small as they can be."""
     training = {"progress": {"epoch": epoch, "batch": 0}, "best": {"epoch": best}}
-    return {"training": training, "weights": torch.full((4,), float(epoch)), "card": {}, "ema": None}
+    return {
+        "training": training,
+        "weights": torch.full((4,), float(epoch)),
+        "card": {},
+        "ema": None,
+    }
 
 
 def row(epoch):
@@ -28,7 +33,7 @@ def best_of(last):
 
 @pytest.fixture
 def no_events(monkeypatch):
-    monkeypatch.setattr(rundir.RunDir, "events", Silent())
+    monkeypatch.setattr(run_directory.RunDir, "events", Silent())
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def record(recorder, directory):
     def note(epoch):
         saved.append((len(recorder.operations), epoch))
 
-    run = rundir.RunDir.create(directory, {"arguments": {}})
+    run = run_directory.RunDir.create(directory, {"arguments": {}})
     run.save_last(contents(0))
     note(0)
     for epoch, best in ((1, 1), (2, 1), (3, 3), (4, 3)):
@@ -54,7 +59,7 @@ def record(recorder, directory):
         if epoch == 2:  # interrupted and resumed
             run.write_summary("interrupted")
             run.close()
-            run = rundir.RunDir.open(directory)
+            run = run_directory.RunDir.open(directory)
             run.keep_rows(2)
             run.note_resumed({"arguments": {}}, epoch=3)
     run.write_summary("finished", test_acc=50.0)
@@ -75,9 +80,11 @@ class Silent:
 def check(directory, at_least):
     """Resumes what a crash left, where a save of the epoch `at_least` had ended, and trains one epoch more."""
     try:
-        state, _ = rundir.load_last(directory)
+        state, _ = run_directory.load_last(directory)
     except UserError:
-        assert at_least is None and not (directory / "last.pt").exists()  # nothing had been promised
+        assert (
+            at_least is None and not (directory / "last.pt").exists()
+        )  # nothing had been promised
         return
     epoch, best = state["training"]["progress"]["epoch"], state["training"]["best"]["epoch"]
     assert checkpoint.digest(state) == checkpoint.digest(contents(epoch, best))
@@ -86,7 +93,7 @@ def check(directory, at_least):
         assert checkpoint.load(directory / "previous.pt")["training"]["progress"]["epoch"] <= epoch
     if 0 < best < epoch:  # that of this epoch is made anew, see resume.open_directory
         assert checkpoint.load(directory / "best.pt")["metric"]["epoch"] in range(best, epoch + 2)
-    run = rundir.RunDir.open(directory)
+    run = run_directory.RunDir.open(directory)
     try:
         run.keep_rows(epoch)
         run.end_epoch(row(epoch + 1), contents(epoch + 1))
@@ -107,7 +114,10 @@ def test_every_state_that_a_power_cut_can_leave_is_resumed(recorded, tmp_path):
         at_least = max((epoch for count, epoch in saved if count <= prefix), default=None)
         for state in crashes.states(operations[:prefix]):
             number += 1
-            key = (at_least, *sorted((path, hashlib.sha256(data).digest()) for path, data in state.items()))
+            key = (
+                at_least,
+                *sorted((path, hashlib.sha256(data).digest()) for path, data in state.items()),
+            )
             if key not in seen:
                 seen.add(key)
                 left = tmp_path / "left"
@@ -136,6 +146,10 @@ def test_the_record_holds_everything_that_a_run_writes(train, monkeypatch):
     """But its events and its lock, which nothing is read from."""
     recorder = crashes.Recorder(monkeypatch)
     directory = train("--epochs", 2, "--ema-decay", 0.5)
-    found = {path: path.read_bytes() for path in directory.iterdir() if path.name != ".lock" and "tfevents" not in path.name}
+    found = {
+        path: path.read_bytes()
+        for path in directory.iterdir()
+        if path.name != ".lock" and "tfevents" not in path.name
+    }
     assert crashes.replay(recorder.operations) == found
-    assert {path.name for path in found} == set(rundir.FILES)
+    assert {path.name for path in found} == set(run_directory.FILES)

@@ -32,7 +32,10 @@ def drawn(monkeypatch):
 def many(tmp_path, count):
     """Runs whose curves nearly coincide."""
     for i in range(count):
-        rows = [f"{e},{e},0.1,{2 / e:.3f},{50 + e + 0.01 * i},{2.1 / e:.3f},{40 + e + 0.02 * i},5,9" for e in range(1, 9)]
+        rows = [
+            f"{e},{e},0.1,{2 / e:.3f},{50 + e + 0.01 * i},{2.1 / e:.3f},{40 + e + 0.02 * i},5,9"
+            for e in range(1, 9)
+        ]
         write(tmp_path / f"a_rather_long_name_of_run_{i}", rows=rows)
     return replicates.group(metrics.load_runs([str(tmp_path / "*")]))
 
@@ -47,7 +50,9 @@ def overlaps(texts, renderer):
     return [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
-@pytest.mark.parametrize(("count", "size"), [(1, "screen"), (2, "column"), (5, "page"), (20, "screen"), (20, "column")])
+@pytest.mark.parametrize(
+    ("count", "size"), [(1, "screen"), (2, "column"), (5, "page"), (20, "screen"), (20, "column")]
+)
 def test_no_text_covers_another_and_none_is_cut(tmp_path, drawn, count, size):
     groups = many(tmp_path, count)
     for panel in ("curves", "efficiency", "bars"):
@@ -55,26 +60,46 @@ def test_no_text_covers_another_and_none_is_cut(tmp_path, drawn, count, size):
     for figure in drawn:
         figure.canvas.draw()  # at its own resolution: saving left the places of another
         renderer = figure.canvas.get_renderer()
-        hidden = {label for axis in figure.axes for each in (axis.xaxis, axis.yaxis) for label in labels_outside(each)}
-        texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text().strip() and text.get_visible()]
+        hidden = {
+            label
+            for axis in figure.axes
+            for each in (axis.xaxis, axis.yaxis)
+            for label in labels_outside(each)
+        }
+        texts = [
+            text
+            for text in figure.findobj(matplotlib.text.Text)
+            if text.get_text().strip() and text.get_visible()
+        ]
         texts = [text for text in texts if text not in hidden]
         assert len(texts) > count and overlaps(texts, renderer) == []
         page = figure.bbox
         for text in texts:
             box = extent(text, renderer)
-            assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1 and box.y0 >= page.y0 - 1 and box.y1 <= page.y1 + 1, text
+            assert (
+                box.x0 >= page.x0 - 1
+                and box.x1 <= page.x1 + 1
+                and box.y0 >= page.y0 - 1
+                and box.y1 <= page.y1 + 1
+            ), text
 
 
 def labels_outside(axis):
     """Labels of ticks beyond an axis' ends, which exist and are not drawn."""
     low, high = sorted(axis.get_view_interval())
-    ticks = [tick for tick in axis.get_major_ticks() + axis.get_minor_ticks() if not low <= tick.get_loc() <= high]
+    ticks = [
+        tick
+        for tick in axis.get_major_ticks() + axis.get_minor_ticks()
+        if not low <= tick.get_loc() <= high
+    ]
     return [label for tick in ticks for label in (tick.label1, tick.label2)]
 
 
 def test_the_ends_are_the_last_values_and_bands_one_deviation(tmp_path, drawn):
     write_seeds(tmp_path, "a", [90.0, 94.0])
-    curves.draw(replicates.group(metrics.load_runs([str(tmp_path / "*")])), tmp_path / "x.png", smooth=2)
+    curves.draw(
+        replicates.group(metrics.load_runs([str(tmp_path / "*")])), tmp_path / "x.png", smooth=2
+    )
     accuracy = drawn[0].axes[3]
     assert [text.get_text() for text in accuracy.texts] == ["92.00"]  # not smoothed
     (band,) = accuracy.collections
@@ -104,7 +129,11 @@ def test_spread_moves_as_little_as_it_must():
 
 
 def test_the_front_holds_what_nothing_beats():
-    assert curves.pareto([(1, 5), (2, 4), (3, 9), (3, 8), (2, 6), (9, 9)]) == [(1, 5), (2, 6), (3, 9)]
+    assert curves.pareto([(1, 5), (2, 4), (3, 9), (3, 8), (2, 6), (9, 9)]) == [
+        (1, 5),
+        (2, 6),
+        (3, 9),
+    ]
 
 
 def test_kinds_of_files_and_names_that_are_drawn_as_they_are(tmp_path):

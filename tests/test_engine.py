@@ -13,43 +13,63 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
-import engine
 import models
-import optim
-import probe
-import sources
-from augment import Pipeline
-from ranks import Ranks
+from datasets.augment import Pipeline
+from datasets.examples import Examples
+from training import devices, linear_probe, loop, mixed_precision, moving_average, optimizers
+from training.distributed import Ranks
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def net(dropout=0.0, norm=False, seed=0):
     torch.manual_seed(seed)
-    layers = [nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout)]
+    layers = [
+        nn.Conv2d(3, 8, 3, 2),
+        nn.BatchNorm2d(8) if norm else nn.Identity(),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+    ]
     return nn.Sequential(*layers, nn.Linear(72, 10))
 
 
 def batches(count=100, size=32, seed=0, device="cpu", **options):
     generator = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
-    examples = sources.Examples(images, torch.randint(0, 10, (count,), generator=generator))
+    images = torch.randint(
+        0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=generator
+    ).permute(0, 3, 1, 2)
+    examples = Examples(images, torch.randint(0, 10, (count,), generator=generator))
     pipeline = Pipeline(MEAN, STD, 8, ("crop", "flip"), num_classes=10, **options)
     return data.Batches(examples, size, pipeline, seed=seed, device=device)
 
 
 def start(model, name="sgd", lr=0.05, **options):
-    return optim.create_optimizer(name, optim.param_groups(model, 1e-3), lr, **options)
+    return optimizers.create_optimizer(name, optimizers.param_groups(model, 1e-3), lr, **options)
 
 
 def fit(model, epochs=2, source=None, optimizer=None, **options):
     source = source or batches()
-    return engine.fit(model, source, optimizer=optimizer or start(model), lr_at=lambda step: 0.05, epochs=epochs, **options)
+    return loop.fit(
+        model,
+        source,
+        optimizer=optimizer or start(model),
+        lr_at=lambda step: 0.05,
+        epochs=epochs,
+        **options,
+    )
 
 
 def test_figures_are_sums_over_examples_and_steps_are_counted():
     model, rows = net(), []
-    progress = engine.fit(model, batches(), optimizer=start(model), lr_at=lambda step: 0.0, epochs=1, after_epoch=rows.append)
+    progress = loop.fit(
+        model,
+        batches(),
+        optimizer=start(model),
+        lr_at=lambda step: 0.0,
+        epochs=1,
+        after_epoch=rows.append,
+    )
     losses, correct, count = 0.0, 0, 0
     for x, y in batches().epoch(0):
         logits = net()(x)
@@ -65,17 +85,19 @@ def test_figures_are_sums_over_examples_and_steps_are_counted():
 def test_a_rank_stops_for_what_is_not_finite_in_the_part_of_another(monkeypatch):
     ranks = Ranks(torch.device("cpu"), sharded=True)
     fit(net(), epochs=1, ranks=ranks)
-    monkeypatch.setattr(Ranks, "sum", lambda self, values: values + 1 if values.dtype == torch.float32 else values)
-    with pytest.raises(engine.NonFiniteLoss, match="0.weight is not finite at step 3"):
-        engine._check_state(net(), start(net()), engine.Progress(step=3), 0.1, ranks)
+    monkeypatch.setattr(
+        Ranks, "sum", lambda self, values: values + 1 if values.dtype == torch.float32 else values
+    )
+    with pytest.raises(loop.NonFiniteLoss, match="0.weight is not finite at step 3"):
+        loop._check_state(net(), start(net()), loop.Progress(step=3), 0.1, ranks)
 
 
 def test_evaluation_counts_every_image_once():
     model = net().eval()
     images = torch.randint(0, 256, (10_001, 8, 8, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    examples = sources.Examples(images, torch.randint(0, 10, (10_001,)))
+    examples = Examples(images, torch.randint(0, 10, (10_001,)))
     pipeline = Pipeline(MEAN, STD, 8)
-    found = engine.evaluate(model, data.Batches(examples, 500, pipeline, shuffle=False))
+    found = loop.evaluate(model, data.Batches(examples, 500, pipeline, shuffle=False))
     x, y = pipeline(images, examples.labels, None)
     logits = model(x).detach()
     assert found["loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
@@ -103,12 +125,18 @@ def evaluate_on_two_ranks(examples, batch_size, stop_after=None):
 
     def run(rank):
         models[rank].register_forward_pre_hook(lambda *_: begun[rank].append(1))
-        batches = data.Batches(examples, batch_size, Pipeline(MEAN, STD, 8), shuffle=False, rank=rank, world=2)
+        batches = data.Batches(
+            examples, batch_size, Pipeline(MEAN, STD, 8), shuffle=False, rank=rank, world=2
+        )
         try:
-            return engine.evaluate(models[rank], batches, ranks=ThreadRanks(torch.device("cpu"), rank, 2),
-                                   stop=lambda: rank == 1 and stop_after and len(begun[rank]) >= stop_after,
-                                   see=lambda answers, labels: seen.extend(labels.tolist()))  # fmt: skip
-        except engine.Interrupted:
+            return loop.evaluate(
+                models[rank],
+                batches,
+                ranks=ThreadRanks(torch.device("cpu"), rank, 2),
+                stop=lambda: rank == 1 and stop_after and len(begun[rank]) >= stop_after,
+                see=lambda answers, labels: seen.extend(labels.tolist()),
+            )
+        except loop.Interrupted:
             return "interrupted"
 
     with ThreadPoolExecutor(2) as pool:
@@ -117,26 +145,39 @@ def evaluate_on_two_ranks(examples, batch_size, stop_after=None):
 
 
 def test_ranks_evaluate_every_image_once_and_talk_every_few_batches():
-    examples = sources.Examples(torch.randint(0, 256, (10_001, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (10_001,)))
-    alone = engine.evaluate(net().eval(), data.Batches(examples, 500, Pipeline(MEAN, STD, 8), shuffle=False))
+    examples = Examples(
+        torch.randint(0, 256, (10_001, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (10_001,))
+    )
+    alone = loop.evaluate(
+        net().eval(), data.Batches(examples, 500, Pipeline(MEAN, STD, 8), shuffle=False)
+    )
     found, reductions, batches, seen = evaluate_on_two_ranks(examples, 1000)
     assert found[0] == found[1] and sorted(seen) == sorted(examples.labels.tolist())
     assert (found[0]["acc"], found[0]["top5"]) == (alone["acc"], alone["top5"])
     assert found[0]["loss"] == pytest.approx(alone["loss"], rel=1e-6)
-    assert batches == [10, 11] and reductions <= 3  # the last image is the second rank's; one reduction is for the figures
+    assert (
+        batches == [10, 11] and reductions <= 3
+    )  # the last image is the second rank's; one reduction is for the figures
 
 
 @pytest.mark.parametrize(("asked_in", "at_most"), [(2, 4), (4, 4), (5, 8), (9, 11), (11, 11)])
 def test_ranks_stop_an_evaluation_together(asked_in, at_most):
-    examples = sources.Examples(torch.zeros(11_000, 3, 8, 8, dtype=torch.uint8), torch.zeros(11_000, dtype=torch.int64))
+    examples = Examples(
+        torch.zeros(11_000, 3, 8, 8, dtype=torch.uint8), torch.zeros(11_000, dtype=torch.int64)
+    )
     found, _, batches, _ = evaluate_on_two_ranks(examples, 1000, stop_after=asked_in)
     assert found == ["interrupted"] * 2 and batches[0] == batches[1] <= at_most
 
 
 def test_top5_of_fewer_classes_is_everything():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-    examples = sources.Examples(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 0]))
-    assert engine.evaluate(model, data.Batches(examples, 4, Pipeline(MEAN, STD, 8), shuffle=False))["top5"] == 100
+    examples = Examples(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 0]))
+    assert (
+        loop.evaluate(model, data.Batches(examples, 4, Pipeline(MEAN, STD, 8), shuffle=False))[
+            "top5"
+        ]
+        == 100
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 3, 32])
@@ -187,8 +228,14 @@ def test_the_rate_is_set_for_each_step_and_scaled_for_a_group():
     model, seen = net(), []
     optimizer = start(model)
     optimizer.param_groups[0]["lr_scale"] = 0.5
-    engine.fit(model, batches(), optimizer=optimizer, lr_at=lambda step: 0.01 * (step + 1), epochs=2,
-               after_step=lambda: seen.append([g["lr"] for g in optimizer.param_groups]))  # fmt: skip
+    loop.fit(
+        model,
+        batches(),
+        optimizer=optimizer,
+        lr_at=lambda step: 0.01 * (step + 1),
+        epochs=2,
+        after_step=lambda: seen.append([g["lr"] for g in optimizer.param_groups]),
+    )
     assert seen == [[pytest.approx(0.005 * k), pytest.approx(0.01 * k)] for k in range(1, 7)]
 
 
@@ -197,24 +244,34 @@ def stopping_after(steps):
     return lambda: next(calls) >= steps
 
 
-@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 @pytest.mark.parametrize("steps", [1, 3, 4, 6])
 def test_a_run_that_stops_after_any_step_goes_on_to_the_same_bits(name, steps):
     """With dropout, batch norm, mixing, accumulation and an average; 3 steps are an epoch."""
 
     def make():
         model = net(dropout=0.3, norm=True)
-        return model, start(model, name, 0.01), optim.Ema(model, 0.9), engine.Progress(), []
+        return model, start(model, name, 0.01), moving_average.Ema(model, 0.9), loop.Progress(), []
 
     def go(model, optimizer, ema, progress, rows, stop=None):
         source = batches(mixup_alpha=0.2, cutmix_alpha=1.0, mix_probability=0.5)
-        engine.fit(model, source, optimizer=optimizer, lr_at=lambda step: 0.01 / (step + 1), epochs=3, progress=progress,
-                   accumulate=2, after_step=ema.update, after_epoch=rows.append, stop=stop)  # fmt: skip
+        loop.fit(
+            model,
+            source,
+            optimizer=optimizer,
+            lr_at=lambda step: 0.01 / (step + 1),
+            epochs=3,
+            progress=progress,
+            accumulate=2,
+            after_step=ema.update,
+            after_epoch=rows.append,
+            stop=stop,
+        )
 
     whole = make()
     go(*whole)
     first = make()
-    with pytest.raises(engine.Interrupted):
+    with pytest.raises(loop.Interrupted):
         go(*first, stop=stopping_after(steps))
     second = make()
     torch.manual_seed(999)  # nothing may depend on it
@@ -264,7 +321,9 @@ class Exploding(nn.Module):
 def test_a_loss_that_is_not_finite_stops_before_the_update():
     model = Exploding()
     states = [copy.deepcopy(model.state_dict())]
-    with pytest.raises(engine.NonFiniteLoss, match=r"step 3 \(epoch 1\) with learning rate 0.05.*--lr"):
+    with pytest.raises(
+        loop.NonFiniteLoss, match=r"step 3 \(epoch 1\) with learning rate 0.05.*--lr"
+    ):
         fit(model, after_step=lambda: states.append(copy.deepcopy(model.state_dict())))
     assert len(states) == 3
     for key, value in model.state_dict().items():
@@ -273,8 +332,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
 
 def test_a_rate_that_blows_the_weights_up_stops_the_run():
     model = net()
-    with pytest.raises(engine.NonFiniteLoss):
-        engine.fit(model, batches(), optimizer=start(model), lr_at=lambda step: 1e30, epochs=3)
+    with pytest.raises(loop.NonFiniteLoss):
+        loop.fit(model, batches(), optimizer=start(model), lr_at=lambda step: 1e30, epochs=3)
 
 
 def test_weights_that_went_bad_in_the_last_step_are_not_passed_on():
@@ -287,7 +346,7 @@ def test_weights_that_went_bad_in_the_last_step_are_not_passed_on():
                 model[0].weight[0, 0, 0, 0] = math.nan
 
     rows = []
-    with pytest.raises(engine.NonFiniteLoss, match="weight"):
+    with pytest.raises(loop.NonFiniteLoss, match="weight"):
         fit(model, after_step=spoil, after_epoch=rows.append)
     assert not rows
 
@@ -299,7 +358,9 @@ def test_an_average_of_the_optimizer_that_overflowed_is_not_passed_on():
     def steep(logits, y):
         return F.cross_entropy(logits, y) * 1e24
 
-    with pytest.raises(engine.NonFiniteLoss, match="the optimizer's exp_avg_sq is not finite at step 3"):
+    with pytest.raises(
+        loop.NonFiniteLoss, match="the optimizer's exp_avg_sq is not finite at step 3"
+    ):
         fit(model, optimizer=start(model, "adam"), loss_fn=steep, after_epoch=rows.append)
     assert not rows and all(value.isfinite().all() for value in model.state_dict().values())
 
@@ -319,14 +380,27 @@ def test_with_fp16_an_overflow_skips_the_step_and_a_row_of_them_stops():
     before = copy.deepcopy(model.state_dict())
     seen = []
     scaler = torch.amp.GradScaler("cpu")
-    fit(model, epochs=1, scaler=scaler, optimizer=start(model, fused=False), after_step=lambda: seen.append(1),
-        after_epoch=seen.append)  # fmt: skip
-    assert seen[0] == 1 and len(seen) == 2 and scaler.get_scale() == 65536 / 4  # one update of three steps
+    fit(
+        model,
+        epochs=1,
+        scaler=scaler,
+        optimizer=start(model, fused=False),
+        after_step=lambda: seen.append(1),
+        after_epoch=seen.append,
+    )
+    assert (
+        seen[0] == 1 and len(seen) == 2 and scaler.get_scale() == 65536 / 4
+    )  # one update of three steps
     assert math.isfinite(seen[1]["train_loss"])
     assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
-    with pytest.raises(engine.NonFiniteLoss, match="20 steps in a row"):
+    with pytest.raises(loop.NonFiniteLoss, match="20 steps in a row"):
         model = Overflowing(1000)
-        fit(model, epochs=100, scaler=torch.amp.GradScaler("cpu"), optimizer=start(model, fused=False))
+        fit(
+            model,
+            epochs=100,
+            scaler=torch.amp.GradScaler("cpu"),
+            optimizer=start(model, fused=False),
+        )
 
 
 def test_a_skipped_step_leaves_batch_norm_as_it_was():
@@ -346,27 +420,30 @@ def test_evaluation_can_be_interrupted_and_leaves_the_weights_alone():
     model = net(norm=True)
     before = copy.deepcopy(model.state_dict())
     examples = batches()
-    with pytest.raises(engine.Interrupted):
-        engine.evaluate(model, examples, stop=lambda: True)
-    engine.evaluate(model, examples)
+    with pytest.raises(loop.Interrupted):
+        loop.evaluate(model, examples, stop=lambda: True)
+    loop.evaluate(model, examples)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def test_precision_is_chosen_for_the_device():
     cpu = torch.device("cpu")
-    assert engine.amp_dtype("off", cpu) is None and engine.amp_dtype("fp16", cpu) == torch.float16
-    assert engine.amp_dtype("auto", torch.device("mps")) is None
-    assert engine.amp_dtype("auto", cpu) in (None, torch.bfloat16)
-    with engine.autocast(cpu, None):
+    assert (
+        mixed_precision.amp_dtype("off", cpu) is None
+        and mixed_precision.amp_dtype("fp16", cpu) == torch.float16
+    )
+    assert mixed_precision.amp_dtype("auto", torch.device("mps")) is None
+    assert mixed_precision.amp_dtype("auto", cpu) in (None, torch.bfloat16)
+    with mixed_precision.autocast(cpu, None):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-    with engine.autocast(cpu, torch.bfloat16):
+    with mixed_precision.autocast(cpu, torch.bfloat16):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
 def test_a_device_that_is_not_there_is_refused():
     for name in ("cuda:99", "tpu", "mps" if not torch.backends.mps.is_available() else "cuda:99"):
-        with pytest.raises(engine.UserError, match=f"--device {name}"):
-            engine.select_device(name)
+        with pytest.raises(loop.UserError, match=f"--device {name}"):
+            devices.select_device(name)
 
 
 @pytest.mark.gpu
@@ -378,7 +455,7 @@ def test_training_on_a_gpu_resembles_the_cpu_and_stops_before_a_bad_step():
     for a, b in zip(cpu.parameters(), gpu.parameters()):
         torch.testing.assert_close(a, b.cpu(), rtol=1e-2, atol=1e-3)
     exploding = Exploding().cuda()
-    with pytest.raises(engine.NonFiniteLoss, match="step 3 "):
+    with pytest.raises(loop.NonFiniteLoss, match="step 3 "):
         fit(exploding, source=source, optimizer=start(exploding))
     assert all(p.isfinite().all() for p in exploding.parameters())
 
@@ -388,23 +465,23 @@ def test_an_evaluation_in_bf16_tells_logits_apart_that_tie_there(kind):
     """Two classes differ by a 500th: bf16, with its eight bits, gives both 1.0, and the first, wrong one is chosen."""
     model = Close()
     if kind == "probe":
-        model = probe.Probe(model)
+        model = linear_probe.Probe(model)
     elif kind == "copy":
-        model = optim.Ema(model, 0.9).model
+        model = moving_average.Ema(model, 0.9).model
     elif kind == "compiled":
         model.compile(backend="eager")
-        with engine.autocast(torch.device("cpu"), torch.bfloat16):
+        with mixed_precision.autocast(torch.device("cpu"), torch.bfloat16):
             model(torch.ones(2, 3, 8, 8)).sum().backward()
     examples = [(torch.ones(4, 3, 8, 8), torch.ones(4, dtype=torch.int64))]
-    with engine.autocast(torch.device("cpu"), torch.bfloat16), torch.no_grad():
+    with mixed_precision.autocast(torch.device("cpu"), torch.bfloat16), torch.no_grad():
         tied = model.eval()(examples[0][0])
     if kind != "compiled":  # the graph is made once for evaluation
         assert tied.dtype == torch.bfloat16 and tied.argmax(1).tolist() == [0] * 4
     else:
         torch.compiler.reset()
-    found = [engine.evaluate(model, examples, dtype=torch.bfloat16) for _ in range(3)]
+    found = [loop.evaluate(model, examples, dtype=torch.bfloat16) for _ in range(3)]
     assert [each["acc"] for each in found] == [100.0] * 3
-    with engine.autocast(torch.device("cpu"), torch.bfloat16):
+    with mixed_precision.autocast(torch.device("cpu"), torch.bfloat16):
         assert model.train()(examples[0][0]).dtype == torch.bfloat16  # training is as it was
 
 
@@ -433,10 +510,14 @@ class Close(nn.Module):
 def test_an_evaluation_in_between_leaves_training_bits_alone():
     """The classifier is another in evaluation only."""
     runs = []
-    for measure in (None, lambda model: engine.evaluate(model, batches(), dtype=torch.bfloat16)):
+    for measure in (None, lambda model: loop.evaluate(model, batches(), dtype=torch.bfloat16)):
         torch.manual_seed(0)
         model = models.create_model("resnet20", 10)
-        fit(model, dtype=torch.bfloat16, measure=measure and (lambda _, model=model, measure=measure: measure(model)))
+        fit(
+            model,
+            dtype=torch.bfloat16,
+            measure=measure and (lambda _, model=model, measure=measure: measure(model)),
+        )
         runs.append(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(*(run.values() for run in runs)))
 
@@ -454,9 +535,18 @@ def fp16_calls(norms):
         model = nn.Sequential(net(norm=True), *(nn.BatchNorm1d(10) for _ in range(norms - 1)))
         optimizer = start(model, fused=False)
         with Count() as count:
-            fit(model, source=batches(count=32 * steps), epochs=1, scaler=torch.amp.GradScaler("cpu"), optimizer=optimizer)
+            fit(
+                model,
+                source=batches(count=32 * steps),
+                epochs=1,
+                scaler=torch.amp.GradScaler("cpu"),
+                optimizer=optimizer,
+            )
         found.append(count)
-    return {name: (getattr(found[1], name) - getattr(found[0], name)) / 4 for name in ("reads", "copies")}
+    return {
+        name: (getattr(found[1], name) - getattr(found[0], name)) / 4
+        for name in ("reads", "copies")
+    }
 
 
 class Count(TorchDispatchMode):
@@ -466,5 +556,8 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.reads += function is torch.ops.aten._local_scalar_dense.default
-        self.copies += function in (torch.ops.aten.clone.default, torch.ops.aten._foreach_copy_.default)
+        self.copies += function in (
+            torch.ops.aten.clone.default,
+            torch.ops.aten._foreach_copy_.default,
+        )
         return function(*args, **(kwargs or {}))

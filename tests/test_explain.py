@@ -8,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 
-from errors import UserError
+from common.errors import UserError
 from models import create_model
 from show import explain
 
@@ -34,19 +34,35 @@ def test_grad_cam_is_the_channel_that_the_class_depends_on():
     x[:, 0, 1, 2], x[:, 1, 5, 6] = 2.0, 3.0
     heat, method = explain.explain(model, x, torch.tensor([0, 1]))
     assert method == "Grad-CAM" and heat.shape == (2, 8, 8)
-    assert heat[0].argmax() == 1 * 8 + 2 and heat[1].argmax() == 5 * 8 + 6 and heat.max() == 1 and heat.min() == 0
+    assert (
+        heat[0].argmax() == 1 * 8 + 2
+        and heat[1].argmax() == 5 * 8 + 6
+        and heat.max() == 1
+        and heat.min() == 0
+    )
 
 
-@pytest.mark.parametrize("name", ["resnet20", "segnext_mscan_tiny", "coatnet_0", "hornet_tiny", "ghostnet_100"])
+@pytest.mark.parametrize(
+    "name", ["resnet20", "segnext_mscan_tiny", "coatnet_0", "hornet_tiny", "ghostnet_100"]
+)
 def test_networks_with_maps_are_explained_and_stay_as_they_are(name):
     torch.manual_seed(0)
     model = create_model(name, 10)
     model.train()
     before = copy.deepcopy(model.state_dict())
     heat, method = explain.explain(model, torch.randn(2, 3, 32, 32), torch.tensor([1, 2]))
-    assert method == "Grad-CAM" and heat.shape == (2, 32, 32) and heat.isfinite().all() and 0 <= heat.min() <= heat.max() <= 1
-    assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert not any(p.grad is not None for p in model.parameters()) and not any(m._forward_hooks for m in model.modules())
+    assert (
+        method == "Grad-CAM"
+        and heat.shape == (2, 32, 32)
+        and heat.isfinite().all()
+        and 0 <= heat.min() <= heat.max() <= 1
+    )
+    assert model.training and all(
+        torch.equal(value, before[key]) for key, value in model.state_dict().items()
+    )
+    assert not any(p.grad is not None for p in model.parameters()) and not any(
+        m._forward_hooks for m in model.modules()
+    )
 
 
 def test_pictures_of_a_batch_do_not_change_each_other():
@@ -71,7 +87,9 @@ def rollout_by_hand(model, inputs, scores):
     """(B, N, N): the product of (softmax of the scores, averaged over heads, + 1) / 2. scores(attention, x, rope)."""
     flow, seen = None, []
     for block in model.blocks:
-        block.attn.register_forward_pre_hook(lambda attn, args, named: seen.append((attn, args[0], named)), with_kwargs=True)
+        block.attn.register_forward_pre_hook(
+            lambda attn, args, named: seen.append((attn, args[0], named)), with_kwargs=True
+        )
     model(inputs)
     for attention, x, named in seen:
         weights = scores(attention, x, named.get("rope")).softmax(-1).mean(1)
@@ -105,19 +123,34 @@ def eva_scores(attention, x, rope):
         q = q + attention.q_bias
     q, k = heads(attention, q), heads(attention, k)
     if rope is not None:
-        q, k = (torch.cat([each[:, :, :1], apply_rot_embed_cat(each[:, :, 1:], rope)], 2) for each in (q, k))
+        q, k = (
+            torch.cat([each[:, :, :1], apply_rot_embed_cat(each[:, :, 1:], rope)], 2)
+            for each in (q, k)
+        )
     return q @ k.transpose(-2, -1) * attention.scale
 
 
 def beit_scores(attention, x, rope):
     q, k, _ = attention.qkv(x).chunk(3, -1)
     table, index = attention.relative_position_bias_table, attention.relative_position_index
-    scores = heads(attention, q + attention.q_bias) @ heads(attention, k).transpose(-2, -1) * attention.scale
+    scores = (
+        heads(attention, q + attention.q_bias)
+        @ heads(attention, k).transpose(-2, -1)
+        * attention.scale
+    )
     return scores + table[index].permute(2, 0, 1)
 
 
-TIMM_VIT, DEIT, DISTILLED = "timm/vit_tiny_patch16_224", "timm/deit3_small_patch16_224", "timm/deit_tiny_distilled_patch16_224"
-EVA02, GIANT, BEIT = "timm/eva02_tiny_patch14_224", "timm/eva_giant_patch14_224", "timm/beit_base_patch16_224"
+TIMM_VIT, DEIT, DISTILLED = (
+    "timm/vit_tiny_patch16_224",
+    "timm/deit3_small_patch16_224",
+    "timm/deit_tiny_distilled_patch16_224",
+)
+EVA02, GIANT, BEIT = (
+    "timm/eva02_tiny_patch14_224",
+    "timm/eva_giant_patch14_224",
+    "timm/beit_base_patch16_224",
+)
 OURS = {"depth": 2, "width": 24, "heads": 2, "patch_size": 8}
 TOKEN, MEAN = slice(0, 1), slice(1, None)  # the rows of what the classifier sees
 
@@ -128,7 +161,13 @@ TOKEN, MEAN = slice(0, 1), slice(1, None)  # the rows of what the classifier see
         (TIMM_VIT, VIT, plain_scores, TOKEN, 1),
         (TIMM_VIT, VIT | {"global_pool": "avg"}, plain_scores, MEAN, 1),
         (TIMM_VIT, VIT | {"global_pool": "avgmax"}, plain_scores, MEAN, 1),
-        (TIMM_VIT, VIT | {"global_pool": "avg", "class_token": False}, plain_scores, slice(None), 0),
+        (
+            TIMM_VIT,
+            VIT | {"global_pool": "avg", "class_token": False},
+            plain_scores,
+            slice(None),
+            0,
+        ),
         (TIMM_VIT, VIT | {"global_pool": "avg", "reg_tokens": 3}, plain_scores, slice(4, None), 4),
         (TIMM_VIT, VIT | {"reg_tokens": 3, "qk_norm": True}, plain_scores, TOKEN, 4),
         (DEIT, VIT, plain_scores, TOKEN, 1),
@@ -168,8 +207,12 @@ def test_rollout_leaves_a_transformer_as_it_was(name, options):
     settings = [vars(module).get("fused_attn") for module in model.modules()]
     before, state = model(x), copy.deepcopy(model.state_dict())
     explain.explain(model, x, torch.tensor([0, 1]))
-    assert torch.equal(model(x), before) and all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert [vars(module).get("fused_attn") for module in model.modules()] == settings and True in settings
+    assert torch.equal(model(x), before) and all(
+        torch.equal(value, state[key]) for key, value in model.state_dict().items()
+    )
+    assert [
+        vars(module).get("fused_attn") for module in model.modules()
+    ] == settings and True in settings
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
 
@@ -177,9 +220,13 @@ def test_rollout_leaves_a_transformer_as_it_was(name, options):
 def test_rollout_of_attention_that_only_looks_at_one_patch():
     model = create_model(TIMM_VIT, 10, **VIT).eval()
     for block in model.blocks:
-        block.attn.attn_drop.register_forward_pre_hook(lambda *_: F.one_hot(torch.tensor(6), 17).float().expand(1, 2, 17, 17))
+        block.attn.attn_drop.register_forward_pre_hook(
+            lambda *_: F.one_hot(torch.tensor(6), 17).float().expand(1, 2, 17, 17)
+        )
     flow = explain.attention_rollout(model, torch.randn(1, 3, 32, 32))
-    assert flow.flatten()[5] == pytest.approx(0.75) and flow.sum() == pytest.approx(0.75)  # two blocks, half residual each
+    assert flow.flatten()[5] == pytest.approx(0.75) and flow.sum() == pytest.approx(
+        0.75
+    )  # two blocks, half residual each
 
 
 SMALL = {"img_size": 64}
@@ -191,18 +238,37 @@ SMALL = {"img_size": 64}
     [
         ("vit_base_patch16_siglip_224", VIT, 32, "its classifier pools the tokens by attention"),
         ("cait_xxs24_224", SMALL | {"depth": 2}, 64, "the rows of its attention don't sum to one"),
-        ("xcit_nano_12_p8_224", {"depth": 2}, 64, "its classifier doesn't see the tokens of its blocks"),
-        ("convit_tiny", SMALL | {"depth": 3, "local_up_to_layer": 2}, 64, "its blocks have different numbers of tokens"),
+        (
+            "xcit_nano_12_p8_224",
+            {"depth": 2},
+            64,
+            "its classifier doesn't see the tokens of its blocks",
+        ),
+        (
+            "convit_tiny",
+            SMALL | {"depth": 3, "local_up_to_layer": 2},
+            64,
+            "its blocks have different numbers of tokens",
+        ),
         ("levit_128s", {}, 224, "it has no attention blocks of a plain transformer"),
         ("crossvit_tiny_240", {}, 240, "it has no attention blocks of a plain transformer"),
         ("vit_relpos_small_patch16_224", VIT | {"num_heads": 2}, 32, "attention rollout"),
-        ("swin_tiny_patch4_window7_224", {"img_size": 56, "depths": (1, 1, 1), "num_heads": (1, 2, 4), "embed_dim": 24}, 56,
-         "Grad-CAM"),
-        ("samvit_base_patch16", {"img_size": 64, "depth": 2, "embed_dim": 24, "num_heads": 2}, 64, "Grad-CAM"),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 56, "depths": (1, 1, 1), "num_heads": (1, 2, 4), "embed_dim": 24},
+            56,
+            "Grad-CAM",
+        ),
+        (
+            "samvit_base_patch16",
+            {"img_size": 64, "depth": 2, "embed_dim": 24, "num_heads": 2},
+            64,
+            "Grad-CAM",
+        ),
         ("pvt_v2_b0", {}, 64, "Grad-CAM"),
         ("maxvit_rmlp_pico_rw_256", {"img_size": 64}, 64, "Grad-CAM"),
     ],
-)  # fmt: skip
+)
 def test_other_transformers_are_explained_or_refused_in_one_line(name, options, size, says):
     torch.manual_seed(0)
     model = create_model(f"timm/{name}", 10, **options)
@@ -216,5 +282,10 @@ def test_other_transformers_are_explained_or_refused_in_one_line(name, options, 
 
 
 def test_a_model_with_neither_says_so_in_one_line():
-    with pytest.raises(UserError, match=r"\A--explain: MlpMixer has no last feature map, and it has no attention blocks.*\Z"):
-        explain.explain(create_model("mlp_mixer_tiny", 10), torch.randn(1, 3, 32, 32), torch.tensor([0]))
+    with pytest.raises(
+        UserError,
+        match=r"\A--explain: MlpMixer has no last feature map, and it has no attention blocks.*\Z",
+    ):
+        explain.explain(
+            create_model("mlp_mixer_tiny", 10), torch.randn(1, 3, 32, 32), torch.tensor([0])
+        )

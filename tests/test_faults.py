@@ -29,14 +29,21 @@ from processes import (
 )
 from test_train import same, same_state, summary, untimed
 
-import checkpoint
+from common import checkpoint
 
 
 def equal(one, other):
     """Whether two finished runs came to the same: all state of training, best.pt, each epoch's row, the test's figures."""
     best = [checkpoint.load(directory / "best.pt") for directory in (one, other)]
-    tests = [(summary(directory)["status"], summary(directory)["test_acc"]) for directory in (one, other)]
-    return same_state(one, other) and same(*best) and untimed(one) == untimed(other) and tests[0] == tests[1]
+    tests = [
+        (summary(directory)["status"], summary(directory)["test_acc"]) for directory in (one, other)
+    ]
+    return (
+        same_state(one, other)
+        and same(*best)
+        and untimed(one) == untimed(other)
+        and tests[0] == tests[1]
+    )
 
 
 def position(directory):
@@ -68,16 +75,23 @@ def test_killed_inside_a_save_there_is_the_old_file_or_the_new_one(forks, whole,
     assert equal(whole, cut)
 
 
-def test_killed_before_the_first_save_there_is_nothing_to_lose_and_the_way_on_is_said(forks, whole, tmp_path):
+def test_killed_before_the_first_save_there_is_nothing_to_lose_and_the_way_on_is_said(
+    forks, whole, tmp_path
+):
     cut = tmp_path / "cut"
     forks.run(*OPTIONS, "--output-dir", cut, faults=[kill_in_save(1, "written")])
     assert not (cut / "last.pt").exists()
     refused = forks.run("--resume", cut)
     assert refused.returncode == 2 and f"--config {cut}/config.json starts it anew" in refused.err
     assert len(refused.err.splitlines()) == 1
-    assert forks.run("--config", cut / "config.json", "--output-dir", tmp_path / "anew").returncode == 0
+    assert (
+        forks.run("--config", cut / "config.json", "--output-dir", tmp_path / "anew").returncode
+        == 0
+    )
     assert untimed(whole) == untimed(tmp_path / "anew")
-    ours, theirs = (checkpoint.load(directory / "last.pt") for directory in (whole, tmp_path / "anew"))
+    ours, theirs = (
+        checkpoint.load(directory / "last.pt") for directory in (whole, tmp_path / "anew")
+    )
     assert same(ours["state_dict"], theirs["state_dict"]) and same(ours["ema"], theirs["ema"])
 
 
@@ -85,15 +99,75 @@ def test_killed_before_the_first_save_there_is_nothing_to_lose_and_the_way_on_is
 
 
 FEATURES = {
-    "MixUp, accumulation, SGD, warmup": ("--mixup", 0.4, "--cutmix", 0, "--mix-prob", 1, "--accumulate", 3,
-                                         "--warmup-epochs", 2),
-    "AdamW, held-out split": ("--optimizer", "adamw", "--val-size", 12, "--batch-size", 28, "--schedule", "linear"),
-    "Muon, CutMix, clipping": ("--optimizer", "muon", "--cutmix", 1, "--mixup", 0, "--clip-grad", 1),
-    "drop-path, random erasing": ("--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=3", "--model-arg",
-                                  "heads=2", "--drop-path", 0.5, "--optimizer", "adamw", "--random-erasing", 0.5),
-    "fp16, other augmentation": ("--amp", "fp16", "--augment", "trivial_augment,flip", "--cutout", 8, "--eval-every", 2),
-    "no average, one cycle": ("--ema-decay", 0, "--schedule", "one_cycle", "--optimizer", "adam", "--label-smoothing", 0.1),
-}  # fmt: skip
+    "MixUp, accumulation, SGD, warmup": (
+        "--mixup",
+        0.4,
+        "--cutmix",
+        0,
+        "--mix-prob",
+        1,
+        "--accumulate",
+        3,
+        "--warmup-epochs",
+        2,
+    ),
+    "AdamW, held-out split": (
+        "--optimizer",
+        "adamw",
+        "--val-size",
+        12,
+        "--batch-size",
+        28,
+        "--schedule",
+        "linear",
+    ),
+    "Muon, CutMix, clipping": (
+        "--optimizer",
+        "muon",
+        "--cutmix",
+        1,
+        "--mixup",
+        0,
+        "--clip-grad",
+        1,
+    ),
+    "drop-path, random erasing": (
+        "--model",
+        "vit_custom",
+        "--model-arg",
+        "width=24",
+        "--model-arg",
+        "depth=3",
+        "--model-arg",
+        "heads=2",
+        "--drop-path",
+        0.5,
+        "--optimizer",
+        "adamw",
+        "--random-erasing",
+        0.5,
+    ),
+    "fp16, other augmentation": (
+        "--amp",
+        "fp16",
+        "--augment",
+        "trivial_augment,flip",
+        "--cutout",
+        8,
+        "--eval-every",
+        2,
+    ),
+    "no average, one cycle": (
+        "--ema-decay",
+        0,
+        "--schedule",
+        "one_cycle",
+        "--optimizer",
+        "adam",
+        "--label-smoothing",
+        0.1,
+    ),
+}
 
 
 @pytest.mark.slow
@@ -102,8 +176,12 @@ def test_a_run_that_goes_on_in_another_process_is_the_uninterrupted_one(forks, t
     options = (*TINY, "--device", "cpu", "--epochs", 3, "--ema-decay", 0.8, *FEATURES[name])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert forks.run(*options, "--output-dir", whole).returncode == 0
-    stopped = forks.run(*options, "--output-dir", cut, faults=[signal_in("training", signal.SIGTERM)])
-    assert stopped.returncode == 143 and 0 < position(cut)["step"] < 9 and position(cut)["batch"] > 0
+    stopped = forks.run(
+        *options, "--output-dir", cut, faults=[signal_in("training", signal.SIGTERM)]
+    )
+    assert (
+        stopped.returncode == 143 and 0 < position(cut)["step"] < 9 and position(cut)["batch"] > 0
+    )
     go_on(forks, cut)
     assert equal(whole, cut)
 
@@ -119,8 +197,16 @@ def test_a_signal_in_any_phase_saves_and_says_one_line(forks, whole, tmp_path, p
     assert (done.returncode, done.err) == (128 + number, "")
     *before, last = done.out.splitlines()
     assert last.startswith("interrupted in epoch") and last.endswith(f"--resume {cut}")
-    assert len(before) == 1 + position(cut)["epoch"]  # what the run prints anyway: its first line, and one an epoch
-    stopped = {"first batch": [1], "training": [5], "evaluation": [3], "saving": range(4, 10), "test": [9]}[phase]
+    assert (
+        len(before) == 1 + position(cut)["epoch"]
+    )  # what the run prints anyway: its first line, and one an epoch
+    stopped = {
+        "first batch": [1],
+        "training": [5],
+        "evaluation": [3],
+        "saving": range(4, 10),
+        "test": [9],
+    }[phase]
     assert position(cut)["step"] in stopped  # training goes on while a save is under way
     assert (summary(cut)["status"], summary(cut)["signal"]) == ("interrupted", number)
     go_on(forks, cut)
@@ -130,21 +216,42 @@ def test_a_signal_in_any_phase_saves_and_says_one_line(forks, whole, tmp_path, p
 @pytest.mark.parametrize("phase", ["training", "saving"])
 def test_a_second_signal_ends_the_run_at_once(forks, whole, tmp_path, phase):
     cut = tmp_path / "cut"
-    done = forks.run(*OPTIONS, "--output-dir", cut, faults=[signal_in(phase, signal.SIGINT, signal.SIGTERM)])
+    done = forks.run(
+        *OPTIONS, "--output-dir", cut, faults=[signal_in(phase, signal.SIGINT, signal.SIGTERM)]
+    )
     assert done.returncode == -signal.SIGTERM and done.err == "" and "interrupted" not in done.out
-    assert position(cut)["epoch"] == (1 if phase == "training" else 0) and not (cut / "summary.json").exists()
+    assert (
+        position(cut)["epoch"] == (1 if phase == "training" else 0)
+        and not (cut / "summary.json").exists()
+    )
     go_on(forks, cut)
     assert equal(whole, cut)
 
 
-@pytest.mark.parametrize("words", ["train.py", "train_vit.py", "train_sota.py", "sweep.py eca", "benchmark.py data",
-                                   "show_example.py --checkpoint x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train.py",
+        "train_vit.py",
+        "train_sota.py",
+        "sweep.py eca",
+        "benchmark.py data",
+        "show_example.py --checkpoint x",
+    ],
+)
 def test_ctrl_c_while_torch_is_being_imported_is_one_line(tmp_path, words):
     """A torch that takes long, and is interrupted."""
-    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(300)\n")
+    (tmp_path / "torch.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(300)\n"
+    )
     name, *words = words.split()
-    done = subprocess.run([sys.executable, ROOT / name, *words], capture_output=True, text=True, cwd=tmp_path,
-                          env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, ROOT / name, *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
     assert (done.returncode, done.stdout) == (130, "")
     assert len(done.stderr.splitlines()) == 1 and done.stderr.endswith("interrupted\n")
 
@@ -157,7 +264,9 @@ def one_error(done, *says, status=1):
     assert all(part in done.err for part in says), done.err
 
 
-def test_a_save_beyond_the_limit_of_file_sizes_is_told_and_leaves_the_old_file(forks, whole, tmp_path):
+def test_a_save_beyond_the_limit_of_file_sizes_is_told_and_leaves_the_old_file(
+    forks, whole, tmp_path
+):
     """The first save, before there is any momentum, fits; that of the first epoch doesn't."""
     cut, size = tmp_path / "cut", (whole / "last.pt").stat().st_size
     done = forks.run(*OPTIONS, "--output-dir", cut, faults=[file_size_limit(size * 9 // 10)])
@@ -171,8 +280,12 @@ def test_a_save_beyond_the_limit_of_file_sizes_is_told_and_leaves_the_old_file(f
 @pytest.mark.parametrize("megabytes", [3, 5])
 def test_a_full_disk_is_told_and_leaves_the_old_file(forks, whole, tmp_path, megabytes):
     (tmp_path / "disk").mkdir()
-    done = forks.run(*OPTIONS, "--output-dir", tmp_path / "disk" / "cut",
-                     faults=[small_disk(tmp_path / "disk", megabytes, tmp_path / "copy")])  # fmt: skip
+    done = forks.run(
+        *OPTIONS,
+        "--output-dir",
+        tmp_path / "disk" / "cut",
+        faults=[small_disk(tmp_path / "disk", megabytes, tmp_path / "copy")],
+    )
     if done.returncode == NOT_ALLOWED:
         pytest.skip("no file system can be mounted here")
     one_error(done, "could not be written", "o space left")
@@ -200,8 +313,15 @@ def locked_place(whole):
 def test_a_directory_that_can_not_be_written_is_told_and_left_alone(forks, locked_place):
     user = [as_nobody()] if os.geteuid() == 0 else []
     before = files(locked_place / "run")
-    one_error(forks.run(*OPTIONS, "--output-dir", locked_place / "new", faults=user), "can't be made", "Permission denied")
-    one_error(forks.run("--resume", locked_place / "run", "--device", "cpu", faults=user), "Permission denied")
+    one_error(
+        forks.run(*OPTIONS, "--output-dir", locked_place / "new", faults=user),
+        "can't be made",
+        "Permission denied",
+    )
+    one_error(
+        forks.run("--resume", locked_place / "run", "--device", "cpu", faults=user),
+        "Permission denied",
+    )
     assert files(locked_place / "run") == before and not (locked_place / "new").exists()
 
 
@@ -222,8 +342,20 @@ def damage(path, how):
         path.write_bytes(raw)
 
 
-DAMAGE = [("cut", 0), ("cut", 1), ("cut", 1000), ("cut", 0.5), ("cut", 0.99), ("cut", -1),
-          ("bit", 0.1), ("bit", 0.3), ("bit", 0.5), ("bit", 0.7), ("bit", 0.9), ("gone", 0)]  # fmt: skip
+DAMAGE = [
+    ("cut", 0),
+    ("cut", 1),
+    ("cut", 1000),
+    ("cut", 0.5),
+    ("cut", 0.99),
+    ("cut", -1),
+    ("bit", 0.1),
+    ("bit", 0.3),
+    ("bit", 0.5),
+    ("bit", 0.7),
+    ("bit", 0.9),
+    ("gone", 0),
+]
 
 
 @pytest.mark.parametrize("how", DAMAGE, ids=lambda how: f"{how[0]} {how[1]}")
@@ -236,10 +368,15 @@ def test_a_damaged_last_checkpoint_is_refused_and_the_way_out_is_named(forks, co
 
 
 @pytest.mark.parametrize("how", [("cut", 0.5), ("bit", 0.5), ("gone", 0)], ids=lambda how: how[0])
-def test_the_previous_checkpoint_leads_to_the_same_bits_where_the_user_says_so(forks, whole, copy, how):
+def test_the_previous_checkpoint_leads_to_the_same_bits_where_the_user_says_so(
+    forks, whole, copy, how
+):
     damage(copy / "last.pt", how)
     done = go_on(forks, copy, "--resume-previous")
-    assert "last.pt is damaged: going on from previous.pt" in done.err and "from epoch 3, step 7" in done.out
+    assert (
+        "last.pt is damaged: going on from previous.pt" in done.err
+        and "from epoch 3, step 7" in done.out
+    )
     assert equal(whole, copy)
     assert json.loads((copy / "config.json").read_text())["arguments"]["resume_previous"] is True
     assert "finished already" in go_on(forks, copy).out
@@ -255,9 +392,15 @@ def test_a_whole_last_checkpoint_comes_before_the_previous_one(forks, whole, tmp
 def test_a_kill_after_going_back_finds_a_whole_file_too(forks, whole, copy):
     """The damaged last.pt must not become the previous one."""
     damage(copy / "last.pt", ("bit", 0.5))
-    done = forks.run("--resume", copy, "--device", "cpu", "--resume-previous", faults=[kill_in_save(1, "kept")])
+    done = forks.run(
+        "--resume", copy, "--device", "cpu", "--resume-previous", faults=[kill_in_save(1, "kept")]
+    )
     assert done.returncode == -signal.SIGKILL
-    assert position(copy)["epoch"] == checkpoint.load(copy / "previous.pt")["training"]["progress"]["epoch"] == 2
+    assert (
+        position(copy)["epoch"]
+        == checkpoint.load(copy / "previous.pt")["training"]["progress"]["epoch"]
+        == 2
+    )
     go_on(forks, copy)
     assert equal(whole, copy)
 
@@ -267,7 +410,9 @@ def test_where_both_are_damaged_both_are_refused(forks, copy):
         damage(copy / name, ("bit", 0.5))
     one_error(forks.run("--resume", copy), "last.pt is damaged")
     one_error(forks.run("--resume", copy, "--resume-previous"), "previous.pt is damaged")
-    one_error(forks.run(*OPTIONS, "--resume-previous"), "--resume-previous goes with --resume", status=2)
+    one_error(
+        forks.run(*OPTIONS, "--resume-previous"), "--resume-previous goes with --resume", status=2
+    )
 
 
 # ---- figures that are not finite -------------------------------------------------------------------------------------
@@ -278,21 +423,39 @@ def test_where_both_are_damaged_both_are_refused(forks, copy):
     [
         ((), [spoil_batches("nan", 5)], "at step 5 (epoch 2) with learning rate", 1),
         ((), [spoil_batches("inf", 5)], "at step 5 (epoch 2) with learning rate", 1),
-        (("--lr", 1e9, "--warmup-epochs", 0, "--schedule", "constant"), [], "(epoch 1) with learning rate 1e+09", 0),
-        (("--amp", "fp16", "--batch-size", 4), [spoil_batches("inf", 22)], "20 steps in a row overflowed fp16 at step 41", 1),
+        (
+            ("--lr", 1e9, "--warmup-epochs", 0, "--schedule", "constant"),
+            [],
+            "(epoch 1) with learning rate 1e+09",
+            0,
+        ),
+        (
+            ("--amp", "fp16", "--batch-size", 4),
+            [spoil_batches("inf", 22)],
+            "20 steps in a row overflowed fp16 at step 41",
+            1,
+        ),
     ],
     ids=["NaN in the input", "infinite logits", "a rate of 1e9", "fp16"],
 )
-def test_what_is_not_finite_stops_the_run_and_keeps_the_last_good_state(forks, tmp_path, arguments, faults, says, epochs):
+def test_what_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    forks, tmp_path, arguments, faults, says, epochs
+):
     cut = tmp_path / "cut"
     done = forks.run(*OPTIONS, *arguments, "--output-dir", cut, faults=faults)
     one_error(done, says, "stopped", "last.pt is the last good one")
     assert summary(cut)["status"] == "failed" and "learning rate" in summary(cut)["reason"]
     state = checkpoint.load(cut / "last.pt")
     tensors = [*state["state_dict"].values(), *state["ema"]["average"].values()]
-    tensors += [value for each in state["training"]["optimizer"]["state"].values() for value in each.values()]
+    tensors += [
+        value
+        for each in state["training"]["optimizer"]["state"].values()
+        for value in each.values()
+    ]
     assert all(value.isfinite().all() for value in tensors if hasattr(value, "isfinite"))
-    assert position(cut)["batch"] == 0 and position(cut)["epoch"] == epochs == (len(untimed(cut)) if epochs else 0)
+    assert position(cut)["batch"] == 0 and position(cut)["epoch"] == epochs == (
+        len(untimed(cut)) if epochs else 0
+    )
 
 
 def test_after_a_loss_that_was_not_finite_a_run_goes_on_to_the_same_bits(forks, whole, tmp_path):
@@ -319,7 +482,9 @@ def test_a_second_process_is_refused_and_the_first_goes_on(forks, whole, tmp_pat
 
 def test_a_process_that_was_killed_leaves_no_lock_in_the_way(forks, whole, tmp_path):
     run, sign = tmp_path / "run", tmp_path / "sign"
-    first = forks.start(*OPTIONS, "--output-dir", run, faults=[wait_in_step(5, sign, tmp_path / "never")])
+    first = forks.start(
+        *OPTIONS, "--output-dir", run, faults=[wait_in_step(5, sign, tmp_path / "never")]
+    )
     wait_for(sign)
     first.kill()
     assert first.wait().returncode == -signal.SIGKILL and (run / ".lock").exists()

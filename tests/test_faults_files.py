@@ -15,18 +15,37 @@ from test_checkpoint import Hostile
 from test_faults import files, go_on, one_error
 from test_train import rows, summary, untimed, write_folder
 
-import checkpoint
 import train
-from errors import UserError
+from common import checkpoint
+from common.errors import UserError
 from models.weights import load_checkpoint
 
 # ---- checkpoints of one kind of training in another -------------------------------------------------------------------
 
 KINDS = ("plain", "compiled", "DDP")
 SMALL = (
-    *TINY, "--device", "cpu", "--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=1", "--model-arg",
-    "heads=2", "--amp", "off", "--schedule", "constant", "--warmup-epochs", 0, "--lr", 1e-3, "--ema-decay", 0.8,
-)  # fmt: skip
+    *TINY,
+    "--device",
+    "cpu",
+    "--model",
+    "vit_custom",
+    "--model-arg",
+    "width=24",
+    "--model-arg",
+    "depth=1",
+    "--model-arg",
+    "heads=2",
+    "--amp",
+    "off",
+    "--schedule",
+    "constant",
+    "--warmup-epochs",
+    0,
+    "--lr",
+    1e-3,
+    "--ema-decay",
+    0.8,
+)
 
 
 @pytest.mark.slow
@@ -35,10 +54,14 @@ def test_a_checkpoint_of_each_kind_goes_on_as_each(forks, tmp_path, writer):
     whole, written = tmp_path / "whole", tmp_path / "written"
     assert forks.run(*SMALL, "--epochs", 2, "--output-dir", whole).returncode == 0
     compiling = ["--compile"] * (writer == "compiled")
-    done = forks.run(*SMALL, *compiling, "--epochs", 1, "--output-dir", written, faults=[train_as(writer)])
+    done = forks.run(
+        *SMALL, *compiling, "--epochs", 1, "--output-dir", written, faults=[train_as(writer)]
+    )
     assert done.returncode == 0, done.err
     state = checkpoint.load(written / "last.pt")
-    expected = checkpoint.digest({"weights": state["state_dict"], "average": state["ema"]["average"]})
+    expected = checkpoint.digest(
+        {"weights": state["state_dict"], "average": state["ema"]["average"]}
+    )
     assert not any(part in key for key in state["state_dict"] for part in ("module.", "_orig_mod"))
     for reader in KINDS:
         copy, note = shutil.copytree(written, tmp_path / reader), tmp_path / f"{reader}.txt"
@@ -62,10 +85,15 @@ def change_columns(path, how):
     if how == "reordered":
         order = range(len(header) - 1, -1, -1)
     elif how == "older":  # without some of today's columns
-        order = [i for i, name in enumerate(header) if name not in ("epoch_seconds", "val_top5", "lr")]
+        order = [
+            i for i, name in enumerate(header) if name not in ("epoch_seconds", "val_top5", "lr")
+        ]
     else:
         order = range(len(header))
-    lines = [[line[i] for i in order] + [["later", "7"][number > 0]] * (how == "newer") for number, line in enumerate(lines)]
+    lines = [
+        [line[i] for i in order] + [["later", "7"][number > 0]] * (how == "newer")
+        for number, line in enumerate(lines)
+    ]
     path.write_text("".join(",".join(line) + "\n" for line in lines) + "3,9,0.0" * (how == "torn"))
 
 
@@ -78,7 +106,9 @@ def test_a_run_goes_on_with_the_columns_of_another_version(forks, whole, tmp_pat
     go_on(forks, cut)
     ours, theirs = untimed(cut), untimed(whole)
     names = set(theirs[0])
-    assert list(rows(cut)[0])[: len(before)] == before and set(ours[0]) - names == ({"later"} if how == "newer" else set())
+    assert list(rows(cut)[0])[: len(before)] == before and set(ours[0]) - names == (
+        {"later"} if how == "newer" else set()
+    )
     known = names - {"val_top5", "lr"} if how == "older" else names
     assert [ours[0][name] for name in known] == [theirs[0][name] for name in known]
     assert [{name: row[name] for name in names} for row in ours[1:]] == theirs[1:]
@@ -88,8 +118,12 @@ def test_a_run_goes_on_with_the_columns_of_another_version(forks, whole, tmp_pat
 def test_a_table_that_lacks_epochs_or_is_none_is_refused(forks, copy):
     (copy / "summary.json").unlink()
     text = (copy / "metrics.csv").read_text()
-    for damaged, says in ((text.replace("\n2,", "\nx,"), "doesn't hold the 3 epochs"), ("\xff\x00", "can't be read as a table"),
-                          (text.replace("\n3,", "\n2,"), "doesn't hold the 3 epochs"), (None, "is missing")):  # fmt: skip
+    for damaged, says in (
+        (text.replace("\n2,", "\nx,"), "doesn't hold the 3 epochs"),
+        ("\xff\x00", "can't be read as a table"),
+        (text.replace("\n3,", "\n2,"), "doesn't hold the 3 epochs"),
+        (None, "is missing"),
+    ):
         (copy / "metrics.csv").unlink(missing_ok=True)
         if damaged is not None:
             (copy / "metrics.csv").write_text(damaged, encoding="latin1")
@@ -117,12 +151,22 @@ def write_foreign(path, kind, sentinel, run):
         path.write_bytes(next(run.glob(kind)).read_bytes())
 
 
-FOREIGN = ("pickle", "torch.save", "legacy torch.save", "among weights", "behind a digest", "events.out*", "metrics.csv",
-           "config.json")  # fmt: skip
+FOREIGN = (
+    "pickle",
+    "torch.save",
+    "legacy torch.save",
+    "among weights",
+    "behind a digest",
+    "events.out*",
+    "metrics.csv",
+    "config.json",
+)
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_hostile_or_foreign_file_is_refused_as_weights_and_as_a_checkpoint(forks, whole, copy, tmp_path, kind):
+def test_a_hostile_or_foreign_file_is_refused_as_weights_and_as_a_checkpoint(
+    forks, whole, copy, tmp_path, kind
+):
     sentinel, bad = tmp_path / "sentinel", tmp_path / "bad.pt"
     write_foreign(bad, kind, sentinel, whole)
     one_error(forks.run(*OPTIONS, "--output-dir", tmp_path / "new", "--weights", bad), "bad.pt")
@@ -137,7 +181,11 @@ def test_a_hostile_or_foreign_file_is_refused_as_weights_and_as_a_checkpoint(for
 
 # Tried with timm/test_resnet, which takes them on. PICKLE and FOLDER stand for paths of the test.
 HOSTILE_OPTIONS = {
-    "an address": {"pretrained": True, "pretrained_cfg": {"url": "http://127.0.0.1:9/chosen.pth"}, "cache_dir": "FOLDER"},
+    "an address": {
+        "pretrained": True,
+        "pretrained_cfg": {"url": "http://127.0.0.1:9/chosen.pth"},
+        "cache_dir": "FOLDER",
+    },
     "an overlay": {"pretrained": True, "pretrained_cfg_overlay": {"file": "PICKLE"}},
     "a tag": {"pretrained_cfg": "r160_in1k"},
     "published weights": {"pretrained": True},
@@ -170,9 +218,19 @@ HOSTILE_OPTIONS = {
     "long lists": {"channels": [8] * 10_000},
     "no word": {"drop rate": 0.1},
 }
-HOSTILE_NAMES = ("timm/hf_hub:timm/test_resnet", "timm/hf-hub:timm/test_resnet", "timm/local-dir:.", "timm/LOCAL-DIR:.",
-                 "timm//etc/passwd", "timm/./test_resnet", "timm/test_resnet./test_vit", "timm/test_resnet\n", "timm/",
-                 "hf_hub:timm/test_resnet", "timm/" + "a" * 10_000)  # fmt: skip
+HOSTILE_NAMES = (
+    "timm/hf_hub:timm/test_resnet",
+    "timm/hf-hub:timm/test_resnet",
+    "timm/local-dir:.",
+    "timm/LOCAL-DIR:.",
+    "timm//etc/passwd",
+    "timm/./test_resnet",
+    "timm/test_resnet./test_vit",
+    "timm/test_resnet\n",
+    "timm/",
+    "hf_hub:timm/test_resnet",
+    "timm/" + "a" * 10_000,
+)
 
 
 @pytest.fixture
@@ -201,7 +259,9 @@ def watched(tmp_path, monkeypatch):
         message = str(refusal.value)
         assert message and len(message.splitlines()) == 1 and len(message) < 3000
         assert attempts == [] and not sentinel.exists()
-        assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+        assert {
+            path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")
+        } == before
         return message
 
     return refuses
@@ -225,9 +285,13 @@ def changed_checkpoint(path, model, options, model_args=None):
 
 
 @pytest.mark.parametrize("kind", HOSTILE_OPTIONS)
-def test_hostile_options_of_a_model_are_refused_wherever_they_come_from(copy, watched, tmp_path, kind):
+def test_hostile_options_of_a_model_are_refused_wherever_they_come_from(
+    copy, watched, tmp_path, kind
+):
     options = located(HOSTILE_OPTIONS[kind], tmp_path)
-    pairs = [f"{key}={'1e999' if kind == 'infinity' else repr(value)}" for key, value in options.items()]
+    pairs = [
+        f"{key}={'1e999' if kind == 'infinity' else repr(value)}" for key, value in options.items()
+    ]
     new = ["--dataset", "shapes", "--device", "cpu", "--output-dir", str(tmp_path / "new")]
     words = [word for pair in pairs for word in ("--model-arg", pair)]
     watched(train.main, [*new, "--model", "timm/test_resnet", *words])
@@ -254,11 +318,24 @@ def test_hostile_names_of_models_are_refused_wherever_they_come_from(copy, watch
     assert "last.pt" in watched(load_checkpoint, copy / "last.pt")
 
 
-@pytest.mark.parametrize("card", [
-    {"options": None}, {"options": [["pretrained", True]]}, {"options": {1: 2}}, {"options": {("a",): 2}}, {"model": None},
-    {"model": 5}, {"num_classes": "10"}, {"num_classes": 0}, {"num_classes": 2**40}, {"num_classes": True},
-    {"num_classes": torch.tensor(10)}, {"options": {"shortcut": torch.ones(2)}}, {"options": {"shortcut": 5}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "card",
+    [
+        {"options": None},
+        {"options": [["pretrained", True]]},
+        {"options": {1: 2}},
+        {"options": {("a",): 2}},
+        {"model": None},
+        {"model": 5},
+        {"num_classes": "10"},
+        {"num_classes": 0},
+        {"num_classes": 2**40},
+        {"num_classes": True},
+        {"num_classes": torch.tensor(10)},
+        {"options": {"shortcut": torch.ones(2)}},
+        {"options": {"shortcut": 5}},
+    ],
+)
 def test_a_card_with_values_of_other_types_is_refused(copy, watched, card):
     contents = checkpoint.load(copy / "best.pt")
     contents["card"] |= card
@@ -277,16 +354,38 @@ def test_a_last_pt_with_model_args_of_other_types_is_refused(copy, watched, mode
 
 def test_other_data_than_at_the_start_is_refused_by_name(forks, tmp_path):
     pets, run = write_folder(tmp_path / "pets"), tmp_path / "run"
-    options = ("--dataset", "folder", "--data-dir", pets, "--model", "resnet20", "--batch-size", 4, "--device", "cpu")
-    stopped = forks.run(*options, "--epochs", 3, "--output-dir", run, faults=[signal_in("training", signal.SIGTERM)])
+    options = (
+        "--dataset",
+        "folder",
+        "--data-dir",
+        pets,
+        "--model",
+        "resnet20",
+        "--batch-size",
+        4,
+        "--device",
+        "cpu",
+    )
+    stopped = forks.run(
+        *options, "--epochs", 3, "--output-dir", run, faults=[signal_in("training", signal.SIGTERM)]
+    )
     assert stopped.returncode == 143
     before = files(run)
     shutil.copy(pets / "train" / "cat" / "0.png", pets / "train" / "cat" / "more.png")
-    one_error(forks.run("--resume", run), "the data is not that of the start", "train images: 8 there, 9 here", status=2)
+    one_error(
+        forks.run("--resume", run),
+        "the data is not that of the start",
+        "train images: 8 there, 9 here",
+        status=2,
+    )
     for part in ("train", "test"):
         shutil.copytree(pets / part / "dog", pets / part / "fox")
-    one_error(forks.run("--resume", run), "train images: 8 there, 13 here",
-              "classes: 2 (cat, dog) there, 3 (cat, dog, fox) here", status=2)  # fmt: skip
+    one_error(
+        forks.run("--resume", run),
+        "train images: 8 there, 13 here",
+        "classes: 2 (cat, dog) there, 3 (cat, dog, fox) here",
+        status=2,
+    )
     assert files(run) == before
     for part in ("train", "test"):
         shutil.rmtree(pets / part / "fox")

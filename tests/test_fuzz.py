@@ -13,24 +13,38 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_sources import archive_contents, pickled, publish, write_archive
 
-import checkpoint
-import experiment
 import models
-import rundir
-import sources
 import train
 from analysis import metrics
-from errors import UserError
+from common import checkpoint
+from common.errors import UserError
+from datasets import archives
+from training import experiment, run_directory
 
-FUZZ = settings(max_examples=150, deadline=None, derandomize=True, database=None,
-                suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+FUZZ = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 PARSER = train.build_parser
-OPTIONS = sorted({option for action in PARSER()._actions for option in action.option_strings} - {"-h", "--help"})
+OPTIONS = sorted(
+    {option for action in PARSER()._actions for option in action.option_strings} - {"-h", "--help"}
+)
 NAMES = [option.removeprefix("--").replace("-", "_") for option in OPTIONS]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["auto", "resnet20"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3), max_leaves=6,
-)  # fmt: skip
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["auto", "resnet20"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
 
 
 def refuses_in_one_line(function, *arguments):
@@ -57,46 +71,93 @@ def mutations(raw):
             out[at : at + length] = new
         return bytes(out)
 
-    return st.builds(apply, st.lists(edit, min_size=1, max_size=4), st.sampled_from([0, 0, 0, 1, 7, len(raw) // 2]))
+    return st.builds(
+        apply,
+        st.lists(edit, min_size=1, max_size=4),
+        st.sampled_from([0, 0, 0, 1, 7, len(raw) // 2]),
+    )
 
 
 # ---- command line and config.json ------------------------------------------------------------------------------------
 
-WORDS = st.sampled_from([*OPTIONS, "0", "1", "-1", "1e999", "nan", "0x1", "9" * 5000, "none", "crop,flip", "auto", "adam", "",
-                         "timm/x", "models", "é\n", "=", "--", "-", "--lr=", "--epochs=2"]) | st.text(max_size=6)  # fmt: skip
+WORDS = st.sampled_from(
+    [
+        *OPTIONS,
+        "0",
+        "1",
+        "-1",
+        "1e999",
+        "nan",
+        "0x1",
+        "9" * 5000,
+        "none",
+        "crop,flip",
+        "auto",
+        "adam",
+        "",
+        "timm/x",
+        "models",
+        "é\n",
+        "=",
+        "--",
+        "-",
+        "--lr=",
+        "--epochs=2",
+    ]
+) | st.text(max_size=6)
 
 
 @FUZZ
 @given(st.lists(WORDS, max_size=6))
 def test_command_lines(words):
-    found = refuses_in_one_line(lambda: experiment.arguments(PARSER(), [w.replace("\0", "") for w in words]))
+    found = refuses_in_one_line(
+        lambda: experiment.resolve_arguments(PARSER(), [w.replace("\0", "") for w in words])
+    )
     if found:
         args, origin, state = found
-        assert isinstance(args, argparse.Namespace) and set(origin) == set(vars(args)) and state is None
+        assert (
+            isinstance(args, argparse.Namespace)
+            and set(origin) == set(vars(args))
+            and state is None
+        )
 
 
 CONFIG = st.dictionaries(st.sampled_from([*NAMES, "other"]), JSON, max_size=5)
 
 
 @FUZZ
-@given(JSON | CONFIG | st.builds(lambda arguments, origin: {"arguments": arguments, "from": origin}, CONFIG, CONFIG | JSON))
+@given(
+    JSON
+    | CONFIG
+    | st.builds(
+        lambda arguments, origin: {"arguments": arguments, "from": origin}, CONFIG, CONFIG | JSON
+    )
+)
 def test_config_json(tmp_path, value):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(value))
 
     def read():
-        args, _, _ = experiment.arguments(PARSER(), ["--config", str(path)])
+        args, _, _ = experiment.resolve_arguments(PARSER(), ["--config", str(path)])
         models.parse_options(args.model_arg, args.model, args.image_size, args.drop_path)
         return args
 
     args = refuses_in_one_line(read)
     if args:
-        assert args.epochs >= 1 and args.batch_size >= 1 and args.lr >= 0 and isinstance(args.model, str)
+        assert (
+            args.epochs >= 1
+            and args.batch_size >= 1
+            and args.lr >= 0
+            and isinstance(args.model, str)
+        )
 
 
 @FUZZ
-@given(st.binary(max_size=60) | mutations(b'{"arguments": {"lr": 0.1, "model": "resnet20"}, "from": {"lr": "config"}}')
-       | st.sampled_from([b"[" * 20_000, b'{"epochs": ' + b"9" * 5000 + b"}"]))  # fmt: skip
+@given(
+    st.binary(max_size=60)
+    | mutations(b'{"arguments": {"lr": 0.1, "model": "resnet20"}, "from": {"lr": "config"}}')
+    | st.sampled_from([b"[" * 20_000, b'{"epochs": ' + b"9" * 5000 + b"}"])
+)
 def test_bytes_as_config_json(tmp_path, raw):
     path = tmp_path / "config.json"
     path.write_bytes(raw)
@@ -109,14 +170,18 @@ TABLE = b"epoch,step,lr,train_loss,val_acc\n1,3,0.1,2.5,10\n2,6,0.1,2.25,20\n"
 
 
 @FUZZ
-@given(st.binary(max_size=80) | mutations(TABLE) | st.sampled_from([TABLE.replace(b"\n2", b"\n" + b"2" * 5000)]))
+@given(
+    st.binary(max_size=80)
+    | mutations(TABLE)
+    | st.sampled_from([TABLE.replace(b"\n2", b"\n" + b"2" * 5000)])
+)
 def test_metrics_csv(tmp_path, raw):
     path = tmp_path / "metrics.csv"
     path.write_bytes(raw)
     rows = refuses_in_one_line(metrics.read_metrics, path)
     assert rows is None or all(int(row["epoch"]) >= 0 for row in rows)
     refuses_in_one_line(lambda: metrics.Run(path).figures)
-    with contextlib.closing(rundir.RunDir(tmp_path)) as run:
+    with contextlib.closing(run_directory.RunDir(tmp_path)) as run:
 
         def go_on():
             run.keep_rows(2)
@@ -138,7 +203,12 @@ def saved():
     return file.getvalue()
 
 
-FOREIGN = st.one_of(JSON, st.sampled_from([torch.ones(2), torch.ones(2, 2).to_sparse(), torch.float32, torch.device("cpu")]))
+FOREIGN = st.one_of(
+    JSON,
+    st.sampled_from(
+        [torch.ones(2), torch.ones(2, 2).to_sparse(), torch.float32, torch.device("cpu")]
+    ),
+)
 
 
 @FUZZ
@@ -165,16 +235,20 @@ def members():
 def test_archives(tmp_path, data):
     """Where the digest fits: of a member, of the tar and of the file that it is packed in."""
     raw, contents = members()
-    archive, path = sources.ARCHIVES["cifar10"], tmp_path / sources.ARCHIVES["cifar10"].file
+    archive, path = archives.ARCHIVES["cifar10"], tmp_path / archives.ARCHIVES["cifar10"].file
     what = data.draw(st.sampled_from(["batches.meta", "test_batch", "tar", "gz"]))
     changed = {what: data.draw(mutations(raw[what]))} if what in raw else {}
     write_archive(path, archive.folder, contents | changed)
     if what == "tar":
-        path.write_bytes(gzip.compress(data.draw(mutations(gzip.decompress(path.read_bytes())[:4096])), 1))
+        path.write_bytes(
+            gzip.compress(data.draw(mutations(gzip.decompress(path.read_bytes())[:4096])), 1)
+        )
     elif what == "gz":
         path.write_bytes(data.draw(mutations(path.read_bytes())))
     with pytest.MonkeyPatch.context() as patch:
         publish(patch, "cifar10", path.read_bytes())
-        split = refuses_in_one_line(sources.load_archive, "cifar10", tmp_path, None)
-    assert split is None or (split.train.images.dtype == torch.uint8 and int(split.test.labels.max()) < 10)
+        split = refuses_in_one_line(archives.load_archive, "cifar10", tmp_path, None)
+    assert split is None or (
+        split.train.images.dtype == torch.uint8 and int(split.test.labels.max()) < 10
+    )
     assert [each.name for each in tmp_path.iterdir()] == [path.name]

@@ -20,19 +20,19 @@ from PIL import Image, ImageOps
 from processes import load_data, memory_limit, train_linear
 from test_checkpoint import Hostile
 
-import checkpoint
 import data
-import files
-import imagecache
-import imagefolder
-import sources
-from augment import Pipeline
+from common import checkpoint, files
+from common.errors import UserError
 from data import Batches
-from errors import UserError
+from datasets import folder_cache
+from datasets.augment import Pipeline
+from datasets.examples import Examples
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 CACHE = ".cache-32px.images"
-AUGMENTED = dict(num_classes=10, cutout_size=9, mixup_alpha=0.4, cutmix_alpha=1.0, mix_probability=0.7)
+AUGMENTED = dict(
+    num_classes=10, cutout_size=9, mixup_alpha=0.4, cutmix_alpha=1.0, mix_probability=0.7
+)
 
 
 def soft_picture(width, height, seed=0, mode="RGB"):
@@ -45,7 +45,10 @@ def folder(tmp_path):
     """cat and dog, three pictures each to train on, two to test on, of several sizes and two formats."""
     root = tmp_path / "pets"
     for seed, (part, label, i) in enumerate(
-        (part, label, i) for part, n in (("train", 3), ("test", 2)) for label in ("cat", "dog") for i in range(n)
+        (part, label, i)
+        for part, n in (("train", 3), ("test", 2))
+        for label in ("cat", "dog")
+        for i in range(n)
     ):
         directory = root / part / label
         directory.mkdir(parents=True, exist_ok=True)
@@ -61,15 +64,22 @@ def load(root, image_size=32, **options):
 @pytest.fixture
 def decoded(monkeypatch):
     """The names of the pictures that are decoded, as they come."""
-    names, decode = [], imagefolder.decode
-    monkeypatch.setattr(imagefolder, "decode", lambda path, size: names.append(Path(path).name) or decode(path, size))
+    names, decode = [], folder.decode
+    monkeypatch.setattr(
+        folder, "decode", lambda path, size: names.append(Path(path).name) or decode(path, size)
+    )
     return names
 
 
 def test_pictures_and_labels_are_in_their_places(folder):
     split = load(folder)
     assert (split.name, split.classes, split.notes) == ("pets", ("cat", "dog"), ())
-    assert split.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and split.test.labels.tolist() == [0, 0, 1, 1]
+    assert split.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and split.test.labels.tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
     assert split.train.images.is_contiguous(memory_format=torch.channels_last)
     for part, name in ((split.train, "train"), (split.test, "test")):
         paths = sorted(path for path in (folder / name).rglob("*.*"))
@@ -77,8 +87,12 @@ def test_pictures_and_labels_are_in_their_places(folder):
             with Image.open(path) as picture:
                 side = min(picture.size)
                 left, top = (picture.width - side) / 2, (picture.height - side) / 2
-                expected = picture.resize((32, 32), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
-            assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)).max() <= 1
+                expected = picture.resize(
+                    (32, 32), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+                )
+            assert (
+                np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)).max() <= 1
+            )
 
 
 def test_statistics_of_a_folder_are_those_of_its_training_pictures(folder):
@@ -92,7 +106,12 @@ def test_statistics_of_a_folder_are_those_of_its_training_pictures(folder):
 
 @pytest.mark.parametrize("image_size, stored", [(16, 16), (48, 48), (50, 50), (64, 50), (224, 50)])
 def test_pictures_are_stored_no_larger_than_they_are(folder, image_size, stored):
-    assert load(folder, image_size).train.images.shape == (6, 3, stored, stored)  # the largest shorter side is 50
+    assert load(folder, image_size).train.images.shape == (
+        6,
+        3,
+        stored,
+        stored,
+    )  # the largest shorter side is 50
 
 
 def only(tmp_path, picture, name="a.png", **options):
@@ -103,7 +122,7 @@ def only(tmp_path, picture, name="a.png", **options):
 
 def test_a_picture_of_the_right_size_is_kept_to_the_bit(tmp_path):
     picture = soft_picture(24, 24)
-    assert np.array_equal(imagefolder.decode(only(tmp_path, picture), 24), np.asarray(picture))
+    assert np.array_equal(folder.decode(only(tmp_path, picture), 24), np.asarray(picture))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "I;16"])
@@ -118,8 +137,13 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
         expected = picture
     else:
         picture = expected = picture.convert(mode)
-    path = only(tmp_path, picture, "a.jpg" if mode == "CMYK" else "a.png", **({"quality": 100} if mode == "CMYK" else {}))
-    out = imagefolder.decode(path, 24)
+    path = only(
+        tmp_path,
+        picture,
+        "a.jpg" if mode == "CMYK" else "a.png",
+        **({"quality": 100} if mode == "CMYK" else {}),
+    )
+    out = folder.decode(path, 24)
     assert out.shape == (24, 24, 3) and out.dtype == np.uint8
     difference = np.abs(out.astype(int) - np.asarray(expected.convert("RGB")))
     assert difference.max() <= (8 if mode == "CMYK" else 0)  # JPEG loses a little
@@ -128,14 +152,22 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turned_pictures_are_set_upright(tmp_path, orientation):
     upright = soft_picture(48, 32)
-    undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_270}  # fmt: skip
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
     lying = upright.transpose(undo[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    out = imagefolder.decode(only(tmp_path, lying, "a.png", exif=exif), 32)
-    assert np.array_equal(out, np.asarray(ImageOps.fit(upright, (32, 32), Image.Resampling.BICUBIC)))
+    out = folder.decode(only(tmp_path, lying, "a.png", exif=exif), 32)
+    assert np.array_equal(
+        out, np.asarray(ImageOps.fit(upright, (32, 32), Image.Resampling.BICUBIC))
+    )
 
 
 def test_the_cache_is_used(folder, decoded):
@@ -145,7 +177,9 @@ def test_the_cache_is_used(folder, decoded):
     assert len(decoded) == 10 and again.notes == ()
     for part in ("train", "test"):
         for field in ("images", "labels"):
-            assert torch.equal(getattr(getattr(first, part), field), getattr(getattr(again, part), field))
+            assert torch.equal(
+                getattr(getattr(first, part), field), getattr(getattr(again, part), field)
+            )
     assert again.train.images.is_contiguous(memory_format=torch.channels_last)
     load(folder, 24)
     assert len(decoded) == 20  # another size has another cache
@@ -180,7 +214,9 @@ def garble(cache, images):
     cache.write_bytes(raw[:middle] + bytes(64) + raw[middle + 64 :])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbled", "header", "foreign", "empty", "hostile"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "garbled", "header", "foreign", "empty", "hostile"]
+)
 def test_a_damaged_cache_is_made_again(folder, tmp_path, decoded, damage):
     first, cache = load(folder), folder / CACHE
     expected = first.train.images.clone()
@@ -201,51 +237,72 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path, decoded, damage):
     again = load(folder)
     assert torch.equal(expected, again.train.images) and len(decoded) == 20
     (note,) = again.notes
-    assert note.startswith(f"the cache was made again: {cache} is damaged (") and not (tmp_path / "sentinel").exists()
+    assert (
+        note.startswith(f"the cache was made again: {cache} is damaged (")
+        and not (tmp_path / "sentinel").exists()
+    )
     assert load(folder).notes == () and len(decoded) == 20
 
 
 @pytest.mark.parametrize("resident", ["device", "host"])
-def test_damage_of_a_large_cache_is_found_when_the_image_is_read(folder, decoded, monkeypatch, resident):
-    monkeypatch.setattr(imagecache, "CHECKED_AT_ONCE", 0)
+def test_damage_of_a_large_cache_is_found_when_the_image_is_read(
+    folder, decoded, monkeypatch, resident
+):
+    monkeypatch.setattr(folder_cache, "CHECKED_AT_ONCE", 0)
     expected = load(folder).train.images.clone()
     garble(folder / CACHE, expected)
     split = load(folder)
     assert split.notes == () and len(decoded) == 10
-    batches = Batches(split.train, 1, Pipeline(MEAN, STD, 32), shuffle=False, resident=resident).epoch(0)
+    batches = Batches(
+        split.train, 1, Pipeline(MEAN, STD, 32), shuffle=False, resident=resident
+    ).epoch(0)
     assert len([next(batches) for _ in range(5)]) == 5  # the last one is damaged
     with refused(folder / CACHE, "is damaged (image 5", "--resume"):
         next(batches)
     assert torch.equal(load(folder).train.images, expected) and len(decoded) == 20
 
 
-@pytest.mark.parametrize("forged", [
-    {"count": 10**18}, {"count": 11}, {"side": -1}, {"side": 2**70}, {"count": "10"}, {"side": 32.0}, {"format": 2},
-    {"listing": None}, {"unreadable": [[]]}, {"unreadable": 1}, [], None,
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"count": 10**18},
+        {"count": 11},
+        {"side": -1},
+        {"side": 2**70},
+        {"count": "10"},
+        {"side": 32.0},
+        {"format": 2},
+        {"listing": None},
+        {"unreadable": [[]]},
+        {"unreadable": 1},
+        [],
+        None,
+    ],
+    ids=str,
+)
 def test_a_header_that_claims_something_else_is_refused(folder, forged):
     load(folder)
     path = folder / CACHE
     raw = path.read_bytes()
-    _, length, magic = imagecache.TRAILER.unpack(raw[-imagecache.TRAILER.size :])
-    end = len(raw) - imagecache.TRAILER.size
+    _, length, magic = folder_cache.TRAILER.unpack(raw[-folder_cache.TRAILER.size :])
+    end = len(raw) - folder_cache.TRAILER.size
     header = json.loads(raw[end - length : end])
-    table = raw[end - length - 10 * 8 * imagecache.COLUMNS : end - length]
+    table = raw[end - length - 10 * 8 * folder_cache.COLUMNS : end - length]
     text = json.dumps(header | forged if isinstance(forged, dict) else forged).encode()
-    trailer = imagecache.TRAILER.pack(hashlib.sha256(table + text).digest(), len(text), magic)
+    trailer = folder_cache.TRAILER.pack(hashlib.sha256(table + text).digest(), len(text), magic)
     path.write_bytes(raw[: end - length] + text + trailer)
     if forged == {"listing": None}:  # of another folder
-        assert imagecache.read(path, header["listing"]) is None
+        assert folder_cache.read(path, header["listing"]) is None
     else:
         with refused(path, "is damaged ("):
-            imagecache.read(path, header["listing"])
+            folder_cache.read(path, header["listing"])
 
 
 def test_an_interrupted_build_leaves_nothing(folder, monkeypatch):
     def interrupt(path, size):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(imagefolder, "decode", interrupt)
+    monkeypatch.setattr(folder, "decode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load(folder)
     assert sorted(os.listdir(folder)) == ["test", "train"]
@@ -260,27 +317,31 @@ def test_decoding_waits_for_what_is_written(folder, decoded, monkeypatch):
         assert next(results) and count == 210
         raise UserError("enough")
 
-    monkeypatch.setattr(imagecache, "write", write)
+    monkeypatch.setattr(folder_cache, "write", write)
     with refused("enough"):
         load(folder)
-    assert len(decoded) <= imagefolder.AHEAD + 1
+    assert len(decoded) <= folder.AHEAD + 1
 
 
 def test_the_cache_of_an_older_version_is_removed_and_said(folder):
     for name in (".cache-32px.pt", ".cache-64px.pt", "..cache-64px.pt.77.tmp"):
         (folder / name).write_bytes(bytes(5_000_000))
     notes = load(folder).notes
-    assert len(notes) == 2 and all(".pt (0.01 GB), the cache of an older version" in note for note in notes)
+    assert len(notes) == 2 and all(
+        ".pt (0.01 GB), the cache of an older version" in note for note in notes
+    )
     assert sorted(os.listdir(folder)) == [CACHE, "test", "train"] and load(folder).notes == ()
 
 
 @pytest.mark.parametrize("options", [dict(), dict(limit_train=4), dict(val_size=2)], ids=str)
 @pytest.mark.parametrize("resident", ["device", "host", "auto"])
-def test_a_cached_folder_gives_the_batches_of_images_in_memory(folder, monkeypatch, options, resident):
+def test_a_cached_folder_gives_the_batches_of_images_in_memory(
+    folder, monkeypatch, options, resident
+):
     """Read from the file ahead of the step, or when it asks: the same bits."""
     pipeline = Pipeline(MEAN, STD, 40, ("crop", "flip"), num_classes=2, mixup_alpha=0.4)
     split = load(folder, **options)
-    in_memory = sources.Examples(split.train.images.clone(), split.train.labels)
+    in_memory = Examples(split.train.images.clone(), split.train.labels)
     expected = list(Batches(in_memory, 2, pipeline, seed=3).epoch(1))
     for free in (0, 2**40):
         monkeypatch.setattr(data, "available", lambda device, free=free: free)
@@ -288,18 +349,22 @@ def test_a_cached_folder_gives_the_batches_of_images_in_memory(folder, monkeypat
         assert batches.streamed == (resident == "host" or (resident == "auto" and not free))
         found = list(batches.epoch(1))
         assert len(found) == len(expected)
-        assert all(torch.equal(a, b) for ours, theirs in zip(found, expected) for a, b in zip(ours, theirs))
+        assert all(
+            torch.equal(a, b) for ours, theirs in zip(found, expected) for a, b in zip(ours, theirs)
+        )
 
 
 @pytest.mark.gpu
 def test_a_cached_folder_gives_the_same_bits_on_a_gpu(folder):
     pipeline = Pipeline(MEAN, STD, 40, ("crop", "flip"))
     split = load(folder, val_size=2)
-    in_memory = sources.Examples(split.train.images.clone(), split.train.labels)
+    in_memory = Examples(split.train.images.clone(), split.train.labels)
     expected = list(Batches(in_memory, 2, pipeline, device="cuda").epoch(1))
     for resident in ("device", "host"):
         found = list(Batches(split.train, 2, pipeline, device="cuda", resident=resident).epoch(1))
-        assert all(torch.equal(a, b) for ours, theirs in zip(found, expected) for a, b in zip(ours, theirs))
+        assert all(
+            torch.equal(a, b) for ours, theirs in zip(found, expected) for a, b in zip(ours, theirs)
+        )
 
 
 def test_a_cached_folder_is_opened_without_reading_its_images(folder, decoded, monkeypatch):
@@ -307,16 +372,23 @@ def test_a_cached_folder_is_opened_without_reading_its_images(folder, decoded, m
     for part in ("train", "test"):
         for i in range(50):
             os.link(folder / part / "dog" / "0.png", folder / part / "dog" / f"link {i}.png")
-    monkeypatch.setattr(imagecache, "CHECKED_AT_ONCE", 0)
+    monkeypatch.setattr(folder_cache, "CHECKED_AT_ONCE", 0)
     first = load(folder)
     counted = data.channel_statistics(first.train.images)
     del decoded[:]
     read, opened = [], []
-    gather, crc32, real_open = imagecache.CachedImages.gather, zlib.crc32, open
-    monkeypatch.setattr(imagecache.CachedImages, "gather", lambda self, i, out=None: read.extend(i) or gather(self, i, out))
-    monkeypatch.setattr(imagecache.zlib, "crc32", lambda image: read.append(1) or crc32(image))
-    monkeypatch.setattr(imagefolder, "_shorter_side", lambda path: pytest.fail("opened an image"))
-    monkeypatch.setattr("builtins.open", lambda file, *rest: opened.append(Path(file).name) or real_open(file, *rest))
+    gather, crc32, real_open = folder_cache.CachedImages.gather, zlib.crc32, open
+    monkeypatch.setattr(
+        folder_cache.CachedImages,
+        "gather",
+        lambda self, i, out=None: read.extend(i) or gather(self, i, out),
+    )
+    monkeypatch.setattr(folder_cache.zlib, "crc32", lambda image: read.append(1) or crc32(image))
+    monkeypatch.setattr(folder, "_shorter_side", lambda path: pytest.fail("opened an image"))
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda file, *rest: opened.append(Path(file).name) or real_open(file, *rest),
+    )
     split = load(folder, val_size=6, limit_train=40)
     assert (len(split.train), len(split.val), len(split.test)) == (34, 6, 54)
     assert not read and not decoded and opened == [CACHE]
@@ -329,7 +401,10 @@ def test_a_cached_folder_is_opened_without_reading_its_images(folder, decoded, m
 def test_four_processes_that_lack_the_cache_make_it_once(folder, tmp_path, forks):
     (folder / f".{CACHE}.1.tmp").write_bytes(b"half")  # of a process that was killed
     until, notes = tmp_path / "until", tmp_path / "notes"
-    processes = [forks.start(faults=[load_data("folder", folder, None, None, until, notes)]) for _ in range(4)]
+    processes = [
+        forks.start(faults=[load_data("folder", folder, None, None, until, notes)])
+        for _ in range(4)
+    ]
     until.touch()
     ended = [process.wait() for process in processes]
     assert [(done.returncode, done.err) for done in ended] == [(0, "")] * 4
@@ -346,7 +421,11 @@ def test_a_folder_that_can_not_be_written_is_read(folder):
         split = load(folder)
     finally:
         folder.chmod(0o755)
-    assert len(split.train) == 6 and "no cache" in split.notes[0] and sorted(os.listdir(folder)) == ["test", "train"]
+    assert (
+        len(split.train) == 6
+        and "no cache" in split.notes[0]
+        and sorted(os.listdir(folder)) == ["test", "train"]
+    )
 
 
 def test_without_room_for_a_cache_the_pictures_are_read(folder, monkeypatch):
@@ -356,28 +435,49 @@ def test_without_room_for_a_cache_the_pictures_are_read(folder, monkeypatch):
     monkeypatch.setattr(files, "replacing", full)
     split = load(folder)
     assert len(split.train) == 6 and len(split.notes) == 1
-    assert "no cache" in split.notes[0] and "No space left" in split.notes[0] and "\n" not in split.notes[0]
+    assert (
+        "no cache" in split.notes[0]
+        and "No space left" in split.notes[0]
+        and "\n" not in split.notes[0]
+    )
 
 
 def test_room_on_the_disk_is_looked_for_before_anything_is_decoded(folder, decoded, monkeypatch):
     expected = load(folder).train.images.clone()
     (folder / CACHE).unlink()
     del decoded[:]
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: decoded.append("looked") or SimpleNamespace(free=1000))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: decoded.append("looked") or SimpleNamespace(free=1000)
+    )
     split = load(folder)
-    assert decoded.pop(0) == "looked" and len(decoded) == 10 and torch.equal(split.train.images, expected)
+    assert (
+        decoded.pop(0) == "looked"
+        and len(decoded) == 10
+        and torch.equal(split.train.images, expected)
+    )
     assert not split.train.cached and sorted(os.listdir(folder)) == ["test", "train"]
     (note,) = split.notes
-    assert "0.00 GB are needed on the disk, 0.00 GB are free); the images are kept in memory" in note
-    monkeypatch.setattr(imagefolder, "available", lambda device: 30_000)  # ten images of 32 px are 30,720 bytes
+    assert (
+        "0.00 GB are needed on the disk, 0.00 GB are free); the images are kept in memory" in note
+    )
+    monkeypatch.setattr(
+        folder, "available", lambda device: 30_000
+    )  # ten images of 32 px are 30,720 bytes
     del decoded[:]
-    with refused(folder / CACHE, "could not be written (", "GB are needed on the disk", "in memory the images need 0.00 GB"):
+    with refused(
+        folder / CACHE,
+        "could not be written (",
+        "GB are needed on the disk",
+        "in memory the images need 0.00 GB",
+    ):
         load(folder)
     assert decoded == ["looked"]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits private memory apart from mapped files")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux limits private memory apart from mapped files"
+)
 def test_a_folder_larger_than_the_memory_is_trained_on(tmp_path, forks):
     """Decoded, trained on and evaluated with less memory beyond the interpreter's than the images take."""
     root = tmp_path / "pets"
@@ -388,7 +488,9 @@ def test_a_folder_larger_than_the_memory_is_trained_on(tmp_path, forks):
             soft_picture(384, 384, seed).save(directory / "0.png")
             for i in range(1, count):
                 os.link(directory / "0.png", directory / f"{i}.png")
-    first, cached = (forks.run(faults=[memory_limit(70), train_linear(root, 384)]) for _ in range(2))
+    first, cached = (
+        forks.run(faults=[memory_limit(70), train_linear(root, 384)]) for _ in range(2)
+    )
     assert [(done.returncode, done.err) for done in (first, cached)] == [(0, "")] * 2
     assert first.out == cached.out and int(first.out.split()[0]) > 95e6
 
@@ -408,9 +510,12 @@ def spoil(path, how):
 
 
 SPOILED = {
-    "truncated": "truncated", "text": "cannot identify image file)", "empty": "cannot identify image file)",
-    "vast": "pixels", "large": "it claims 8000x8000 pixels)",
-}  # fmt: skip
+    "truncated": "truncated",
+    "text": "cannot identify image file)",
+    "empty": "cannot identify image file)",
+    "vast": "pixels",
+    "large": "it claims 8000x8000 pixels)",
+}
 
 
 @pytest.mark.parametrize("how", SPOILED)
@@ -418,7 +523,11 @@ def test_an_unreadable_picture_is_named_and_refused(folder, how):
     path = folder / "train" / "dog" / "a name with spaces.png"
     soft_picture(60, 60).save(path)
     spoil(path, how)
-    with refused(f"{path} can't be read as an image (", SPOILED[how], "--skip-bad-images leaves such files out"):
+    with refused(
+        f"{path} can't be read as an image (",
+        SPOILED[how],
+        "--skip-bad-images leaves such files out",
+    ):
         load(folder)
     assert sorted(os.listdir(folder)) == ["test", "train"]
 
@@ -428,22 +537,37 @@ def test_a_picture_that_claims_too_much_is_not_decoded(folder, monkeypatch, how)
     path = folder / "train" / "dog" / "0.png"
     spoil(path, how)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    assert isinstance(imagefolder._shorter_side(path), str) and isinstance(imagefolder.decode(path, 32), str)
+    assert isinstance(folder._shorter_side(path), str) and isinstance(folder.decode(path, 32), str)
 
 
 def test_unreadable_pictures_are_counted_and_left_out_on_request(folder, decoded):
-    for name, how in (("train/cat/0.png", "text"), ("train/dog/2.png", "truncated"), ("test/dog/0.png", "vast")):
+    for name, how in (
+        ("train/cat/0.png", "text"),
+        ("train/dog/2.png", "truncated"),
+        ("test/dog/0.png", "vast"),
+    ):
         spoil(folder / name, how)
     for _ in range(2):  # the second time from the cache
         split = load(folder, skip_bad_images=True)
-        assert split.train.labels.tolist() == [0, 0, 1, 1] and split.test.labels.tolist() == [0, 0, 1]
+        assert split.train.labels.tolist() == [0, 0, 1, 1] and split.test.labels.tolist() == [
+            0,
+            0,
+            1,
+        ]
         (note,) = split.notes
-        assert note.startswith("3 unreadable images were left out, the first is ") and str(folder) in note
+        assert (
+            note.startswith("3 unreadable images were left out, the first is ")
+            and str(folder) in note
+        )
     assert len(decoded) == 8  # not those whose headers were bad
-    kept = [path for path in sorted((folder / "train").rglob("*.*")) if path.name != "0.png" or "dog" in str(path)]
+    kept = [
+        path
+        for path in sorted((folder / "train").rglob("*.*"))
+        if path.name != "0.png" or "dog" in str(path)
+    ]
     kept = [path for path in kept if path.name != "2.png" or "cat" in str(path)]
     for image, path in zip(split.train.images, kept, strict=True):
-        assert np.array_equal(image.permute(1, 2, 0).numpy(), imagefolder.decode(path, 32))
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), folder.decode(path, 32))
     with refused(str(folder), "can't be read as an image"):  # the cache is that of another request
         load(folder)
 
@@ -459,15 +583,19 @@ def test_a_refusal_does_not_wait_for_the_rest(folder, monkeypatch):
     for i in range(200):
         os.link(folder / "train" / "dog" / "0.png", folder / "train" / "dog" / f"z{i}.png")
     spoil(folder / "train" / "cat" / "0.png", "truncated")
-    decode, calls = imagefolder.decode, []
-    monkeypatch.setattr(imagefolder, "decode", lambda *args: calls.append(time.sleep(0.005)) or decode(*args))
+    decode, calls = folder.decode, []
+    monkeypatch.setattr(
+        folder, "decode", lambda *args: calls.append(time.sleep(0.005)) or decode(*args)
+    )
     with refused(folder / "train" / "cat" / "0.png", "can't be read"):
         load(folder)
     assert len(calls) < 100
 
 
 def test_reading_changes_no_warning_filter(folder):
-    Image.new("P", (30, 30)).save(folder / "train" / "cat" / "clear.png", transparency=b"\x00\x7f" * 128)
+    Image.new("P", (30, 30)).save(
+        folder / "train" / "cat" / "clear.png", transparency=b"\x00\x7f" * 128
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         before = list(warnings.filters)
@@ -476,7 +604,13 @@ def test_reading_changes_no_warning_filter(folder):
 
 
 def test_other_files_are_ignored(folder):
-    for name in ("notes.txt", "train/readme.md", "train/cat/list.csv", "train/cat/._0.png", "train/.hidden/0.png"):
+    for name in (
+        "notes.txt",
+        "train/readme.md",
+        "train/cat/list.csv",
+        "train/cat/._0.png",
+        "train/.hidden/0.png",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("no picture")
     (folder / "train" / "cat" / "folder.png").mkdir()
@@ -518,16 +652,43 @@ def delete(path):
         path.unlink()
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda root: delete(root), ("there is no folder ", "train/<class>/*.png|jpg and test/ (or val/)")),
-    (lambda root: delete(root / "train"), ("there is no folder ", "train", "train/<class>/*.png|jpg")),
-    (lambda root: delete(root / "test"), ("there is no folder ", "train/<class>/*.png|jpg and test/ (or val/)")),
-    (lambda root: [delete(root / "train" / name) for name in ("cat", "dog")], ("train holds no images (.bmp, .jpeg",)),
-    (lambda root: [delete(p) for p in (root / "train" / "cat").iterdir()], ("train/cat holds no images (.bmp, .jpeg",)),
-    (lambda root: [delete(p) for p in (root / "test" / "dog").iterdir()], ("test/dog holds no images",)),
-    (lambda root: delete(root / "train" / "dog"), ("test has classes that ", "train lacks: dog")),
-    (lambda root: [delete(root / part / "dog") for part in ("train", "test")], ("train has one class, 'cat'",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            lambda root: delete(root),
+            ("there is no folder ", "train/<class>/*.png|jpg and test/ (or val/)"),
+        ),
+        (
+            lambda root: delete(root / "train"),
+            ("there is no folder ", "train", "train/<class>/*.png|jpg"),
+        ),
+        (
+            lambda root: delete(root / "test"),
+            ("there is no folder ", "train/<class>/*.png|jpg and test/ (or val/)"),
+        ),
+        (
+            lambda root: [delete(root / "train" / name) for name in ("cat", "dog")],
+            ("train holds no images (.bmp, .jpeg",),
+        ),
+        (
+            lambda root: [delete(p) for p in (root / "train" / "cat").iterdir()],
+            ("train/cat holds no images (.bmp, .jpeg",),
+        ),
+        (
+            lambda root: [delete(p) for p in (root / "test" / "dog").iterdir()],
+            ("test/dog holds no images",),
+        ),
+        (
+            lambda root: delete(root / "train" / "dog"),
+            ("test has classes that ", "train lacks: dog"),
+        ),
+        (
+            lambda root: [delete(root / part / "dog") for part in ("train", "test")],
+            ("train has one class, 'cat'",),
+        ),
+    ],
+)
 def test_a_folder_of_another_form_is_refused(folder, change, said):
     change(folder)
     with refused("", *said):

@@ -9,12 +9,11 @@ import torch
 import torch.nn as nn
 from conftest import refused
 
-import free_memory
-import memory
 import models
-import optim
+from common import free_memory
 from models import lora
-from ranks import Ranks, shard, whole
+from training import memory, optimizers
+from training.distributed import Ranks, shard, whole
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -43,7 +42,9 @@ def test_what_a_small_network_keeps_counted_by_hand():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 20), nn.ReLU(), nn.Linear(20, 7))
     B = 5
     kept, _ = memory.saved_bytes(model, torch.zeros(B, 3, 4, 4), None)
-    floats = B * 48 + B * 20 + B * 7 + 1  # of the loss: log-probabilities and the weight that their mean is over
+    floats = (
+        B * 48 + B * 20 + B * 7 + 1
+    )  # of the loss: log-probabilities and the weight that their mean is over
     assert kept == 4 * floats + 8 * B  # and its labels
 
 
@@ -58,7 +59,9 @@ def test_activations_are_what_a_real_step_keeps(name, dtype):
     for B in (3, 8):
         real, _ = memory.saved_bytes(model, torch.randn(B, 3, size, size), dtype)
         assert fixed + B * image == pytest.approx(real, rel=0.02)
-    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)))
+    weights = sum(
+        m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))
+    )
     statistics = sum(8 * m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     # The copies that autocast makes, and batch norm's means and deviations.
     assert fixed == pytest.approx((2 * weights if dtype else 0) + statistics, rel=0.05, abs=500)
@@ -94,16 +97,32 @@ def test_norms_keep_fp32_under_autocast_on_cuda():
 
 def need_of(**changes):
     options, size = SMALL["vit_custom"]
-    args = SimpleNamespace(model="vit_custom", image_size=size, lora_rank=0, grad_checkpointing=False, freeze_backbone=False,
-                           optimizer="adamw", ema_decay=None, ema_device="same", fsdp=False)  # fmt: skip
+    args = SimpleNamespace(
+        model="vit_custom",
+        image_size=size,
+        lora_rank=0,
+        grad_checkpointing=False,
+        freeze_backbone=False,
+        optimizer="adamw",
+        ema_decay=None,
+        ema_device="same",
+        fsdp=False,
+    )
     vars(args).update(changes)
-    return memory.of_run(args, options, 10, device="cuda", dtype=torch.bfloat16, world=changes.get("world", 1))
+    return memory.of_run(
+        args, options, 10, device="cuda", dtype=torch.bfloat16, world=changes.get("world", 1)
+    )
 
 
 def test_weights_gradients_state_and_average_are_counted():
     weights = 4 * sum(p.numel() for p in build("vit_custom", "meta")[0].parameters())
     need = need_of()
-    assert (need.parameters, need.gradients, need.optimizer, need.average) == (weights, weights, 2 * weights, weights)
+    assert (need.parameters, need.gradients, need.optimizer, need.average) == (
+        weights,
+        weights,
+        2 * weights,
+        weights,
+    )
     assert need.fixed == 5 * weights + need.copies and need.total(7) == need.fixed + 7 * need.image
     assert need.host == 4 * weights
     assert need_of(optimizer="sgd").optimizer == weights and need_of(ema_decay=0.0).average == 0
@@ -113,20 +132,33 @@ def test_weights_gradients_state_and_average_are_counted():
     frozen = need_of(freeze_backbone=True)
     assert (frozen.parameters, frozen.gradients, frozen.optimizer) == (weights, head, 2 * head)
     shared = need_of(fsdp=True, world=4)
-    assert shared.parameters == weights // 4 and shared.optimizer == weights // 2 and shared.image == need.image
+    assert (
+        shared.parameters == weights // 4
+        and shared.optimizer == weights // 2
+        and shared.image == need.image
+    )
 
 
 def test_a_module_that_is_used_twice_is_counted_once():
     with torch.device("meta"):
         shared = nn.Conv2d(8, 8, 3, padding=1)
-        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(shared), nn.Sequential(shared), nn.Flatten(),
-                              nn.Linear(8 * 16, 10))  # fmt: skip
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Sequential(shared),
+            nn.Sequential(shared),
+            nn.Flatten(),
+            nn.Linear(8 * 16, 10),
+        )
     need = memory.training_need(model, 4, device="cpu", dtype=None, optimizer="sgd")
-    assert need.parameters == 4 * (3 * 8 * 9 + 8 + 8 * 8 * 9 + 8 + 8 * 16 * 10 + 10) and need.image > 0
+    assert (
+        need.parameters == 4 * (3 * 8 * 9 + 8 + 8 * 8 * 9 + 8 + 8 * 16 * 10 + 10) and need.image > 0
+    )
 
 
 def test_the_largest_micro_batch_leaves_a_tenth():
-    need = memory.Need(parameters=40, gradients=40, optimizer=80, average=40, copies=0, image=10, host=0)
+    need = memory.Need(
+        parameters=40, gradients=40, optimizer=80, average=40, copies=0, image=10, host=0
+    )
     assert [need.largest(free) for free in (100, 222, 234, 1000 / 0.9)] == [0, 0, 1, 80]
     assert need.total(80) <= 1000
 
@@ -139,9 +171,17 @@ def test_adapters_are_counted_as_peft_makes_them():
     for add in (lora.add_counted, lora.add_adapters):
         with torch.device("meta"):
             model = add(models.create_model(name, 10, **options), rank, layers)
-        found.append(memory.training_need(model, size, device="cuda", dtype=torch.bfloat16, optimizer="adamw"))
+        found.append(
+            memory.training_need(
+                model, size, device="cuda", dtype=torch.bfloat16, optimizer="adamw"
+            )
+        )
     assert found[0] == found[1]
-    adapters = sum(rank * (m.in_features + m.out_features) for n, m in build(name)[0].named_modules() if n in layers)
+    adapters = sum(
+        rank * (m.in_features + m.out_features)
+        for n, m in build(name)[0].named_modules()
+        if n in layers
+    )
     assert found[0].gradients == 4 * (adapters + 48 * 10 + 10)
 
 
@@ -152,7 +192,9 @@ def test_adapters_are_counted_as_peft_makes_them():
 def test_a_batch_is_cut_into_the_fewest_parts_that_fit(images):
     for limit in range(1, images + 3):
         asked = []
-        parts = memory.fewest_parts(images, lambda count, limit=limit, asked=asked: asked.append(count) or count <= limit)
+        parts = memory.fewest_parts(
+            images, lambda count, limit=limit, asked=asked: asked.append(count) or count <= limit
+        )
         wanted = next(k for k in range(1, images + 1) if math.ceil(images / k) <= limit)
         assert math.ceil(images / parts) == math.ceil(images / wanted)
         assert len(asked) <= 2 * math.log2(images) + 2
@@ -174,24 +216,44 @@ class Hungry(nn.Module):
         return self.fc(self.norm(x).mean((2, 3)))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory")])
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory")],
+)
 def test_a_tried_step_leaves_the_model_as_it_was(error):
     model = Hungry(4, error)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     assert memory.step_fits(model, 4, 8, None) and not memory.step_fits(model, 5, 8, None)
-    assert model.seen == [(4, False), (4, True), (5, False)]  # the second pass beside the gradients of the first
+    assert model.seen == [
+        (4, False),
+        (4, True),
+        (5, False),
+    ]  # the second pass beside the gradients of the first
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
 
 def cut(monkeypatch, free, batch_size=32, origin=None, **changes):
-    args = SimpleNamespace(model="vit_custom", image_size=32, lora_rank=0, grad_checkpointing=False, freeze_backbone=False,
-                           optimizer="adamw", ema_decay=None, ema_device="same", fsdp=False, micro_batch=None, accumulate=1,
-                           batch_size=batch_size)  # fmt: skip
+    args = SimpleNamespace(
+        model="vit_custom",
+        image_size=32,
+        lora_rank=0,
+        grad_checkpointing=False,
+        freeze_backbone=False,
+        optimizer="adamw",
+        ema_decay=None,
+        ema_device="same",
+        fsdp=False,
+        micro_batch=None,
+        accumulate=1,
+        batch_size=batch_size,
+    )
     vars(args).update(changes)
     options, _ = SMALL["vit_custom"]
     model, _ = build("vit_custom")
-    monkeypatch.setattr(memory, "available", lambda device: free - memory._bytes(model.parameters()))
+    monkeypatch.setattr(
+        memory, "available", lambda device: free - memory._bytes(model.parameters())
+    )
     origin = origin or {"accumulate": "default", "micro_batch": "default"}
     at_once = memory.cut_batches(args, origin, model, options, 10, None, Ranks(CPU))
     return at_once, args, origin
@@ -199,12 +261,21 @@ def cut(monkeypatch, free, batch_size=32, origin=None, **changes):
 
 def test_a_batch_is_cut_by_the_free_memory(monkeypatch):
     options, size = SMALL["vit_custom"]
-    need = memory.training_need(build("vit_custom", "meta")[0], size, device="cpu", dtype=None, optimizer="adamw")
+    need = memory.training_need(
+        build("vit_custom", "meta")[0], size, device="cpu", dtype=None, optimizer="adamw"
+    )
     need = replace(need, snapshot=need.host)  # the copy that is being saved lies in the same memory
     at_once, args, origin = cut(monkeypatch, need.total(32) / 0.9 + 10)
-    assert (at_once, args.micro_batch, args.accumulate, origin["micro_batch"]) == (32, 32, 1, "auto")
+    assert (at_once, args.micro_batch, args.accumulate, origin["micro_batch"]) == (
+        32,
+        32,
+        1,
+        "auto",
+    )
     at_once, args, origin = cut(monkeypatch, need.total(11) / 0.9 + 10)
-    assert (at_once, args.micro_batch, args.accumulate) == (11, 11, 3) and origin["accumulate"] == "--micro-batch"
+    assert (at_once, args.micro_batch, args.accumulate) == (11, 11, 3) and origin[
+        "accumulate"
+    ] == "--micro-batch"
     with refused("a step of vit_custom with one image needs", "--dry-run"):
         cut(monkeypatch, need.total(1) / 0.9 - 100)
 
@@ -221,7 +292,11 @@ def test_what_was_asked_for_is_left_alone(monkeypatch):
 def test_a_micro_batch_is_tried_on_a_gpu_beside_what_comes_later(monkeypatch):
     """The optimizer's state, the average, the pictures, and a tenth; but not where a rank would wait for another."""
     tried, gpu = [], torch.device("cuda")
-    monkeypatch.setattr(memory, "step_fits", lambda model, images, *rest, reserve: tried.append((images, reserve)) or True)
+    monkeypatch.setattr(
+        memory,
+        "step_fits",
+        lambda model, images, *rest, reserve: tried.append((images, reserve)) or True,
+    )
     monkeypatch.setattr(memory, "available", lambda device: 10**9)
     monkeypatch.setattr(Ranks, "any", lambda self, flag: flag)
     need, (model, _) = need_of(), build("vit_custom")
@@ -229,7 +304,10 @@ def test_a_micro_batch_is_tried_on_a_gpu_beside_what_comes_later(monkeypatch):
     assert memory._largest(args, need, model, None, Ranks(gpu), 32, 10**8) == 32
     free = 9 * 10**8 + need.parameters
     assert tried == [(32, need.optimizer + need.average + 10**8 + int((1 - memory.SPARE) * free))]
-    assert memory._largest(args, need, model, None, Ranks(gpu, world=2), 16, 0) == 16 and len(tried) == 1
+    assert (
+        memory._largest(args, need, model, None, Ranks(gpu, world=2), 16, 0) == 16
+        and len(tried) == 1
+    )
 
 
 def test_what_lies_on_a_device_of_a_sharded_model_is_a_part():
@@ -237,11 +315,17 @@ def test_what_lies_on_a_device_of_a_sharded_model_is_a_part():
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
     try:
-        model = shard(nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64)), Ranks(CPU, rank=1, world=4))
+        model = shard(
+            nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64)), Ranks(CPU, rank=1, world=4)
+        )
         assert memory._bytes(model.parameters()) == 4 * (64 * 64 + 3 * 64) // 4
         state = whole(model.state_dict())
-        assert state["0.weight"] is None and state["1.running_var"].shape == (64,)  # it is the first rank that writes
-        optimizer = optim.create_optimizer("sgd", optim.param_groups(model, 0.1), 0.1)  # torch has no fused kernel for parts
+        assert state["0.weight"] is None and state["1.running_var"].shape == (
+            64,
+        )  # it is the first rank that writes
+        optimizer = optimizers.create_optimizer(
+            "sgd", optimizers.param_groups(model, 0.1), 0.1
+        )  # torch has no fused kernel for parts
         model(torch.ones(2, 64)).sum().backward()
         optimizer.step()
     finally:
@@ -250,20 +334,36 @@ def test_what_lies_on_a_device_of_a_sharded_model_is_a_part():
 
 def test_running_out_of_memory_says_what_to_try():
     args = SimpleNamespace(batch_size=64, accumulate=2, image_size=448)
-    with refused("out of memory with 32 images of 448 px at once: try --micro-batch 16", "CUDA out of memory"), \
-            memory.explained(args):  # fmt: skip
+    with (
+        refused(
+            "out of memory with 32 images of 448 px at once: try --micro-batch 16",
+            "CUDA out of memory",
+        ),
+        memory.explained(args),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.\nmore")
-    with refused("out of memory with 1 images", "--grad-checkpointing"), memory.explained(args, world=32):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried …")
+    with (
+        refused("out of memory with 1 images", "--grad-checkpointing"),
+        memory.explained(args, world=32),
+    ):
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried …"
+        )
     with refused("out of memory with 32 images"), memory.explained(args):
-        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        raise RuntimeError(
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+        )
     with pytest.raises(RuntimeError, match="shapes"), memory.explained(args):
         raise RuntimeError("shapes don't fit")
 
 
 def test_a_container_may_have_less_than_the_machine(tmp_path):
     assert free_memory._left_in_container(tmp_path) == []
-    for name, text in {"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": "anon 1\ninactive_file 50\n"}.items():
+    for name, text in {
+        "memory.max": "1000\n",
+        "memory.current": "700\n",
+        "memory.stat": "anon 1\ninactive_file 50\n",
+    }.items():
         (tmp_path / name).write_text(text)
     assert free_memory._left_in_container(tmp_path) == [350]
     (tmp_path / "memory.max").write_text("max\n")

@@ -11,8 +11,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from augment import TRANSFORMS
-from errors import UserError
+from common.errors import UserError
+from datasets.augment import TRANSFORMS
 from models import MODELS, create_model, describe, is_published, parse_options, prefers_fp32, recipe
 from models.cifar_resnet import ECABlock, GhostModule, PadShortcut
 from models.coatnet import Attention, MBConv, SelectiveKernel, Transformer, relative_index
@@ -20,7 +20,8 @@ from models.hornet import GnConv
 from models.layers import ECA, DropPath, LayerNorm2d, drop_path_rates, eca_kernel
 from models.mscan import MSCA
 from models.published import sized_network, smallest
-from optim import OPTIMIZERS, SCHEDULES, param_groups
+from training.optimizers import OPTIMIZERS, param_groups
+from training.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,12 +37,18 @@ def one_thread():
 
 every = pytest.mark.parametrize("name", MODELS)
 ours = pytest.mark.parametrize("name", [name for name in MODELS if not is_published(name)])
-trainable = pytest.mark.parametrize("name", [name for name, model in MODELS.items() if not model.large])
-originals = pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.original])
+trainable = pytest.mark.parametrize(
+    "name", [name for name, model in MODELS.items() if not model.large]
+)
+originals = pytest.mark.parametrize(
+    "name", [name for name, model in MODELS.items() if model.original]
+)
 
 
 def having(option):
-    return pytest.mark.parametrize("name", [name for name, model in MODELS.items() if option in model.options])
+    return pytest.mark.parametrize(
+        "name", [name for name, model in MODELS.items() if option in model.options]
+    )
 
 
 def side(name, wanted=32):
@@ -52,7 +59,9 @@ def side(name, wanted=32):
 def build(name, image_size=32, **options):
     """A model for pictures of 32 px, whatever size it is listed with."""
     assert not MODELS[name].large or torch.empty(0).is_meta, "gigabytes"
-    return create_model(name, MODELS[name].classes, **parse_options([], name, side(name, image_size)) | options)
+    return create_model(
+        name, MODELS[name].classes, **parse_options([], name, side(name, image_size)) | options
+    )
 
 
 def count(model):
@@ -144,8 +153,13 @@ def test_each_model_trains(name):
     classes = MODELS[name].classes
     torch.manual_seed(0)
     model = build(name, **without_drop_path(name)).train()
-    images, labels = torch.randn(4, 3, 32, 32) + 2 * torch.randn(4, 3, 1, 1), torch.tensor([0, 2, 5, 7])
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3 if MODELS[name].parameters > 5e6 else 1e-2, fused=True)
+    images, labels = (
+        torch.randn(4, 3, 32, 32) + 2 * torch.randn(4, 3, 1, 1),
+        torch.tensor([0, 2, 5, 7]),
+    )
+    optimizer = torch.optim.AdamW(
+        model.parameters(), 1e-3 if MODELS[name].parameters > 5e6 else 1e-2, fused=True
+    )
     losses, fresh = [], None
     while len(losses) < 3 or (losses[-1] > math.log(4) / 2 and len(losses) < 20):
         logits = model(images)
@@ -159,7 +173,11 @@ def test_each_model_trains(name):
     assert 0 <= fresh - math.log(classes) + 1e-5 < 0.2
     assert losses[-1] < math.log(4) / 2, losses
     # After some steps, because a branch that starts at zero (a norm's scale, the Mixers' classifier) lets none through.
-    dead = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()]
+    dead = [
+        key
+        for key, p in model.named_parameters()
+        if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()
+    ]
     assert not dead
 
 
@@ -176,8 +194,18 @@ def test_weight_decay_groups_cover_the_model(name):
 @every
 def test_recipe_is_made_of_training_arguments(name):
     recipe = dict(MODELS[name].recipe)
-    numbers = ("lr", "weight_decay", "mixup", "cutmix", "mix_prob", "label_smoothing", "warmup_epochs", "clip_grad",
-               "random_erasing", "layer_decay")  # fmt: skip
+    numbers = (
+        "lr",
+        "weight_decay",
+        "mixup",
+        "cutmix",
+        "mix_prob",
+        "label_smoothing",
+        "warmup_epochs",
+        "clip_grad",
+        "random_erasing",
+        "layer_decay",
+    )
     assert recipe.pop("optimizer", "sgd") in OPTIMIZERS
     assert recipe.pop("schedule", "cosine") in SCHEDULES
     assert set(recipe.pop("augment", "crop").split(",")) <= set(TRANSFORMS)
@@ -203,10 +231,25 @@ def test_importing_the_table_imports_no_model_library():
 
 @every
 def test_wrong_values_of_options_are_refused(name):
-    wrong = dict(stem="bagel", shortcut="long", eca_position="bn3", drop_path=1.0, image_size=30, patch_size=7, width=50,
-                 depth=0, heads=7, mlp_ratio=-1.0, positions="random", pool="max")  # fmt: skip
+    wrong = dict(
+        stem="bagel",
+        shortcut="long",
+        eca_position="bn3",
+        drop_path=1.0,
+        image_size=30,
+        patch_size=7,
+        width=50,
+        depth=0,
+        heads=7,
+        mlp_ratio=-1.0,
+        positions="random",
+        pool="max",
+    )
     for key in wrong.keys() & MODELS[name].options:
-        with pytest.raises(UserError, match=f"{key}|not a multiple of the patch"), torch.device("meta"):
+        with (
+            pytest.raises(UserError, match=f"{key}|not a multiple of the patch"),
+            torch.device("meta"),
+        ):
             create_model(name, 10, **(parse_options([], name, side(name)) | {key: wrong[key]}))
 
 
@@ -215,7 +258,11 @@ def test_drop_path_grows_with_depth(name):
     with torch.device("meta"):
         model = build(name, drop_path=0.3)
     # timm's ConvNeXt has an Identity for a rate of zero, and calls the rate drop_prob.
-    rates = [m.rate if isinstance(m, DropPath) else m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+    rates = [
+        m.rate if isinstance(m, DropPath) else m.drop_prob
+        for m in model.modules()
+        if type(m).__name__ == "DropPath"
+    ]
     assert rates == sorted(rates)
     rates = sorted({0.0, *rates})  # a block may have several
     assert rates == pytest.approx([0.3 * i / (len(rates) - 1) for i in range(len(rates))])
@@ -223,7 +270,9 @@ def test_drop_path_grows_with_depth(name):
 
 @pytest.mark.parametrize(
     "name, parameters",
-    dict(resnet20=275_572, resnet32=470_004, resnet44=664_436, resnet56=858_868, resnet110=1_733_812).items(),
+    dict(
+        resnet20=275_572, resnet32=470_004, resnet44=664_436, resnet56=858_868, resnet110=1_733_812
+    ).items(),
 )
 def test_pad_shortcuts_have_no_parameters(name, parameters):
     with torch.device("meta"):
@@ -235,7 +284,10 @@ def test_pad_shortcuts_have_no_parameters(name, parameters):
 def test_other_sizes_are_an_option_where_positions_are_learnt(name, size):
     size = side(name, size)
     with torch.device("meta"):
-        assert build(name, image_size=size)(torch.empty(2, 3, size, size)).shape == (2, MODELS[name].classes)
+        assert build(name, image_size=size)(torch.empty(2, 3, size, size)).shape == (
+            2,
+            MODELS[name].classes,
+        )
     with pytest.raises(UserError, match=f"{size} px"):
         describe(name, 10, size)
 
@@ -271,7 +323,9 @@ def test_eca_kernel_rule():
 
     wanted = {16: 3, 32: 3, 64: 3, 128: 5, 256: 5, 512: 5, 1024: 5, 2048: 7}
     assert {channels: eca_kernel(channels) for channels in wanted} == wanted
-    assert all(eca_kernel(channels) == EcaModule(channels).conv.kernel_size[0] for channels in wanted)
+    assert all(
+        eca_kernel(channels) == EcaModule(channels).conv.kernel_size[0] for channels in wanted
+    )
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 9])
@@ -337,7 +391,9 @@ def test_ghost_module_equals_timms(width, relu):
 
     x = torch.randn(2, 3, 6, 6)
     ours = randomize(GhostModule(3, width, kernel=3, stride=2, relu=relu))
-    theirs = Theirs(3, width, kernel_size=3, stride=2, act_layer=nn.ReLU if relu else nn.Identity).eval()
+    theirs = Theirs(
+        3, width, kernel_size=3, stride=2, act_layer=nn.ReLU if relu else nn.Identity
+    ).eval()
     copy_weights(ours, theirs)
     assert ours(x).shape == (2, width, 3, 3)
     torch.testing.assert_close(ours(x), theirs(x))
@@ -350,7 +406,9 @@ def test_ghost_channels_come_from_the_intrinsic_ones():
     weight, norm = module.cheap[0].weight, module.cheap[1]
     for c in range(3):  # four intrinsic channels, and ghosts of the first three
         ghost = F.conv2d(intrinsic[:, c : c + 1], weight[c : c + 1], padding=1)[:, 0]
-        ghost = (ghost - norm.running_mean[c]) / (norm.running_var[c] + norm.eps).sqrt() * norm.weight[c] + norm.bias[c]
+        ghost = (ghost - norm.running_mean[c]) / (
+            norm.running_var[c] + norm.eps
+        ).sqrt() * norm.weight[c] + norm.bias[c]
         torch.testing.assert_close(module(x)[:, 4 + c], ghost)
 
 
@@ -365,14 +423,19 @@ def test_msca_is_a_gate_from_a_sum_of_scales():
     def strip(x, convolution):
         height, width = convolution.kernel_size
         assert 1 in (height, width) or height == width == 5
-        return F.conv2d(x, convolution.weight, convolution.bias, padding=(height // 2, width // 2), groups=C)
+        return F.conv2d(
+            x, convolution.weight, convolution.bias, padding=(height // 2, width // 2), groups=C
+        )
 
     local = strip(x, msca.local)
     scales = local.clone()  # scale 0 is the identity
     for k, (horizontal, vertical) in zip((7, 11, 21), msca.strips):
         assert horizontal.kernel_size == (1, k) and vertical.kernel_size == (k, 1)
         scales += strip(strip(local, horizontal), vertical)
-    gate = torch.einsum("oc,bchw->bohw", msca.mix.weight[:, :, 0, 0], scales) + msca.mix.bias[:, None, None]
+    gate = (
+        torch.einsum("oc,bchw->bohw", msca.mix.weight[:, :, 0, 0], scales)
+        + msca.mix.bias[:, None, None]
+    )
     torch.testing.assert_close(msca(x), gate * x)
 
 
@@ -385,7 +448,10 @@ def test_gnconv_of_order_two_by_hand():
     gnconv = randomize(GnConv(C, order=2, scale=0.5))
 
     def linear(x, convolution):
-        return torch.einsum("oc,bchw->bohw", convolution.weight[:, :, 0, 0], x) + convolution.bias[:, None, None]
+        return (
+            torch.einsum("oc,bchw->bohw", convolution.weight[:, :, 0, 0], x)
+            + convolution.bias[:, None, None]
+        )
 
     def depthwise(x, first, last):
         weight, bias = gnconv.depthwise.weight[first:last], gnconv.depthwise.bias[first:last]
@@ -426,11 +492,14 @@ def test_relative_position_bias_against_a_loop(size):
         part = slice(h * C // heads, (h + 1) * C // heads)
         for i, (yi, xi) in enumerate(pixels):
             scores = [
-                (q[b, i, part] @ k[b, j, part]) / math.sqrt(C // heads) + table[yj - yi + size - 1, xj - xi + size - 1, h]
+                (q[b, i, part] @ k[b, j, part]) / math.sqrt(C // heads)
+                + table[yj - yi + size - 1, xj - xi + size - 1, h]
                 for j, (yj, xj) in enumerate(pixels)
             ]
             out[b, i, part] = torch.stack(scores).softmax(0) @ v[b, :, part]
-    torch.testing.assert_close(attention(x.double()), attention.proj(out).transpose(1, 2).view(2, C, size, size))
+    torch.testing.assert_close(
+        attention(x.double()), attention.proj(out).transpose(1, 2).view(2, C, size, size)
+    )
     assert relative_index(size).unique().numel() == (2 * size - 1) ** 2
 
 
@@ -450,7 +519,9 @@ def load_renamed(module, state, names):
     """Loads timm's values into ours: names maps their prefixes to ours; 1x1 convolutions may be linear layers here."""
     ours = module.state_dict()
     for key, value in state.items():
-        theirs = next(prefix for prefix in sorted(names, key=len, reverse=True) if key.startswith(prefix))
+        theirs = next(
+            prefix for prefix in sorted(names, key=len, reverse=True) if key.startswith(prefix)
+        )
         name = names[theirs] + key.removeprefix(theirs)
         ours[name] = value.view_as(ours[name])
     module.load_state_dict(ours)
@@ -464,8 +535,16 @@ def test_mbconv_equals_timms(in_channels, stride):
     config = MaxxVitConvCfg(expand_output=False, pool_type="max2", attn_act_layer="gelu")
     theirs = randomize(MbConvBlock(in_channels, 8, stride, cfg=config))
     ours = MBConv(in_channels, 8, stride).eval()
-    names = {"pre_norm": "norm", "conv1_1x1": "expand.0", "norm1": "expand.1", "conv2_kxk": "depthwise.0",
-             "norm2": "depthwise.1", "se": "gate", "conv3_1x1": "project", "shortcut.expand": "shortcut.1"}  # fmt: skip
+    names = {
+        "pre_norm": "norm",
+        "conv1_1x1": "expand.0",
+        "norm1": "expand.1",
+        "conv2_kxk": "depthwise.0",
+        "norm2": "depthwise.1",
+        "se": "gate",
+        "conv3_1x1": "project",
+        "shortcut.expand": "shortcut.1",
+    }
     load_renamed(ours, theirs.state_dict(), names)
     for norm in (ours.norm, ours.expand[1], ours.depthwise[1]):
         norm.eps = theirs.pre_norm.eps
@@ -479,17 +558,29 @@ def test_transformer_equals_timms(in_channels, stride):
 
     x, width, heads = torch.randn(2, in_channels, 3 * stride, 3 * stride), 64, 2
     config = MaxxVitTransformerCfg(pool_type="max2")
-    theirs = TransformerBlock2d(in_channels, width, stride, lambda **kw: RelPosBias(window_size=(3, 3), **kw), config)
+    theirs = TransformerBlock2d(
+        in_channels, width, stride, lambda **kw: RelPosBias(window_size=(3, 3), **kw), config
+    )
     for p in theirs.eval().parameters():
         nn.init.normal_(p, std=0.2)
     state = theirs.state_dict()
-    for key in ("attn.qkv.weight", "attn.qkv.bias"):  # theirs: a head's q, k and v side by side; ours: all q, all k, all v
+    for key in (
+        "attn.qkv.weight",
+        "attn.qkv.bias",
+    ):  # theirs: a head's q, k and v side by side; ours: all q, all k, all v
         state[key] = state[key].unflatten(0, (heads, 3, 32)).transpose(0, 1).flatten(0, 2)
     table = "attn.rel_pos.relative_position_bias_table"
     state[table] = state[table].flip(0)  # theirs: offset of i from j; ours: of j from i
     ours = Transformer(in_channels, width, heads, 3, stride)
-    names = {"norm1": "norm1", "norm1.norm": "norm1", "norm2": "norm2", "attn": "attention", table: "attention.position_bias",
-             "mlp": "mlp", "shortcut.expand": "shortcut.1"}  # fmt: skip
+    names = {
+        "norm1": "norm1",
+        "norm1.norm": "norm1",
+        "norm2": "norm2",
+        "attn": "attention",
+        table: "attention.position_bias",
+        "mlp": "mlp",
+        "shortcut.expand": "shortcut.1",
+    }
     load_renamed(ours, state, names)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
@@ -527,7 +618,9 @@ def test_original_layouts_equal_timms(name, size):
     import timm
 
     options = dict(image_size=size) if size == 224 else {}
-    ours = create_model({"mixer_b16_224": "mlp_mixer_b16"}.get(name, name), 10, stem="imagenet", **options).eval()
+    ours = create_model(
+        {"mixer_b16_224": "mlp_mixer_b16"}.get(name, name), 10, stem="imagenet", **options
+    ).eval()
     theirs = timm.create_model(name, num_classes=10).eval()
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(1, 3, size, size)
@@ -546,7 +639,12 @@ def test_adapted_networks_differ_in_the_stem_alone(name):
 
 def test_auto_precision_spares_a_cpu_what_is_slower_there():
     slow = {name for name, model in MODELS.items() if not model.bf16_on_cpu}
-    assert slow == {"ghostnet_100", "improved_resnet20_convnext", "coatnet_0_custom_enhanced", "segnext_mscan_tiny"}
+    assert slow == {
+        "ghostnet_100",
+        "improved_resnet20_convnext",
+        "coatnet_0_custom_enhanced",
+        "segnext_mscan_tiny",
+    }
     for name in MODELS:
         assert prefers_fp32(name, torch.device("cpu")) == (name in slow)
         assert not prefers_fp32(name, torch.device("cuda"))
@@ -562,11 +660,16 @@ def test_the_largest_are_the_published_ones():
     assert set(LARGEST) == {name for name, model in MODELS.items() if model.large}
     for name, gmacs in LARGEST.items():
         model = MODELS[name]
-        parameters, macs = describe(name, 1000, model.image_size, parse_options([], name, model.image_size))
+        parameters, macs = describe(
+            name, 1000, model.image_size, parse_options([], name, model.image_size)
+        )
         assert (parameters, macs / 1e9) == (model.parameters, pytest.approx(gmacs, rel=1e-3))
         for transfer, frozen in ((False, False), (True, False), (True, True)):
             assert recipe(name, transfer, frozen)["image_size"] == model.image_size
-        assert recipe(name, True)["layer_decay"] == 0.85 and recipe(name, True, True)["layer_decay"] == 1.0
+        assert (
+            recipe(name, True)["layer_decay"] == 0.85
+            and recipe(name, True, True)["layer_decay"] == 1.0
+        )
 
 
 @pytest.mark.parametrize("name", [*LARGEST, "vit_tiny", "tinyvit_5m"])
@@ -577,7 +680,9 @@ def test_the_smallest_of_a_family_has_its_layers_and_learns(name):
     small = create_model(path, 10, **(parse_options([], path, size) | options))
     with torch.device("meta"):
         whole = build(name, 128)
-    assert {type(m) for m in small.modules()} == {type(m) for m in whole.modules()} and count(small) < 4e6
+    assert {type(m) for m in small.modules()} == {type(m) for m in whole.modules()} and count(
+        small
+    ) < 4e6
     images, labels = torch.randn(4, 3, size, size), torch.tensor([0, 2, 5, 7])
     optimizer, losses = torch.optim.AdamW(small.parameters(), 1e-3), []
     for _ in range(6):

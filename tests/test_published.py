@@ -8,12 +8,18 @@ import torch
 from conftest import refused
 from packaging.version import Version
 
-import engine
-import probe
-from errors import UserError
-from models import checkpoint_gradients, choose_attention, create_model, describe, normalization, parse_options
+from common.errors import UserError
+from models import (
+    checkpoint_gradients,
+    choose_attention,
+    create_model,
+    describe,
+    normalization,
+    parse_options,
+)
 from models.weights import classifier_keys
-from optim import create_optimizer, param_groups
+from training import linear_probe, loop
+from training.optimizers import create_optimizer, param_groups
 
 # ---- the hub -----------------------------------------------------------------------------------------------------------
 
@@ -45,7 +51,11 @@ def hub(tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(server.cache))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield server
@@ -54,7 +64,9 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_a_hub_that_can_not_be_reached_is_asked_once(hub):
-    with refused("timm/test_resnet", "could not be downloaded", "can't be reached", "--weights FILE"):
+    with refused(
+        "timm/test_resnet", "could not be downloaded", "can't be reached", "--weights FILE"
+    ):
         create_model("timm/test_resnet.r160_in1k", 10, pretrained=True)
     assert hub.asked == ["nothing"]
 
@@ -247,18 +259,35 @@ def test_a_family_of_timm_is_described_and_trains(family):
     assert classifier_keys(model) and [len(values) for values in normalization(model)] == [3, 3]
     works_or_is_refused(param_groups, model, 0.05, 0.75)
     optimizer = create_optimizer("sgd", param_groups(model, 0.05), 0.1)
-    before = {key: value.clone() for key, value in model.state_dict().items() if key in classifier_keys(model)}
-    progress = engine.fit(model, TwoImages(size), optimizer=optimizer, lr_at=lambda step: 0.1, epochs=1)
-    assert progress.step == 1 and any(not torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    before = {
+        key: value.clone()
+        for key, value in model.state_dict().items()
+        if key in classifier_keys(model)
+    }
+    progress = loop.fit(
+        model, TwoImages(size), optimizer=optimizer, lr_at=lambda step: 0.1, epochs=1
+    )
+    assert progress.step == 1 and any(
+        not torch.equal(value, model.state_dict()[key]) for key, value in before.items()
+    )
     works_or_is_refused(checkpoint_gradients, model, name)
 
 
-@pytest.mark.parametrize("name, says", [
-    ("timm/test_resnet", None),
-    ("timm/levit_128s", "it has several classifiers"),
-    ("timm/dla46x_c", "its classifier needs more than its features"),  # its classifier is a convolution
-    ("timm/efficientvit_m0", "its classifier needs more than its features"),  # a norm lies between the two
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("timm/test_resnet", None),
+        ("timm/levit_128s", "it has several classifiers"),
+        (
+            "timm/dla46x_c",
+            "its classifier needs more than its features",
+        ),  # its classifier is a convolution
+        (
+            "timm/efficientvit_m0",
+            "its classifier needs more than its features",
+        ),  # a norm lies between the two
+    ],
+)
 def test_only_a_network_whose_classifier_takes_its_features_can_be_frozen(name, says):
     torch.manual_seed(0)
     model = create_model(name, 10, **parse_options([], name, 64))
@@ -268,7 +297,7 @@ def test_only_a_network_whose_classifier_takes_its_features_can_be_frozen(name, 
     batches = TwoImages(64)
     if says:
         with refused("this model can't be frozen", says):
-            probe.features(probe.Probe(model), batches)
+            linear_probe.features(linear_probe.Probe(model), batches)
     else:
-        examples = probe.features(probe.Probe(model), batches)
+        examples = linear_probe.features(linear_probe.Probe(model), batches)
         torch.testing.assert_close(model.fc(examples.images), model(batches.inputs))

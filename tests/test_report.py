@@ -33,7 +33,11 @@ def page(tmp_path):
 def test_the_page_needs_nothing_else_and_names_do_nothing(page):
     text = page.read_text()
     assert not re.findall(r"""<(?:script|link|img)[^>]*(?:src|href)=["'](?!data:)""", text)
-    assert HOSTILE not in text and "&lt;/script&gt;" in text and 'src="data:image/png;base64,iVBOR' in text
+    assert (
+        HOSTILE not in text
+        and "&lt;/script&gt;" in text
+        and 'src="data:image/png;base64,iVBOR' in text
+    )
 
 
 def test_unreadable_example_images_are_left_out_with_a_note(tmp_path, capsys, monkeypatch):
@@ -45,14 +49,24 @@ def test_unreadable_example_images_are_left_out_with_a_note(tmp_path, capsys, mo
     (runs / "c-s0/errors.png").symlink_to("nowhere")
     (runs / "c-s0/report.png").mkdir()
     (runs / "be-s0/examples<b>.png").write_text("no image")
-    assert compare_runs.main([str(runs / "*"), "--no-figures", "--html", str(tmp_path / "page.html")]) == 0
+    assert (
+        compare_runs.main([str(runs / "*"), "--no-figures", "--html", str(tmp_path / "page.html")])
+        == 0
+    )
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     text = (tmp_path / "page.html").read_text()
     assert text.count("<figure>") == 1 and 'src="data:image/png;base64,iVBOR' in text
-    reasons = {"errors.png": "No such file", "report.png": "Is a directory", "examples<b>.png": "not a PNG image"}
+    reasons = {
+        "errors.png": "No such file",
+        "report.png": "Is a directory",
+        "examples<b>.png": "not a PNG image",
+    }
     for name, reason in reasons.items():
         (note,) = [note for note in notes if name in note]
-        assert reason in note and f"<p class=\"quiet\">{html.escape(note.removeprefix('note: '))}</p>" in text
+        assert (
+            reason in note
+            and f'<p class="quiet">{html.escape(note.removeprefix("note: "))}</p>' in text
+        )
 
 
 def test_in_a_browser(page):
@@ -71,7 +85,10 @@ def test_in_a_browser(page):
         tab.wait_for_selector("#curves .legendtext")
 
         def column(number):
-            return [cell.inner_text() for cell in tab.locator(f"#runs tbody tr td:nth-child({number})").all()]
+            return [
+                cell.inner_text()
+                for cell in tab.locator(f"#runs tbody tr td:nth-child({number})").all()
+            ]
 
         heads = [head.inner_text() for head in tab.locator("#runs th").all()]
         test = heads.index("test %") + 1
@@ -85,14 +102,20 @@ def test_in_a_browser(page):
         shown = "[...document.querySelectorAll('#curves .scatterlayer .trace')].length"
         before = tab.evaluate(shown)
         tab.locator("#curves .legendtoggle").first.click()
-        for _ in range(100):  # the page's policy lets nobody evaluate texts, so this asks until it is so
+        for _ in range(
+            100
+        ):  # the page's policy lets nobody evaluate texts, so this asks until it is so
             if tab.evaluate(shown) < before:
                 break
             tab.wait_for_timeout(100)
         assert tab.evaluate(shown) < before
         assert HOSTILE in tab.text_content("#curves .legend")
         assert tab.evaluate("document.images[0].naturalWidth") == 1
-        buttons = tab.evaluate("[...document.querySelectorAll('.modebar-btn')].map(each => each.dataset.title)")
-        assert buttons and not any("hare" in title or "loud" in title for title in buttons)  # Share, Plotly Cloud
+        buttons = tab.evaluate(
+            "[...document.querySelectorAll('.modebar-btn')].map(each => each.dataset.title)"
+        )
+        assert buttons and not any(
+            "hare" in title or "loud" in title for title in buttons
+        )  # Share, Plotly Cloud
         browser.close()
     assert said == [] and all(url.startswith(("file:", "data:")) for url in asked)

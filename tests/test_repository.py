@@ -25,7 +25,9 @@ def test_the_tree_in_the_readme_is_the_tree():
     there = {Path(name).parts[0] for name in tracked()} - hidden
     there |= {name for name in tracked() if Path(name).parts[0] in PACKAGES}
     there = {".ci/run" if name == ".ci" else name for name in there} - {*PACKAGES}
-    there -= {f"{name}/__init__.py" for name in PACKAGES if name != "models"}  # they only say what the package is
+    there -= {
+        f"{name}/__init__.py" for name in PACKAGES if name != "models"
+    }  # they only say what the package is
     assert named == there
 
 
@@ -37,7 +39,9 @@ def test_ci_runs_the_command_of_the_readme():
 
 def test_scripts_that_the_readme_calls_exist_and_take_its_arguments():
     calls = re.findall(r"python3? (\w+\.py)([^`\n]*)", README)  # in blocks and in the table
-    assert {"train.py", "compare_runs.py", "show_example.py", "benchmark.py", "sweep.py"} <= {name for name, _ in calls}
+    assert {"train.py", "compare_runs.py", "show_example.py", "benchmark.py", "sweep.py"} <= {
+        name for name, _ in calls
+    }
     for name, rest in calls:
         source = (ROOT / name).read_text() + (ROOT / "cli.py").read_text()
         for option in re.findall(r"(?<= )--[a-z-]+", rest.split("#")[0]):
@@ -56,20 +60,40 @@ def test_the_tests_that_the_readme_names_exist():
 
 def test_modules_do_nothing_when_they_are_imported():
     """No module parses, prints or sets a seed outside a function or `if __name__`."""
-    effects = re.compile(r"(print|torch\.manual_seed|torch\.set_\w+|random\.seed|np\.random|open)\b")
+    effects = re.compile(
+        r"(print|torch\.manual_seed|torch\.set_\w+|random\.seed|np\.random|open)\b"
+    )
     for path in MODULES:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert not effects.match(line), f"{path}:{number}"
 
 
 def test_requirements_name_what_the_code_imports():
-    named = {re.split("[>=]", line)[0] for line in (ROOT / "requirements.txt").read_text().splitlines() if line[0] != "#"}
+    named = {
+        re.split("[>=]", line)[0]
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if line[0] != "#"
+    }
     own = {path.stem for path in ROOT.glob("*.py")} | {*PACKAGES}
     nodes = [n for path in MODULES for n in ast.walk(ast.parse(path.read_text()))]
-    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported = {
+        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+    }
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     imported = {name.split(".")[0] for name in imported} - own
     outside = {name for name in imported if name not in sys.stdlib_module_names}
-    outside -= {"peft", "PIL", "filelock", "safetensors", "huggingface_hub"}  # they come with others
-    outside -= {"submitit", "plotly", "gradio", "onnxscript", "onnxruntime"}  # asked for where they are needed
+    outside -= {
+        "peft",
+        "PIL",
+        "filelock",
+        "safetensors",
+        "huggingface_hub",
+    }  # they come with others
+    outside -= {
+        "submitit",
+        "plotly",
+        "gradio",
+        "onnxscript",
+        "onnxruntime",
+    }  # asked for where they are needed
     assert outside | {"tensorboard"} == named

@@ -16,14 +16,11 @@ from processes import TIMEOUT, kill_in_save, signal_in, tell_of
 from test_faults import equal, files, go_on, one_error, position
 from test_train import same, same_state, stop_after, summary, untimed
 
-import checkpoint
-import engine
-import experiment
-import optim
-import resume
 import train as train_script
 import train_sota
 import train_vit
+from common import checkpoint
+from training import experiment, loop, optimizers, resume
 
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
@@ -48,8 +45,21 @@ def test_twenty_kills_at_random_moments(forks, tmp_path):
 
     A run that ends before its kill is followed by another one; only kills that cut a run short count.
     """
-    options = (*TINY, "--device", "cpu", "--epochs", EPOCHS, "--ema-decay", 0.8, "--mixup", 0.4, "--val-size", 10,
-               "--batch-size", 28)  # fmt: skip
+    options = (
+        *TINY,
+        "--device",
+        "cpu",
+        "--epochs",
+        EPOCHS,
+        "--ema-decay",
+        0.8,
+        "--mixup",
+        0.4,
+        "--val-size",
+        10,
+        "--batch-size",
+        28,
+    )
     whole = tmp_path / "whole"
     assert forks.run(*options, "--output-dir", whole).returncode == 0
     draw, kills, inside, runs = random.Random(20), 0, 0, []
@@ -84,7 +94,9 @@ def test_twenty_kills_at_random_moments(forks, tmp_path):
 
 def killed_in_step(forks, directory):
     """Goes on with a run until its next step, and kills it there."""
-    done = forks.run("--resume", directory, "--device", "cpu", faults=[signal_in("first batch", signal.SIGKILL)])
+    done = forks.run(
+        "--resume", directory, "--device", "cpu", faults=[signal_in("first batch", signal.SIGKILL)]
+    )
     assert done.returncode == -signal.SIGKILL, done.err
 
 
@@ -106,9 +118,14 @@ def test_the_best_checkpoint_is_made_anew_from_the_last_one(forks, whole, tmp_pa
 
 
 @pytest.mark.parametrize("how", ["missing", "damaged", "foreign"])
-def test_a_best_checkpoint_that_the_test_will_miss_is_told_before_the_training(forks, tmp_path, how):
+def test_a_best_checkpoint_that_the_test_will_miss_is_told_before_the_training(
+    forks, tmp_path, how
+):
     """With held-out images, where it can't be made anew: of an epoch before the last one."""
-    cut, options = tmp_path / "cut", (*OPTIONS, "--lr", 0)  # without any learning the first epoch stays the best
+    cut, options = (
+        tmp_path / "cut",
+        (*OPTIONS, "--lr", 0),
+    )  # without any learning the first epoch stays the best
     forks.run(*options, "--output-dir", cut, faults=[kill_in_save(3, "renamed")])
     best = cut / "best.pt"
     contents = checkpoint.load(best)
@@ -164,23 +181,28 @@ def test_every_argument_is_refused_by_name_or_free(whole, script):
     """Not a list of fields: whatever option is added later must be one or the other, or be train_sota.py's for one call."""
     saved = checkpoint.load(whole / "last.pt")["training"]["arguments"]
     of_the_call = SAYS_WHERE | set(getattr(script, "OWN", ()))
-    actions = [action for action in script.build_parser()._actions if action.dest not in of_the_call]
+    actions = [
+        action for action in script.build_parser()._actions if action.dest not in of_the_call
+    ]
     words = {
-        action.dest: [action.option_strings[0]] + [another(action, saved[action.dest])] * (action.nargs != 0)
+        action.dest: [action.option_strings[0]]
+        + [another(action, saved[action.dest])] * (action.nargs != 0)
         for action in actions
     }
     for name, option in words.items():
         arguments = ["--resume", str(whole), *option]
         if name in resume.FREE:
-            args, _, _ = experiment.arguments(script.build_parser(), arguments)
+            args, _, _ = experiment.resolve_arguments(script.build_parser(), arguments)
             assert getattr(args, name) != saved[name]
         else:
             with refused("can't go on with", f"{option[0]} is ", " there, not ") as error:
-                experiment.arguments(script.build_parser(), arguments)
+                experiment.resolve_arguments(script.build_parser(), arguments)
             assert error.value.status == 2
-    together = [word for name, option in words.items() if name not in resume.FREE for word in option]
+    together = [
+        word for name, option in words.items() if name not in resume.FREE for word in option
+    ]
     with refused("can't go on with") as error:
-        experiment.arguments(script.build_parser(), ["--resume", str(whole), *together])
+        experiment.resolve_arguments(script.build_parser(), ["--resume", str(whole), *together])
     for name in words.keys() - resume.FREE:
         assert f"{words[name][0]} is " in str(error.value)
 
@@ -189,7 +211,10 @@ def test_what_train_sota_has_of_its_own_goes_with_a_run_and_leaves_it_alone(copy
     before = files(copy)
     assert train_sota.main(["--resume", str(copy), "--dry-run", "--gpu-memory", "24"]) == 0
     assert "resnet20, 32 px, 10 classes" in capsys.readouterr().out
-    for words, message in ((["--smoke"], "leave --resume out"), (["--gpu-memory", "24"], "--gpu-memory goes with --dry-run")):
+    for words, message in (
+        (["--smoke"], "leave --resume out"),
+        (["--gpu-memory", "24"], "--gpu-memory goes with --dry-run"),
+    ):
         with refused("", message) as error:
             train_sota.main(["--resume", str(copy), *words])
         assert error.value.status == 2
@@ -222,7 +247,9 @@ def test_the_command_that_began_a_run_goes_on_with_it(train, monkeypatch):
         ("multi_step", 7, False),
     ],
 )
-def test_a_run_is_extended_as_if_it_had_been_asked_at_the_start_or_not_at_all(train, monkeypatch, schedule, steps, allowed):
+def test_a_run_is_extended_as_if_it_had_been_asked_at_the_start_or_not_at_all(
+    train, monkeypatch, schedule, steps, allowed
+):
     options = ("--schedule", schedule, "--warmup-epochs", 1, "--ema-decay", 0.8)
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
@@ -253,11 +280,15 @@ def test_a_run_goes_on_in_another_precision(train, monkeypatch, before, after):
 
 def test_a_model_that_is_infinite_only_when_it_is_evaluated_stops_the_run(train, monkeypatch):
     """From the second epoch on; its training figures are as good as ever."""
-    real, calls = engine.evaluate, []
+    real, calls = loop.evaluate, []
 
     def evaluate(model, batches, **options):
         calls.append(1)
-        hook = model.register_forward_hook(lambda module, inputs, logits: logits * float("inf")) if len(calls) > 1 else None
+        hook = (
+            model.register_forward_hook(lambda module, inputs, logits: logits * float("inf"))
+            if len(calls) > 1
+            else None
+        )
         found = real(model, batches, **options)
         if hook:
             hook.remove()
@@ -266,22 +297,36 @@ def test_a_model_that_is_infinite_only_when_it_is_evaluated_stops_the_run(train,
     options = ("--epochs", 3, "--ema-decay", 0)
     whole = train(*options, output="whole")
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "evaluate", evaluate)
-        with refused("the test loss after step 6 (epoch 2) is nan, with learning rate", "last good one") as error:
+        patch.setattr(loop, "evaluate", evaluate)
+        with refused(
+            "the test loss after step 6 (epoch 2) is nan, with learning rate", "last good one"
+        ) as error:
             train(*options, output="cut")
     cut = whole.with_name("cut")
-    assert error.value.status == 1 and summary(cut)["status"] == "failed" and position(cut)["epoch"] == 1
+    assert (
+        error.value.status == 1
+        and summary(cut)["status"] == "failed"
+        and position(cut)["epoch"] == 1
+    )
     train("--resume", cut)
     assert untimed(whole) == untimed(cut) and same_state(whole, cut)
 
 
 @pytest.mark.parametrize("owner", [torch.nn.Module, torch.optim.Optimizer])
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB."),
-    RuntimeError("Error(s) in loading state_dict for ResNet: an exception occurred : ('CUDA out of memory. Tried …',)"),
-], ids=["raised", "reported"])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB."),
+        RuntimeError(
+            "Error(s) in loading state_dict for ResNet: an exception occurred : ('CUDA out of memory. Tried …',)"
+        ),
+    ],
+    ids=["raised", "reported"],
+)
 def test_running_out_of_memory_on_resume_is_no_misfit(train, monkeypatch, owner, error):
-    directory = train("--epochs", 1, "--schedule", "constant", "--warmup-epochs", 0, "--ema-decay", 0)
+    directory = train(
+        "--epochs", 1, "--schedule", "constant", "--warmup-epochs", 0, "--ema-decay", 0
+    )
 
     def load_state_dict(self, state, *rest, **options):
         raise error
@@ -315,7 +360,11 @@ def test_gradient_checkpointing_counts_each_image_once_in_batch_norm(train, monk
 def test_a_muon_run_keeps_adamw_averages_for_its_first_and_last_layer(train):
     state = checkpoint.load(train("--epochs", 1, "--optimizer", "muon") / "last.pt")
     momenta, averages = (
-        [tuple(each[name].shape) for each in state["training"]["optimizer"]["state"].values() if name in each]
+        [
+            tuple(each[name].shape)
+            for each in state["training"]["optimizer"]["state"].values()
+            if name in each
+        ]
         for name in ("momentum_buffer", "exp_avg_sq")
     )
     edges = {tuple(state["state_dict"][name].shape) for name in ("stem.0.weight", "fc.weight")}
@@ -324,21 +373,23 @@ def test_a_muon_run_keeps_adamw_averages_for_its_first_and_last_layer(train):
 
 
 @pytest.mark.parametrize("steps", [None, 4])
-def test_a_muon_run_from_before_its_groups_were_divided_continues_as_it_began(train, monkeypatch, steps):
+def test_a_muon_run_from_before_its_groups_were_divided_continues_as_it_began(
+    train, monkeypatch, steps
+):
     """Muon keeps the classifier and the first convolution then; `steps` is None for a run that was killed before its first."""
     options = ("--epochs", 2, "--optimizer", "muon", "--ema-decay", 0.8)
     with monkeypatch.context() as patch:
-        patch.setattr(optim, "muon_groups", lambda groups, model, saved=None: groups)
+        patch.setattr(optimizers, "muon_groups", lambda groups, model, saved=None: groups)
         whole = train(*options, output="whole")
         if steps:
             stop_after(patch, steps)
             cut = train(*options, output="cut", status=143)
         else:
-            patch.setattr(engine, "fit", interrupted_at_once)
+            patch.setattr(loop, "fit", interrupted_at_once)
             cut = train(*options, output="cut", status=143)
     train("--resume", cut)
     assert untimed(whole) == untimed(cut) and same_state(whole, cut)
 
 
 def interrupted_at_once(*_, **__):
-    raise engine.Interrupted
+    raise loop.Interrupted

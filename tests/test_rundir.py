@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-import checkpoint
-import rundir
-from errors import UserError
+from common import checkpoint
+from common.errors import UserError
+from training import environment, run_directory
 
 
 @pytest.fixture
 def run(tmp_path):
-    directory = rundir.RunDir.create(tmp_path / "run", {"arguments": {"lr": 0.1}})
+    directory = run_directory.RunDir.create(tmp_path / "run", {"arguments": {"lr": 0.1}})
     yield directory
     directory.close()
 
@@ -26,10 +26,12 @@ def row(epoch, loss=0.5):
 
 
 def test_names_tell_the_run_and_never_collide(tmp_path):
-    first = rundir.new_path(tmp_path, "cifar10", "timm/resnet18", "try", 3)
-    assert first.name.startswith("cifar10-timm_resnet18-try-s3-") and len(first.name.split("-")) == 6
+    first = run_directory.new_path(tmp_path, "cifar10", "timm/resnet18", "try", 3)
+    assert (
+        first.name.startswith("cifar10-timm_resnet18-try-s3-") and len(first.name.split("-")) == 6
+    )
     first.mkdir()
-    second = rundir.new_path(tmp_path, "cifar10", "timm/resnet18", "try", 3)
+    second = run_directory.new_path(tmp_path, "cifar10", "timm/resnet18", "try", 3)
     assert second != first and not second.exists()
 
 
@@ -41,7 +43,9 @@ def test_rows_come_back_by_name_with_empty_cells(run):
     assert float(rows[0]["train_loss"]) == pytest.approx(1 / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("torn", ["3,30,0.", "3,30,0.25,1"])  # the second lacks only the rest of a number
+@pytest.mark.parametrize(
+    "torn", ["3,30,0.", "3,30,0.25,1"]
+)  # the second lacks only the rest of a number
 def test_a_torn_last_line_is_left_out_and_mended(run, torn):
     run.log(row(1))
     run.log(row(2))
@@ -68,35 +72,35 @@ def test_keeping_no_row_starts_a_new_file(run):
     assert run.rows() == [{"epoch": "1", "step": "1", "other": "2"}]
 
 
-@pytest.mark.parametrize("name", rundir.FILES)
+@pytest.mark.parametrize("name", run_directory.FILES)
 def test_a_directory_that_holds_a_run_is_refused(tmp_path, name):
     (tmp_path / name).write_text("x")
     with pytest.raises(UserError, match=f"{name}.*--resume"):
-        rundir.RunDir.create(tmp_path, {})
+        run_directory.RunDir.create(tmp_path, {})
     assert (tmp_path / name).read_text() == "x"
 
 
 def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
-        rundir.RunDir.create(tmp_path / "file", {})
+        run_directory.RunDir.create(tmp_path / "file", {})
     with pytest.raises(UserError, match="can't be made"):
-        rundir.RunDir.create(tmp_path / "file" / "below", {})
+        run_directory.RunDir.create(tmp_path / "file" / "below", {})
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_is_not_in_the_way(run):
     (run.path / "last.pt").write_text("x")
     with pytest.raises(UserError, match="another process"):
-        rundir.RunDir.open(run.path)
+        run_directory.RunDir.open(run.path)
     run.close()
     code = f"import os, rundir; directory = rundir.RunDir.open({str(run.path)!r}); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -9
-    rundir.RunDir.open(run.path).close()
+    run_directory.RunDir.open(run.path).close()
 
 
 def test_of_two_that_begin_at_once_the_second_finds_the_first_one_s_run(tmp_path, monkeypatch):
     """Even when the first one was done between the second one's look and its lock."""
-    real, looks = rundir.refuse_if_taken, []
+    real, looks = run_directory.refuse_if_taken, []
 
     def look(path):
         looks.append(1)
@@ -104,26 +108,26 @@ def test_of_two_that_begin_at_once_the_second_finds_the_first_one_s_run(tmp_path
             (tmp_path / "run" / "config.json").write_text("the first one's")
         return real(path)
 
-    monkeypatch.setattr(rundir, "refuse_if_taken", look)
+    monkeypatch.setattr(run_directory, "refuse_if_taken", look)
     with pytest.raises(UserError, match="holds a run already"):
-        rundir.RunDir.create(tmp_path / "run", {})
+        run_directory.RunDir.create(tmp_path / "run", {})
     assert (tmp_path / "run" / "config.json").read_text() == "the first one's"
-    rundir.RunDir(tmp_path / "run").close()  # the lock was given back
+    run_directory.RunDir(tmp_path / "run").close()  # the lock was given back
 
 
 def test_leftovers_of_a_killed_save_are_cleared(run):
     (run.path / "last.pt").write_text("x")
     (run.path / ".last.pt.tmp").write_text("half")
     run.close()
-    rundir.RunDir.open(run.path).close()
+    run_directory.RunDir.open(run.path).close()
     assert not (run.path / ".last.pt.tmp").exists()
 
 
 def test_a_place_without_a_run_is_no_place_to_go_on(tmp_path):
     with pytest.raises(UserError, match="no run"):
-        rundir.RunDir.open(tmp_path)
+        run_directory.RunDir.open(tmp_path)
     with pytest.raises(UserError, match="no such run"):
-        rundir.resolve_run(tmp_path / "nothing")
+        run_directory.resolve_run(tmp_path / "nothing")
 
 
 # ---- saving in the background ----------------------------------------------------------------------------------------
@@ -184,27 +188,36 @@ def test_a_save_that_failed_is_reported_by_the_next_call(run, monkeypatch, then)
         patch.setattr(checkpoint, "verify", fail)
         run.end_epoch(row(1), {"epoch": 1})
         with pytest.raises(UserError, match=r"last\.pt could not be written .*No space left"):
-            {"end_epoch": lambda: run.end_epoch(row(2), {"epoch": 2}), "wait": run.wait,
-             "save_last": lambda: run.save_last({"epoch": 1})}[then]()  # fmt: skip
+            {
+                "end_epoch": lambda: run.end_epoch(row(2), {"epoch": 2}),
+                "wait": run.wait,
+                "save_last": lambda: run.save_last({"epoch": 1}),
+            }[then]()
     assert checkpoint.load(run.path / "last.pt") == {"epoch": 0}
     run.wait()  # it is reported once
 
 
 def test_the_environment_says_what_a_run_was_made_on():
-    found = rundir.environment(torch.device("cpu"))
+    found = environment.environment(torch.device("cpu"))
     assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert {"python", "torchvision", "timm", "cuda", "device", "git", "command", "threads"} <= set(found)
+    assert {"python", "torchvision", "timm", "cuda", "device", "git", "command", "threads"} <= set(
+        found
+    )
     json.dumps(found)
 
 
 def test_arguments_are_read_from_a_run_or_a_flat_file(run, tmp_path):
-    assert rundir.load_config(run.path) == rundir.load_config(run.path / "config.json") == ({"lr": 0.1}, {})
+    assert (
+        run_directory.load_config(run.path)
+        == run_directory.load_config(run.path / "config.json")
+        == ({"lr": 0.1}, {})
+    )
     (tmp_path / "flat.json").write_text('{"lr": 0.2}')
-    assert rundir.load_config(tmp_path / "flat.json") == ({"lr": 0.2}, {})
+    assert run_directory.load_config(tmp_path / "flat.json") == ({"lr": 0.2}, {})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"arguments": 3}', "\xff"])
 def test_a_file_that_holds_no_arguments_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text, encoding="latin1")
     with pytest.raises(UserError, match="a.json"):
-        rundir.load_config(tmp_path / "a.json")
+        run_directory.load_config(tmp_path / "a.json")

@@ -21,15 +21,21 @@ def test_an_answer_is_the_models_and_names_what_it_looks_at(tmp_path):
     named, looked = serve.try_picture(predictor, Image.new("RGBA", (90, 50), (200, 10, 10, 255)), 3)
     images = torch.tensor([200, 10, 10], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     top = predictor.logits(images).softmax(1)[0].topk(3)
-    assert list(named.values()) == pytest.approx(top.values.tolist(), abs=1e-5) and looked.shape == (384, 384, 3)
+    assert list(named.values()) == pytest.approx(
+        top.values.tolist(), abs=1e-5
+    ) and looked.shape == (384, 384, 3)
     turned = Image.new("RGB", (90, 90), (200, 10, 10))
     turned.paste((0, 0, 250), (0, 0, 90, 30))
     upright, exif = turned.rotate(90), Image.Exif()
     exif[0x0112] = 6  # a camera's: turn it by 90 degrees clockwise to see it upright
     upright.getexif().update(exif)
-    for one, other in zip(serve.try_picture(predictor, turned, 3), serve.try_picture(predictor, upright, 3)):
+    for one, other in zip(
+        serve.try_picture(predictor, turned, 3), serve.try_picture(predictor, upright, 3)
+    ):
         assert (one == other) if isinstance(one, dict) else (one == other).all()
-    mixer = predict.Predictor(write_checkpoint(tmp_path / "mixer", model="mlp_mixer_tiny"), torch.device("cpu"))
+    mixer = predict.Predictor(
+        write_checkpoint(tmp_path / "mixer", model="mlp_mixer_tiny"), torch.device("cpu")
+    )
     named, looked = serve.try_picture(mixer, Image.new("L", (9, 9)), 2)
     assert len(named) == 2 and looked is None
 
@@ -45,8 +51,21 @@ def test_in_a_browser(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(ROOT / "show_example.py"), "--checkpoint", str(path), "--serve", "--port", str(port)]
-    server = subprocess.Popen([*command, "--device", "cpu"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        str(ROOT / "show_example.py"),
+        "--checkpoint",
+        str(path),
+        "--serve",
+        "--port",
+        str(port),
+    ]
+    server = subprocess.Popen(
+        [*command, "--device", "cpu"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         address = f"http://127.0.0.1:{port}/"
         for _ in range(600):

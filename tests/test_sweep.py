@@ -20,15 +20,15 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-import sources
 import sweep
 import train
 from analysis import replicates
-from errors import UserError
+from common.errors import UserError
+from datasets import shapes
 from sweeps import launch, plans, suites
 
 # Takes train.py's arguments and leaves what it leaves. resnet20 is right in 60, 62, 64 … %, with shortcut=pad 1.5 better.
-STAND_IN = '''
+STAND_IN = """
 import json, signal, sys, time
 from pathlib import Path
 
@@ -75,7 +75,7 @@ print("done")
 accuracy = 60 + 2 * given["seed"] + 1.5 * ("model_arg" in given)
 (path / "metrics.csv").write_text(f"epoch,train_loss,train_acc,test_loss,test_acc\\\\n1,1,50,1,{accuracy}\\\\n")
 end("finished", 0, test_acc=accuracy, reported="last epoch")
-'''.replace("\\\\n", "\\n")
+""".replace("\\\\n", "\\n")
 
 TINY = suites.Suite(
     "a suite of this test",
@@ -92,13 +92,17 @@ def run(tmp_path, monkeypatch, few_shapes):
     """run("--seeds", 0, suite=TINY) -> exit status; runs are made by STAND_IN and lie in sweep/."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plans, "python", lambda script: [sys.executable, str(tmp_path / "stand_in.py")])
-    monkeypatch.setattr(sources, "load_shapes", lambda: few_shapes)
+    monkeypatch.setattr(
+        plans, "python", lambda script: [sys.executable, str(tmp_path / "stand_in.py")]
+    )
+    monkeypatch.setattr(shapes, "load_shapes", lambda: few_shapes)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
 
     def run(*arguments, suite=TINY):
         monkeypatch.setitem(suites.SUITES, "tiny", suite)
-        return sweep.main(["tiny", *map(str, arguments), "--device", "cpu", "--output-dir", "sweep"])
+        return sweep.main(
+            ["tiny", *map(str, arguments), "--device", "cpu", "--output-dir", "sweep"]
+        )
 
     return run
 
@@ -114,10 +118,16 @@ def starts(name):
 def test_paired_differences_by_hand():
     """Differences 1, 2, 3: mean 2, deviation 1, error 1 / sqrt(3), t of two degrees of freedom 4.303."""
     found = replicates.difference({0: 61, 1: 73, 2: 55}, {2: 52, 0: 60, 1: 71})
-    assert found.n == "3 paired" and found.value == pytest.approx(2) and found.error == pytest.approx(1 / math.sqrt(3))
+    assert (
+        found.n == "3 paired"
+        and found.value == pytest.approx(2)
+        and found.error == pytest.approx(1 / math.sqrt(3))
+    )
     assert (found.low, found.high) == pytest.approx((2 - 2.4843, 2 + 2.4843), abs=1e-3)
     assert found.verdict == "not resolved"
-    more = replicates.difference({s: 60 + s + 0.1 * (s % 2) for s in range(8)}, {s: 58 + s for s in range(8)})
+    more = replicates.difference(
+        {s: 60 + s + 0.1 * (s % 2) for s in range(8)}, {s: 58 + s for s in range(8)}
+    )
     assert more.verdict == "higher" and more.value == pytest.approx(2.05)
     assert replicates.difference({0: 1, 1: 2.1}, {0: 51, 1: 52}).verdict == "lower"
 
@@ -125,19 +135,35 @@ def test_paired_differences_by_hand():
 def test_unpaired_differences_by_hand():
     """Welch: variances 1 (n = 3) and 8 (n = 2): error sqrt(1/3 + 4), degrees of freedom 18.78 / (1/18 + 16) = 1.17, so 1."""
     found = replicates.difference({0: 1, 1: 2, 2: 3}, {3: 4, 4: 8})
-    assert found.n == "3, 2" and found.value == pytest.approx(-4) and found.error == pytest.approx(math.sqrt(13 / 3))
-    assert found.high == pytest.approx(-4 + 12.706 * math.sqrt(13 / 3)) and found.verdict == "not resolved"
+    assert (
+        found.n == "3, 2"
+        and found.value == pytest.approx(-4)
+        and found.error == pytest.approx(math.sqrt(13 / 3))
+    )
+    assert (
+        found.high == pytest.approx(-4 + 12.706 * math.sqrt(13 / 3))
+        and found.verdict == "not resolved"
+    )
 
 
 def test_one_seed_claims_no_error():
     for theirs in ({0: 60}, {1: 60}, {1: 60, 2: 60}):
         found = replicates.difference({0: 61.5}, theirs)
-        assert (found.value, found.error, found.low) == (1.5, None, None) and found.verdict == "one seed: no error known"
+        assert (found.value, found.error, found.low) == (
+            1.5,
+            None,
+            None,
+        ) and found.verdict == "one seed: no error known"
 
 
 def test_identical_results_and_a_difference_without_spread_are_not_resolved():
     same = replicates.difference({0: 61.2, 1: 60.1}, {0: 61.2, 1: 60.1})
-    assert (same.value, same.error, same.low, same.high) == (0, 0, 0, 0) and same.verdict == "not resolved"
+    assert (same.value, same.error, same.low, same.high) == (
+        0,
+        0,
+        0,
+        0,
+    ) and same.verdict == "not resolved"
     shifted = replicates.difference({0: 61.3, 1: 60.4}, {0: 60.2, 1: 59.3})
     assert shifted.error == 0 and shifted.verdict.startswith("not resolved (no spread")
 
@@ -150,29 +176,50 @@ def test_two_shared_seeds_pair_and_the_rest_is_left_out():
 @pytest.mark.parametrize("freedom", [*range(1, 31), 40, 60, 120])
 def test_the_quantiles_leave_two_and_a_half_percent_above(freedom):
     """The density of Student's t, integrated from 0 to the quantile (Simpson), gives 47.5 %, to half of the last digit."""
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(
+        freedom * math.pi
+    )
     steps, t = 2000, replicates.t975(freedom)
-    heights = [scale * (1 + (i * t / steps) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(steps + 1)]
-    area = t / steps / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
+    heights = [
+        scale * (1 + (i * t / steps) ** 2 / freedom) ** (-(freedom + 1) / 2)
+        for i in range(steps + 1)
+    ]
+    area = (
+        t
+        / steps
+        / 3
+        * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
+    )
     assert area == pytest.approx(0.475, abs=0.00051 * heights[-1])
 
 
 def test_between_the_quantiles_the_wider_interval_is_taken():
     t = replicates.t975
-    assert t(2.9) == t(2) and t(0.99999999999) == t(1) and t(35) == t(30) and t(50) == t(40) and t(10**6) == t(120)
+    assert (
+        t(2.9) == t(2)
+        and t(0.99999999999) == t(1)
+        and t(35) == t(30)
+        and t(50) == t(40)
+        and t(10**6) == t(120)
+    )
 
 
 # ---- the suites ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", suites.SUITES)
-def test_a_suite_names_models_that_exist_and_asks_about_its_own_experiments(name, tmp_path, monkeypatch):
+def test_a_suite_names_models_that_exist_and_asks_about_its_own_experiments(
+    name, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     suite = suites.SUITES[name]
     for _, ours, theirs in suite.questions:
         assert ours != theirs and {ours, theirs} <= set(suite.experiments)
     runs = plans.plan(name, {}, [0, 1], None)
     assert len({run.path for run in runs}) == 2 * len(suite.experiments)
-    assert all(re.fullmatch(rf"runs/sweep-{name}-cifar100?/[\w-]+-s[01]", str(run.path)) for run in runs)
+    assert all(
+        re.fullmatch(rf"runs/sweep-{name}-cifar100?/[\w-]+-s[01]", str(run.path)) for run in runs
+    )
     resolved = {str(vars(run.args)) for run in runs[: len(suite.experiments)]}
     assert len(resolved) == len(suite.experiments)  # no two of them are one
 
@@ -180,10 +227,15 @@ def test_a_suite_names_models_that_exist_and_asks_about_its_own_experiments(name
 def test_a_file_takes_the_place_of_published_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = plans.plan("vit-pretraining", {"weights": "vit.safetensors", "epochs": 2}, [0], None)
-    assert [run.label for run in runs if "--weights vit.safetensors" in " ".join(run.start)] == ["vit_tiny-pretrained"]
+    assert [run.label for run in runs if "--weights vit.safetensors" in " ".join(run.start)] == [
+        "vit_tiny-pretrained"
+    ]
     assert not any("--pretrained" in run.start for run in runs)
     assert all(run.start[1].endswith("train_vit.py") for run in runs)
-    assert all(run.args.weights for run in plans.plan("resolution", {"weights": "vit.safetensors"}, [0], None))
+    assert all(
+        run.args.weights
+        for run in plans.plan("resolution", {"weights": "vit.safetensors"}, [0], None)
+    )
     for name in ("pretraining", "degradation"):  # two models, and none
         with pytest.raises(UserError, match="--weights: the suite"):
             plans.plan(name, {"weights": "x"}, [0], None)
@@ -199,8 +251,13 @@ def test_the_tables_of_a_sweep(run, capsys):
     assert "left" in out[2] and "left" not in out[5]
     text = Path("sweep/results.md").read_text()
     assert "| project | 3 | 62.00 ± 2.00 | 50.00 ± 0.00 | 1,000 | 0.500 |" in text
-    assert "| pad | project | +1.50 | 0.00 | +1.50 to +1.50 | 3 paired | not resolved (no spread to judge by) |" in text
-    assert "python sweep.py tiny --seeds 0 1 2 --jobs 2 --epochs 3" in text and "seeds 0, 1, 2" in text
+    assert (
+        "| pad | project | +1.50 | 0.00 | +1.50 to +1.50 | 3 paired | not resolved (no spread to judge by) |"
+        in text
+    )
+    assert (
+        "python sweep.py tiny --seeds 0 1 2 --jobs 2 --epochs 3" in text and "seeds 0, 1, 2" in text
+    )
     assert Path("sweep/curves.png").read_bytes().startswith(b"\x89PNG")
     assert Path("sweep/pad-s1.log").read_text() == "done\n"
     assert any(line.split()[:3] == ["project", "3", "62.00"] for line in out)
@@ -212,13 +269,21 @@ def test_finished_runs_are_left_alone_cut_off_ones_go_on_and_others_start(run, c
     for name, files in (("project-s1", ("config.json", "last.pt")), ("pad-s1", ("config.json",))):
         (Path("sweep") / name).mkdir()
         for file in files:
-            (Path("sweep") / name / file).write_text(Path("sweep", name.replace("s1", "s0"), file).read_text())
+            (Path("sweep") / name / file).write_text(
+                Path("sweep", name.replace("s1", "s0"), file).read_text()
+            )
         config = Path("sweep") / name / "config.json"
         config.write_text(config.read_text().replace('"seed": 0', '"seed": 1'))
     capsys.readouterr()
     assert run("--seeds", 0, 1, 2) == 0
     assert "6 runs, 2 finished, 1 to go on with, 3 to start" in capsys.readouterr().err
-    assert starts("project-s0") == starts("pad-s0") == starts("pad-s1") == starts("pad-s2") == ["start"]
+    assert (
+        starts("project-s0")
+        == starts("pad-s0")
+        == starts("pad-s1")
+        == starts("pad-s2")
+        == ["start"]
+    )
     assert starts("project-s1") == ["go on"]
     assert run("--seeds", 0) == 0 and Path("sweep/results.md").read_text() == before
 
@@ -237,7 +302,9 @@ def test_parts_of_a_batch_that_were_chosen_as_a_run_began_are_no_other_run(run):
 
 def test_another_run_in_the_way_is_refused_by_name_before_anything_runs(run):
     assert run("--seeds", 0, "--epochs", 3) == 0
-    with pytest.raises(UserError, match="project-s0 holds another run: --epochs is 3 there, not 4") as refused:
+    with pytest.raises(
+        UserError, match="project-s0 holds another run: --epochs is 3 there, not 4"
+    ) as refused:
         run("--seeds", 1, 0, "--epochs", 4)
     assert refused.value.status == 2 and not Path("sweep/project-s1").exists()
     with pytest.raises(UserError, match="--epochs is 3 there, not 200"):
@@ -253,9 +320,16 @@ def test_a_failure_stops_none_of_the_rest_and_is_named(run, capsys):
     assert run("--seeds", 0, 1, suite=SPOILT) == 1
     out, err = capsys.readouterr()
     assert "2 of 6 runs failed: hot-s0, hot-s1" in err.splitlines()[-1]
-    assert "3/6  hot-s0  FAILED: exit status 1, train.py: error: the loss is not finite (sweep/hot-s0.log)" in out
+    assert (
+        "3/6  hot-s0  FAILED: exit status 1, train.py: error: the loss is not finite (sweep/hot-s0.log)"
+        in out
+    )
     text = Path("sweep/results.md").read_text()
-    assert "Not finished: hot-s0, hot-s1." in text and "| pad | 2 | 62.50 ± 1.41 |" in text and "| hot" not in text
+    assert (
+        "Not finished: hot-s0, hot-s1." in text
+        and "| pad | 2 | 62.50 ± 1.41 |" in text
+        and "| hot" not in text
+    )
     assert run("--seeds", 0, suite=SPOILT) == 1 and starts("hot-s0") == ["start", "go on"]
 
 
@@ -268,19 +342,43 @@ def test_a_signal_reaches_the_runs_at_work_and_the_rest_does_not_start(run, caps
 
     threading.Thread(target=interrupt).start()
     assert run("--seeds", 0, suite=SLOW) == 128 + number
-    assert capsys.readouterr().out == "interrupted with 0 of 3 runs finished; the same command goes on\n"
+    assert (
+        capsys.readouterr().out
+        == "interrupted with 0 of 3 runs finished; the same command goes on\n"
+    )
     assert json.loads(Path("sweep/slow-s0/summary.json").read_text())["status"] == "interrupted"
     assert not Path("sweep/project-s0").exists()
     assert run("--seeds", 0, suite=SLOW) == 0 and starts("slow-s0") == ["start", "go on"]
 
 
 def test_the_commands_of_a_dry_run_are_train_py_s(run, capsys):
-    assert run("--seeds", 0, 1, "--dry-run", "--lr", 0.05, "--ema-decay", "auto", "--deterministic", "--augment", "none") == 0
+    assert (
+        run(
+            "--seeds",
+            0,
+            1,
+            "--dry-run",
+            "--lr",
+            0.05,
+            "--ema-decay",
+            "auto",
+            "--deterministic",
+            "--augment",
+            "none",
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert not Path("sweep").exists() and len(lines) == 4
     for line in lines:
         args = train.build_parser().parse_args(shlex.split(line)[2:])
-        assert (args.lr, args.ema_decay, args.deterministic, args.augment, args.dataset) == (0.05, None, True, "none", "shapes")
+        assert (args.lr, args.ema_decay, args.deterministic, args.augment, args.dataset) == (
+            0.05,
+            None,
+            True,
+            "none",
+            "shapes",
+        )
     assert (args.model_arg, args.seed, args.output_dir) == (["shortcut=pad"], 1, "sweep/pad-s1")
 
 
@@ -296,7 +394,9 @@ def test_time_left_is_told_by_what_the_experiments_took():
     progress.seconds = {"a": [10.0, 20.0]}
     assert progress.rest([A, B], {}) == "about 0:00:15 left (1 experiment not timed yet)"
     progress.seconds["b"] = [100.0]
-    assert progress.rest([A, A, B], {}) == "about 0:01:40 left"  # as long as the longest of them at least
+    assert (
+        progress.rest([A, A, B], {}) == "about 0:01:40 left"
+    )  # as long as the longest of them at least
     assert progress.rest([A], {A: time.monotonic() - 5}) == "about 0:00:15 left"
 
 
@@ -308,15 +408,24 @@ def test_gpus_are_dealt_out_and_a_cpu_s_threads_are_shared(monkeypatch):
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert launch.places("cpu", 1) == [{}] and launch.places("cpu", 3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert (
+        launch.places("cpu", 1) == [{}]
+        and launch.places("cpu", 3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    )
     with pytest.raises(UserError, match="--jobs 9 is more than the 8 cores that there are"):
         launch.places("cpu", 9)
     monkeypatch.setattr(launch.engine, "select_device", lambda name: torch.device(name))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert launch.places("cuda", 2) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert launch.places("cuda", 2) == [
+        {"CUDA_VISIBLE_DEVICES": "0"},
+        {"CUDA_VISIBLE_DEVICES": "1"},
+    ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-x")
-    assert launch.places("cuda", 2) == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "GPU-x"}]
+    assert launch.places("cuda", 2) == [
+        {"CUDA_VISIBLE_DEVICES": "5"},
+        {"CUDA_VISIBLE_DEVICES": "GPU-x"},
+    ]
     assert launch.places("cuda:1", 1) == [{}]
     for device, jobs, count in (("cuda", 3, "2 GPUs"), ("cuda:1", 2, "1 device")):
         with pytest.raises(UserError, match=f"--jobs {jobs} is more than the {count} that there"):
@@ -328,7 +437,10 @@ def test_a_job_array_of_submitit(run, monkeypatch, capsys):
     monkeypatch.setattr(launch, "CLUSTER", "local")
     assert run("--seeds", 0, "--launcher", "submitit", "--slurm-gpus", 0, suite=SPOILT) == 1
     out, err = capsys.readouterr()
-    assert "1 of 3 runs failed: hot-s0" in err and "FAILED: exit status 1, train.py: error: the loss is not finite" in out
+    assert (
+        "1 of 3 runs failed: hot-s0" in err
+        and "FAILED: exit status 1, train.py: error: the loss is not finite" in out
+    )
     assert "| pad | 1 | 61.50 |" in Path("sweep/results.md").read_text()
     assert run("--seeds", 0, "--launcher", "submitit") == 0 and starts("pad-s0") == ["start"]
 
@@ -361,20 +473,30 @@ def test_without_slurm_submitit_is_refused(run, monkeypatch):
         (["tiny", "--jobs", "100000", "--device", "cpu"], "--jobs 100000 is more than the"),
         (["tiny", "--device", "cuda:77"], "--device cuda:77"),
         (["tiny", "--seed", "1"], "--seed: the suite decides that .see --seeds"),
-        (["tiny", "--model", "resnet18", "--resume", "x"], "--model, --resume: the suite decides that"),
+        (
+            ["tiny", "--model", "resnet18", "--resume", "x"],
+            "--model, --resume: the suite decides that",
+        ),
         (["optimizer-schedule", "--schedule", "linear"], "--schedule: the suite decides that"),
         (["tiny", "--epocs", "1"], "unknown argument --epocs; did you mean --epochs"),
         (["tiny", "--dataset", "folder", "--data-dir", "nowhere"], "no folder nowhere"),
         (["tiny", "--limit-train", "1000000"], "--limit-train 1000000"),
         (["missing"], "the suite missing needs models that are not there: resnet19"),
         (["tiny", "--output-dir", "file/x"], "--output-dir file/x can't be written"),
-        (["tiny", "--launcher", "submitit", "--slurm-arg", "account"], "--slurm-arg takes key=value"),
+        (
+            ["tiny", "--launcher", "submitit", "--slurm-arg", "account"],
+            "--slurm-arg takes key=value",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_refused_before_anything_runs(run, tmp_path, monkeypatch, capsys, arguments, message):
+def test_bad_input_is_refused_before_anything_runs(
+    run, tmp_path, monkeypatch, capsys, arguments, message
+):
     monkeypatch.setitem(suites.SUITES, "tiny", TINY)
-    monkeypatch.setitem(suites.SUITES, "missing", TINY._replace(experiments={"a": "--model resnet19"}))
+    monkeypatch.setitem(
+        suites.SUITES, "missing", TINY._replace(experiments={"a": "--model resnet19"})
+    )
     monkeypatch.setattr(launch, "start_here", None)
     (tmp_path / "file").touch()
     try:
@@ -387,18 +509,24 @@ def test_bad_input_is_refused_before_anything_runs(run, tmp_path, monkeypatch, c
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(run):
-    import rundir
+    from training import run_directory
 
     Path("sweep/pad-s0").mkdir(parents=True)
     Path("sweep/pad-s0/config.json").write_text('{"arguments": {}}')
-    with contextlib.closing(rundir.RunDir("sweep/pad-s0")), pytest.raises(UserError, match="being written by another"):
+    with (
+        contextlib.closing(run_directory.RunDir("sweep/pad-s0")),
+        pytest.raises(UserError, match="being written by another"),
+    ):
         plans.wait_until_free(Path("sweep/pad-s0"), seconds=0)
     plans.wait_until_free(Path("sweep/pad-s0"), seconds=0)
 
 
 def test_one_sweep_at_a_time(run):
     assert run("--seeds", 0) == 0
-    with plans.occupy(Path("sweep")), pytest.raises(UserError, match="being written by another process"):
+    with (
+        plans.occupy(Path("sweep")),
+        pytest.raises(UserError, match="being written by another process"),
+    ):
         run("--seeds", 0, 1)
 
 
@@ -413,23 +541,46 @@ cli.run(sweep.main)
 """
 
 
-def test_killed_in_the_middle_and_started_again_a_sweep_gives_the_same_tables(tmp_path, monkeypatch, few_shapes):
+def test_killed_in_the_middle_and_started_again_a_sweep_gives_the_same_tables(
+    tmp_path, monkeypatch, few_shapes
+):
     for part, examples in (("train", few_shapes.train), ("test", few_shapes.test)):
         for i in range(80):
             directory = tmp_path / "pictures" / part / few_shapes.classes[examples.labels[i]]
             directory.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(examples.images[i].permute(1, 2, 0).numpy()).save(directory / f"{i}.png")
+            Image.fromarray(examples.images[i].permute(1, 2, 0).numpy()).save(
+                directory / f"{i}.png"
+            )
     monkeypatch.setitem(suites.SUITES, "tiny", TINY)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    arguments = ["tiny", "--seeds", "0", "--dataset", "folder", "--data-dir", str(tmp_path / "pictures"), "--batch-size", "20",
-                 "--epochs", "4", "--device", "cpu", "--output-dir", "sweep"]  # fmt: skip
+    arguments = [
+        "tiny",
+        "--seeds",
+        "0",
+        "--dataset",
+        "folder",
+        "--data-dir",
+        str(tmp_path / "pictures"),
+        "--batch-size",
+        "20",
+        "--epochs",
+        "4",
+        "--device",
+        "cpu",
+        "--output-dir",
+        "sweep",
+    ]
     processes = {}
     for name in ("whole", "cut"):  # both at once: a core each
         (tmp_path / name).mkdir()
         processes[name] = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, *arguments], cwd=tmp_path / name, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        )  # fmt: skip
+            [sys.executable, "-c", DRIVER, *arguments],
+            cwd=tmp_path / name,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        )
     monkeypatch.chdir(tmp_path / "cut")
     while not Path("sweep/pad-s0/metrics.csv").exists():
         assert processes["cut"].poll() is None, processes["cut"].communicate()

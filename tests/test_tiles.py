@@ -18,27 +18,50 @@ def test_no_text_covers_another_and_none_is_cut(tmp_path, drawn, count, models, 
     top = torch.rand(count, 4).sort(1, descending=True).values
     heat = torch.rand(count, 32, 32) if explained else None
     classes, method = torch.randint(0, 10, (count, 4)), "Grad-CAM" * explained
-    answers = [tiles.Answer(f"model-with-quite-a-long-name-{m}", top, classes, heat, method) for m in range(models)]
+    answers = [
+        tiles.Answer(f"model-with-quite-a-long-name-{m}", top, classes, heat, method)
+        for m in range(models)
+    ]
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     tiles.draw(answers, ["test 12345"] * count, images, [3] * count, labels, tmp_path / "x.png")
     (figure,) = drawn
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
-    texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text().strip() and text.get_visible()]
-    texts = [text for text in texts if extent(text, renderer).width > 1]  # switched-off axes keep texts that aren't drawn
+    texts = [
+        text
+        for text in figure.findobj(matplotlib.text.Text)
+        if text.get_text().strip() and text.get_visible()
+    ]
+    texts = [
+        text for text in texts if extent(text, renderer).width > 1
+    ]  # switched-off axes keep texts that aren't drawn
     assert len(texts) >= count * (2 + 8 * models) and overlaps(texts, renderer) == []
     for text in texts:
         box = extent(text, renderer)
-        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1, text
+        assert (
+            box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1
+        ), text
 
 
 def test_pictures_are_enlarged_without_blur_and_colours_say_what_is_right(tmp_path, drawn):
-    answers = [tiles.Answer("x", torch.tensor([[0.7, 0.2], [0.6, 0.3]]), torch.tensor([[0, 1], [1, 0]]))]
-    tiles.draw(answers, ["a", "b"], torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0, 0], ["yes", "no"], tmp_path / "x.png")
+    answers = [
+        tiles.Answer("x", torch.tensor([[0.7, 0.2], [0.6, 0.3]]), torch.tensor([[0, 1], [1, 0]]))
+    ]
+    tiles.draw(
+        answers,
+        ["a", "b"],
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        [0, 0],
+        ["yes", "no"],
+        tmp_path / "x.png",
+    )
     (figure,) = drawn
     images = [image for axis in figure.axes for image in axis.images]
     assert len(images) == 2 and {image.get_interpolation() for image in images} == {"nearest"}
-    bars = [[matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in axis.patches][1::2]
-            for axis in figure.axes if axis.patches]  # fmt: skip
+    bars = [
+        [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in axis.patches][1::2]
+        for axis in figure.axes
+        if axis.patches
+    ]
     assert bars == [[figures.RIGHT, figures.OTHER], [figures.WRONG, figures.RIGHT]]
     assert [text.get_text() for text in figure.texts] == ["a", "yes ✓", "b", "yes ✗"]

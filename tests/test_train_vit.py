@@ -8,17 +8,24 @@ import torch
 from conftest import refused
 from test_train import same_state, stop_after, untimed
 
-import checkpoint
 import data
-import engine
-import experiment
 import models
-import probe
 import train_vit
-from augment import Pipeline
+from common import checkpoint
+from datasets.augment import Pipeline
 from models.weights import load_checkpoint, load_weights
+from training import experiment, linear_probe, loop
 
-SMALL = ("--model", "vit_custom", "--model-arg", "width=24", "--model-arg", "depth=2", "--model-arg", "heads=2")
+SMALL = (
+    "--model",
+    "vit_custom",
+    "--model-arg",
+    "width=24",
+    "--model-arg",
+    "depth=2",
+    "--model-arg",
+    "heads=2",
+)
 PLAIN = Pipeline((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 32)
 OPTIONS = dict(width=24, depth=2, heads=2)
 
@@ -42,9 +49,17 @@ def config(directory):
 
 
 def test_from_scratch_with_everything_that_small_data_needs(train_small):
-    directory = train_small("--epochs", 1, "--repeated-augment", 2, "--model-arg", "spt=True", "--model-arg", "lsa=True")
+    directory = train_small(
+        "--epochs", 1, "--repeated-augment", 2, "--model-arg", "spt=True", "--model-arg", "lsa=True"
+    )
     found = config(directory)
-    wanted = dict(optimizer="adamw", lr=1e-3, weight_decay=0.05, random_erasing=0.25, augment="crop,flip,rand_augment")
+    wanted = dict(
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.05,
+        random_erasing=0.25,
+        augment="crop,flip,rand_augment",
+    )
     for key, value in wanted.items():
         assert (found["arguments"][key], found["from"][key]) == (value, "recipe")
     model, card = load_checkpoint(directory / "best.pt")
@@ -54,16 +69,37 @@ def test_from_scratch_with_everything_that_small_data_needs(train_small):
 
 def test_defaults_depend_on_where_weights_come_from():
     parser = train_vit.build_parser
-    scratch, _, _ = experiment.arguments(parser(), [], published="vit_tiny")
+    scratch, _, _ = experiment.resolve_arguments(parser(), [], published="vit_tiny")
     assert (scratch.model, scratch.epochs, scratch.image_size) == ("vit_small_data", 100, 32)
-    transfer, origin, _ = experiment.arguments(parser(), ["--pretrained"], published="vit_tiny")
-    assert (transfer.model, transfer.epochs, transfer.image_size, transfer.layer_decay) == ("vit_tiny", 10, 224, 0.75)
+    transfer, origin, _ = experiment.resolve_arguments(
+        parser(), ["--pretrained"], published="vit_tiny"
+    )
+    assert (transfer.model, transfer.epochs, transfer.image_size, transfer.layer_decay) == (
+        "vit_tiny",
+        10,
+        224,
+        0.75,
+    )
     assert origin["model"] == "default" and origin["layer_decay"] == "recipe"
 
 
-def test_an_interrupted_fine_tuning_goes_on_to_the_same_bits(train_small, train, weights, monkeypatch):
-    options = ("--epochs", 2, "--weights", weights, "--drop-path", 0.2, "--image-size", 48, "--random-erasing", 0.5,
-               "--repeated-augment", 4)  # fmt: skip
+def test_an_interrupted_fine_tuning_goes_on_to_the_same_bits(
+    train_small, train, weights, monkeypatch
+):
+    options = (
+        "--epochs",
+        2,
+        "--weights",
+        weights,
+        "--drop-path",
+        0.2,
+        "--image-size",
+        48,
+        "--random-erasing",
+        0.5,
+        "--repeated-augment",
+        4,
+    )
     whole = train_small(*options, output="whole")
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
@@ -72,9 +108,13 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_bits(train_small, train,
     assert untimed(whole) == untimed(cut) and same_state(whole, cut)
 
 
-def test_fine_tuning_from_a_file_is_fine_tuning_from_the_same_weights_in_memory(train_small, weights, monkeypatch):
+def test_fine_tuning_from_a_file_is_fine_tuning_from_the_same_weights_in_memory(
+    train_small, weights, monkeypatch
+):
     """The classifier, too, starts alike: it is drawn with the model, before the file is read."""
-    from_file = train_small("--epochs", 1, "--weights", weights, "--layer-decay", 0.7, output="file")
+    from_file = train_small(
+        "--epochs", 1, "--weights", weights, "--layer-decay", 0.7, output="file"
+    )
     held = torch.load(weights)
     real = models.create_model
 
@@ -82,11 +122,17 @@ def test_fine_tuning_from_a_file_is_fine_tuning_from_the_same_weights_in_memory(
         model = real(name, num_classes, **options)
         if model.head.weight.device.type != "meta":
             own = model.state_dict()
-            model.load_state_dict(own | {key: value for key, value in held.items() if not key.startswith("head")})
+            model.load_state_dict(
+                own | {key: value for key, value in held.items() if not key.startswith("head")}
+            )
         return model
 
     monkeypatch.setattr(models, "create_model", create_with_weights)
-    recipe = [f"--{key.replace('_', '-')}={value}" for key, value in models.TRANSFER.items() if key != "layer_decay"]
+    recipe = [
+        f"--{key.replace('_', '-')}={value}"
+        for key, value in models.TRANSFER.items()
+        if key != "layer_decay"
+    ]
     recipe += ["--layer-decay=0.7", "--random-erasing=0", "--epochs=1", "--batch-size=32"]
     in_memory = train_small(*recipe, output="memory")
     a, b = (checkpoint.load(directory / "last.pt") for directory in (from_file, in_memory))
@@ -115,29 +161,37 @@ def test_weights_of_a_run_bring_the_statistics_they_were_made_with(train_small, 
 # ---- frozen ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vit_custom", "vit_tiny", "tinyvit_5m", "nfnet_f0", "timm/resnet18", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", ["vit_custom", "vit_tiny", "tinyvit_5m", "nfnet_f0", "timm/resnet18", "convnext_tiny"]
+)
 def test_a_classifier_on_cached_features_is_the_frozen_forward_pass(name, few_shapes):
     torch.manual_seed(0)
     model = models.create_model(name, 10, **models.parse_options([], name, 32))
-    frozen = probe.Probe(model).eval()
+    frozen = linear_probe.Probe(model).eval()
     batches = data.Batches(few_shapes.test.take(torch.arange(12)), 5, PLAIN, shuffle=False)
-    cached = probe.features(frozen, batches)
+    cached = linear_probe.features(frozen, batches)
     with torch.no_grad():
         for start, (inputs, labels) in zip(range(0, 12, 5), batches):
             assert torch.equal(cached.labels[start : start + 5], labels)
             assert torch.equal(frozen(cached.images[start : start + 5]), model(inputs))
     trainable = {key for key, p in model.named_parameters() if p.requires_grad}
-    assert trainable == {key for key in dict(model.named_parameters()) if model.get_classifier() in _owners(model, key)}
+    assert trainable == {
+        key
+        for key in dict(model.named_parameters())
+        if model.get_classifier() in _owners(model, key)
+    }
 
 
 def _owners(model, key):
     return {model.get_submodule(key.rpartition(".")[0])}
 
 
-def test_probing_trains_the_classifier_and_nothing_else(train_small, train, weights, monkeypatch, tmp_path):
+def test_probing_trains_the_classifier_and_nothing_else(
+    train_small, train, weights, monkeypatch, tmp_path
+):
     passes = []
-    real = probe.features
-    monkeypatch.setattr(probe, "features", lambda *args: passes.append(1) or real(*args))
+    real = linear_probe.features
+    monkeypatch.setattr(linear_probe, "features", lambda *args: passes.append(1) or real(*args))
     options = ("--epochs", 3, "--weights", weights, "--freeze-backbone")
     whole = train_small(*options, output="whole")
     assert len(passes) == 2  # once for the training pictures, once for the test pictures
@@ -154,17 +208,25 @@ def test_probing_trains_the_classifier_and_nothing_else(train_small, train, weig
     assert untimed(whole) == untimed(cut) and same_state(whole, cut)
 
 
-def test_probing_with_held_out_images_reads_the_test_images_once_at_the_end(train_small, weights, monkeypatch):
+def test_probing_with_held_out_images_reads_the_test_images_once_at_the_end(
+    train_small, weights, monkeypatch
+):
     seen = []
-    real = engine.evaluate
+    real = loop.evaluate
 
     def spy(model, batches, **options):
         seen.append((len(batches.labels), next(iter(batches))[0].ndim))
         return real(model, batches, **options)
 
-    monkeypatch.setattr(engine, "evaluate", spy)
-    train_small("--epochs", 2, "--weights", weights, "--freeze-backbone", "--val-size", 20, "--ema-decay", 0)
-    assert seen == [(20, 2), (20, 2), (50, 4)]  # features of held-out pictures, then the test pictures themselves
+    monkeypatch.setattr(loop, "evaluate", spy)
+    train_small(
+        "--epochs", 2, "--weights", weights, "--freeze-backbone", "--val-size", 20, "--ema-decay", 0
+    )
+    assert seen == [
+        (20, 2),
+        (20, 2),
+        (50, 4),
+    ]  # features of held-out pictures, then the test pictures themselves
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -181,7 +243,9 @@ def test_probing_with_held_out_images_reads_the_test_images_once_at_the_end(trai
         (("--weights", "none.pt"), "there is no weights file none.pt", 2),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(train_small, tmp_path, arguments, message, status):
+def test_bad_input_is_one_line_and_leaves_nothing(
+    train_small, tmp_path, arguments, message, status
+):
     with refused(message) as error:
         train_small(*arguments)
     assert error.value.status == status and not (tmp_path / "run").exists()

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 import models
-from errors import UserError
+from common.errors import UserError
 from models.layers import attend
 from models.vit import Attention, ShiftedPatchEmbed, ViT, sincos_positions
-from optim import param_groups
+from training.optimizers import param_groups
 
 SHAPE = dict(width=24, depth=3, heads=2)
 
@@ -67,9 +67,18 @@ def test_local_attention_leaves_a_tokens_look_at_itself_out():
         for head in range(heads):
             for i in range(N):
                 others = [j for j in range(N) if j != i]
-                scores = torch.stack([q[b, i, head] @ k[b, j, head] * attention.temperature[head].squeeze() for j in others])
-                wanted[b, i, head] = sum(w * v[b, j, head] for w, j in zip(scores.softmax(0), others))
-    torch.testing.assert_close(attention(x), attention.proj(wanted.flatten(2)), rtol=1e-4, atol=1e-5)
+                scores = torch.stack(
+                    [
+                        q[b, i, head] @ k[b, j, head] * attention.temperature[head].squeeze()
+                        for j in others
+                    ]
+                )
+                wanted[b, i, head] = sum(
+                    w * v[b, j, head] for w, j in zip(scores.softmax(0), others)
+                )
+    torch.testing.assert_close(
+        attention(x), attention.proj(wanted.flatten(2)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_temperature_starts_as_the_usual_scale():
@@ -93,7 +102,11 @@ def test_shifted_patches_hold_the_picture_and_its_four_diagonal_shifts():
     for row in range(2):
         for column in range(2):
             patch = stacked[:, :, row * P : (row + 1) * P, column * P : (column + 1) * P].flatten(1)
-            wanted.append(embed.proj(F.layer_norm(patch, (patch.shape[1],), embed.norm.weight, embed.norm.bias)))
+            wanted.append(
+                embed.proj(
+                    F.layer_norm(patch, (patch.shape[1],), embed.norm.weight, embed.norm.bias)
+                )
+            )
     torch.testing.assert_close(embed(x), torch.stack(wanted, dim=1))
 
 
@@ -136,7 +149,10 @@ def test_weights_of_another_size_are_resampled_as_timm_does(tmp_path, size, patc
 def test_published_transformers_take_weights_of_another_size(tmp_path):
     from models.weights import load_weights
 
-    source, path = models.create_model("vit_tiny", 5), tmp_path / "vit_tiny.pt"  # 224 px, patches of 16
+    source, path = (
+        models.create_model("vit_tiny", 5),
+        tmp_path / "vit_tiny.pt",
+    )  # 224 px, patches of 16
     torch.save(source.state_dict(), path)
     model = models.create_model("vit_tiny", 10, image_size=32)
     line, card = load_weights(model, path)
@@ -153,9 +169,15 @@ def test_timms_networks_are_told_the_size_where_they_need_it():
 
 
 def test_sizes_and_parameters_of_the_transformers():
-    sizes = {("vit_tiny", 32): 5_362_762, ("vit_custom", 32): 2_697_610, ("vit_small_data", 32): 2_735_062}
+    sizes = {
+        ("vit_tiny", 32): 5_362_762,
+        ("vit_custom", 32): 2_697_610,
+        ("vit_small_data", 32): 2_735_062,
+    }
     for (name, size), parameters in sizes.items():
-        assert models.describe(name, 10, size, models.parse_options([], name, size))[0] == parameters
+        assert (
+            models.describe(name, 10, size, models.parse_options([], name, size))[0] == parameters
+        )
     for size in (32, 64, 128, 224, 448):
         models.describe("vit_tiny", 10, size, models.parse_options([], "vit_tiny", size))
     with pytest.raises(UserError, match="30 is not a multiple of patch_size 4"):
@@ -168,10 +190,15 @@ def test_layers_nearer_to_the_input_have_smaller_rates():
         scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
         decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
         named = dict(model.named_parameters())
-        assert scale[id(named["head.weight"])] == 1 and scale[id(named["patch_embed.proj.weight"])] == 0.5 ** (layers + 1)
+        assert scale[id(named["head.weight"])] == 1 and scale[
+            id(named["patch_embed.proj.weight"])
+        ] == 0.5 ** (layers + 1)
         for i in range(layers):
             assert scale[id(named[f"blocks.{i}.mlp.fc1.weight"])] == 0.5 ** (layers - i)
-        assert decay[id(named["pos_embed"])] == decay[id(named["head.bias"])] == 0 and decay[id(named["head.weight"])] == 0.1
+        assert (
+            decay[id(named["pos_embed"])] == decay[id(named["head.bias"])] == 0
+            and decay[id(named["head.weight"])] == 0.1
+        )
     with pytest.raises(UserError, match="--layer-decay"):
         param_groups(models.create_model("resnet20", 10), 0.1, layer_decay=0.5)
 
@@ -180,4 +207,8 @@ def test_timms_attention_is_not_fused_in_bf16_on_a_cpu():
     model = timm_vit()
     assert model.blocks[0].attn.fused_attn
     assert models.choose_attention(model, torch.device("cpu"), None).blocks[0].attn.fused_attn
-    assert not models.choose_attention(model, torch.device("cpu"), torch.bfloat16).blocks[0].attn.fused_attn
+    assert (
+        not models.choose_attention(model, torch.device("cpu"), torch.bfloat16)
+        .blocks[0]
+        .attn.fused_attn
+    )

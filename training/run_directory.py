@@ -12,21 +12,16 @@ import contextlib
 import csv
 import io
 import json
-import platform
 import re
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
-import checkpoint
-import files
 from analysis.metrics import read_json, read_metrics
-from errors import UserError
+from common import checkpoint, files
+from common.errors import UserError
 
 FILES = ("config.json", "metrics.csv", "best.pt", "last.pt", "previous.pt", "summary.json")
 
@@ -49,7 +44,10 @@ def refuse_if_taken(path):
     taken = [name for name in FILES if (path / name).exists()]
     if taken:
         found = ", ".join(taken)
-        raise UserError(f"{path} holds a run already ({found}): take another --output-dir, or --resume {path}", status=2)
+        raise UserError(
+            f"{path} holds a run already ({found}): take another --output-dir, or --resume {path}",
+            status=2,
+        )
 
 
 class RunDir:
@@ -106,7 +104,9 @@ class RunDir:
         history = before.pop("resumed", [])
         before.pop("from", None)
         history = history if isinstance(history, list) else []
-        files.write_json(path, {**config, "resumed": [*history, {"at_epoch": epoch, "before": before}]})
+        files.write_json(
+            path, {**config, "resumed": [*history, {"at_epoch": epoch, "before": before}]}
+        )
 
     # metrics.csv
 
@@ -121,11 +121,15 @@ class RunDir:
         """
         if not self.metrics_path.exists():
             if epochs:
-                raise UserError(f"{self.metrics_path} is missing, and the run has {epochs} epochs already")
+                raise UserError(
+                    f"{self.metrics_path} is missing, and the run has {epochs} epochs already"
+                )
             return []
         rows = [row for row in self.rows() if int(row["epoch"]) <= epochs]
         if [int(row["epoch"]) for row in rows] != list(range(1, epochs + 1)):
-            raise UserError(f"{self.metrics_path} doesn't hold the {epochs} epochs of the run, each once")
+            raise UserError(
+                f"{self.metrics_path} doesn't hold the {epochs} epochs of the run, each once"
+            )
         self._columns = list(rows[0]) if rows else None
         self._write_rows(rows)
         return rows
@@ -151,14 +155,21 @@ class RunDir:
                 self._write_rows(rows)
             text = io.StringIO()
             writer = csv.DictWriter(text, self._columns, lineterminator="\n")
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+            writer.writerow(
+                {
+                    key: f"{value:.6g}" if isinstance(value, float) else value
+                    for key, value in row.items()
+                }
+            )
             files.append(self.metrics_path, text.getvalue())
             for key, value in row.items():
                 if isinstance(value, (int, float)) and key not in ("epoch", "step"):
                     self.events.add_scalar(key, value, row["step"])
             self.events.flush()
         except OSError as error:
-            raise UserError(f"{self.metrics_path} or events could not be written ({error.strerror or error})") from error
+            raise UserError(
+                f"{self.metrics_path} or events could not be written ({error.strerror or error})"
+            ) from error
 
     def rows(self):
         return read_metrics(self.metrics_path) if self.metrics_path.exists() else []
@@ -224,7 +235,11 @@ class RunDir:
 def no_run(path):
     """The UserError for a directory without a checkpoint."""
     config = Path(path) / "config.json"
-    begun = f": it ended before its first save, and --config {config} starts it anew" if config.is_file() else ""
+    begun = (
+        f": it ended before its first save, and --config {config} starts it anew"
+        if config.is_file()
+        else ""
+    )
     return UserError(f"{path} holds no run to go on with (no last.pt){begun}", status=2)
 
 
@@ -242,7 +257,9 @@ def load_last(path, or_previous=False):
         if not previous.is_file():
             raise
         if not or_previous:
-            raise UserError(f"{error}; --resume-previous goes on from the save before it", error.status) from error
+            raise UserError(
+                f"{error}; --resume-previous goes on from the save before it", error.status
+            ) from error
     return checkpoint.load(previous), True
 
 
@@ -253,53 +270,6 @@ def resolve_run(path):
     if not path.is_dir():
         raise UserError(f"--resume {path}: there is no such run", status=2)
     return path
-
-
-def environment(device):
-    """What a run is on: versions, device, git commit, command."""
-    def installed(name):
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    packages = ("torch", "torchvision", "timm", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{name: installed(name) for name in packages},
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({processor()})",
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "git": _git(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def processor():
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _git():
-    """Commit of this code and whether it was changed since, or None outside a repository."""
-    def run(*arguments):
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-
-    try:
-        return {"commit": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def load_config(path):
@@ -316,7 +286,9 @@ def load_config(path):
     origin = config.get("from", {}) if isinstance(config, dict) else {}
     if not isinstance(arguments, dict) or not isinstance(origin, dict):
         raise UserError(f"--config {path} holds no arguments", status=2)
-    return {key: None if origin.get(key) == "auto" else value for key, value in arguments.items()}, origin  # auto stays auto
+    return {
+        key: None if origin.get(key) == "auto" else value for key, value in arguments.items()
+    }, origin  # auto stays auto
 
 
 class NullRunDir:

@@ -13,18 +13,30 @@ import functools
 import sys
 from pathlib import Path
 
-import checkpoint
-import files
-import memory
 import models
-import optim
-import rundir
 from analysis import metrics
-from errors import UserError
+from common import checkpoint, errors, files
+from common.errors import UserError
+from training import memory, run_directory, schedules
 
 # What may differ when a run goes on; --epochs where the schedule allows it (see check_epochs).
-FREE = {"resume", "resume_previous", "epochs", "device", "data_dir", "data_url", "resident", "compile", "grad_checkpointing",
-        "fsdp", "amp", "deterministic", "tag", "micro_batch", "ema_device"}  # fmt: skip
+FREE = {
+    "resume",
+    "resume_previous",
+    "epochs",
+    "device",
+    "data_dir",
+    "data_url",
+    "resident",
+    "compile",
+    "grad_checkpointing",
+    "fsdp",
+    "amp",
+    "deterministic",
+    "tag",
+    "micro_batch",
+    "ema_device",
+}
 
 
 def arguments(parser, given):
@@ -33,26 +45,44 @@ def arguments(parser, given):
     Raises UserError; what contradicts the run is named.
     """
     if "config" in given or "output_dir" in given:
-        raise UserError("--resume takes its arguments and its directory from the run: leave --config and --output-dir out", 2)
-    path = rundir.resolve_run(given["resume"])
-    state, given["resume_previous"] = rundir.load_last(path, given.get("resume_previous", False))
+        raise UserError(
+            "--resume takes its arguments and its directory from the run: leave --config and --output-dir out",
+            2,
+        )
+    path = run_directory.resolve_run(given["resume"])
+    state, given["resume_previous"] = run_directory.load_last(
+        path, given.get("resume_previous", False)
+    )
     source = path / _source(given)
     try:
-        saved, origin, _ = state["training"]["arguments"], state["training"]["origin"], state["training"]["progress"]["epoch"]
+        saved, origin, _ = (
+            state["training"]["arguments"],
+            state["training"]["origin"],
+            state["training"]["progress"]["epoch"],
+        )
         saved.items(), origin.items()
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source} is not a run's last.pt") from error
     if "model" in given:
         given["model"] = models.canonical(given["model"])
-    given = {key: value for key, value in given.items() if value is not None or origin.get(key) != "auto"}  # auto as before
-    wrong = [key for key, value in given.items() if key not in FREE and value != saved.get(key, value)]
+    given = {
+        key: value for key, value in given.items() if value is not None or origin.get(key) != "auto"
+    }  # auto as before
+    wrong = [
+        key for key, value in given.items() if key not in FREE and value != saved.get(key, value)
+    ]
     if wrong:
         says = "; ".join(
-            f"--{key.replace('_', '-')} is {_or(saved[key], 'not given')} there, not {_or(given[key], 'auto')}" for key in wrong
+            f"--{key.replace('_', '-')} is {_or(saved[key], 'not given')} there, not {_or(given[key], 'auto')}"
+            for key in wrong
         )
         raise UserError(f"can't go on with {path}: {says}", status=2)
     defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
-    changed = {key for key, value in given.items() if value != saved.get(key) and not key.startswith("resume")}
+    changed = {
+        key
+        for key, value in given.items()
+        if value != saved.get(key) and not key.startswith("resume")
+    }
     origin = origin | dict.fromkeys(changed, "command line")
     if "micro_batch" in changed:
         origin["accumulate"] = "--micro-batch"  # it follows: how a batch is cut is of the machine
@@ -80,14 +110,18 @@ def refusing_misfits(load):
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _is_misfit(error):
                 raise
-            raise UserError(f"can't go on: last.pt doesn't fit this run ({checkpoint.first_line(error)})") from error
+            raise UserError(
+                f"can't go on: last.pt doesn't fit this run ({errors.first_line(error)})"
+            ) from error
 
     return wrapped
 
 
 def _is_misfit(error):
     """Whether a RuntimeError is that of Module.load_state_dict for other names or shapes; it also reports failed copies so."""
-    return str(error).startswith("Error(s) in loading state_dict") and not memory.is_out_of_memory(error)
+    return str(error).startswith("Error(s) in loading state_dict") and not memory.is_out_of_memory(
+        error
+    )
 
 
 def finished(args, state):
@@ -104,12 +138,21 @@ def check_data(facts, state):
     saved = state["training"]["facts"]
     other = [name for name, value in facts.items() if saved[name] != value]
     if other:
-        says = "; ".join(f"{name.replace('_', ' ')}: {_short(saved[name])} there, {_short(facts[name])} here" for name in other)
-        raise UserError(f"can't go on: the data is not that of the start of the run ({says})", status=2)
+        says = "; ".join(
+            f"{name.replace('_', ' ')}: {_short(saved[name])} there, {_short(facts[name])} here"
+            for name in other
+        )
+        raise UserError(
+            f"can't go on: the data is not that of the start of the run ({says})", status=2
+        )
 
 
 def _short(value):
-    return f"{len(value)} ({', '.join(map(str, value[:12]))}{', …' * (len(value) > 12)})" if isinstance(value, list) else value
+    return (
+        f"{len(value)} ({', '.join(map(str, value[:12]))}{', …' * (len(value) > 12)})"
+        if isinstance(value, list)
+        else value
+    )
 
 
 def check_epochs(args, origin, state, batches_per_epoch):
@@ -122,19 +165,32 @@ def check_epochs(args, origin, state, batches_per_epoch):
         raise UserError(f"--epochs {args.epochs}: the run has {begun} epochs already", status=2)
     for epochs in (saved["epochs"], args.epochs):
         if done["epoch"] >= epochs and epochs % args.eval_every:
-            raise UserError(f"--epochs {args.epochs}: with --eval-every {args.eval_every} epoch {epochs} would have been "
-                            f"evaluated otherwise from the start: start a new run", status=2)  # fmt: skip
+            raise UserError(
+                f"--epochs {args.epochs}: with --eval-every {args.eval_every} epoch {epochs} would have been "
+                f"evaluated otherwise from the start: start a new run",
+                status=2,
+            )
     steps = {epochs: epochs * batches_per_epoch for epochs in (saved["epochs"], args.epochs)}
-    for name, value in optim.auto_values(args.schedule, args.epochs, steps[args.epochs]).items():
+    for name, value in schedules.auto_values(
+        args.schedule, args.epochs, steps[args.epochs]
+    ).items():
         if origin.get(name) == "auto" and value != saved[name]:
-            raise UserError(f"--epochs {args.epochs} would have given another --{name.replace('_', '-')} from the start "
-                            f"({value:.6g}, not {saved[name]:.6g}): start a new run", status=2)  # fmt: skip
+            raise UserError(
+                f"--epochs {args.epochs} would have given another --{name.replace('_', '-')} from the start "
+                f"({value:.6g}, not {saved[name]:.6g}): start a new run",
+                status=2,
+            )
     warmup = round(saved["warmup_epochs"] * batches_per_epoch)
-    before, now = (optim.learning_rate(args.schedule, args.lr, count, warmup) for count in steps.values())
+    before, now = (
+        schedules.learning_rate(args.schedule, args.lr, count, warmup) for count in steps.values()
+    )
     if any(before(step) != now(step) for step in range(done["step"])):
-        raise UserError(f"--epochs {args.epochs}: with the {args.schedule} schedule the learning rates so far would have been "
-                        f"others than over {saved['epochs']} epochs: start a new run (a constant schedule can be "
-                        f"extended)", status=2)  # fmt: skip
+        raise UserError(
+            f"--epochs {args.epochs}: with the {args.schedule} schedule the learning rates so far would have been "
+            f"others than over {saved['epochs']} epochs: start a new run (a constant schedule can be "
+            f"extended)",
+            status=2,
+        )
 
 
 def open_directory(args, config, state, training, curve):
@@ -142,18 +198,28 @@ def open_directory(args, config, state, training, curve):
 
     config: what is to stand in config.json; what stood there before stays in "resumed".
     """
-    directory = rundir.RunDir.open(args.output_dir)
+    directory = run_directory.RunDir.open(args.output_dir)
     progress = state["training"]["progress"]
     try:
-        if checkpoint.load(directory.path / _source(vars(args)))["training"]["progress"] != progress:
-            raise UserError(f"{directory.path} was written to by another process just now: start again")
+        if (
+            checkpoint.load(directory.path / _source(vars(args)))["training"]["progress"]
+            != progress
+        ):
+            raise UserError(
+                f"{directory.path} was written to by another process just now: start again"
+            )
         _mend_best(directory, training, curve, state, args.epochs)
         rows = directory.keep_rows(progress["epoch"])
         if "history" not in state["training"]:
-            training.history = _history(rows, training.best_contents(curve)(state)["metric"]["name"])
+            training.history = _history(
+                rows, training.best_contents(curve)(state)["metric"]["name"]
+            )
         if args.resume_previous:
             directory.restore_previous()
-            print(f"{directory.path}/last.pt is damaged: going on from previous.pt, the save before it", file=sys.stderr)
+            print(
+                f"{directory.path}/last.pt is damaged: going on from previous.pt, the save before it",
+                file=sys.stderr,
+            )
         directory.note_resumed(config, epoch=progress["epoch"] + 1)
         files.remove(directory.path / "summary.json")  # what it says is over
     except BaseException:
@@ -180,7 +246,9 @@ def _history(rows, headline):
     for row in rows:
         try:
             seconds += float(row["epoch_seconds"])
-            history.append([seconds, float(row[headline]), float(row[headline.replace("acc", "top5")])])
+            history.append(
+                [seconds, float(row[headline]), float(row[headline.replace("acc", "top5")])]
+            )
         except (KeyError, ValueError):  # an epoch without an evaluation, or other columns
             continue
     return history
@@ -191,5 +259,7 @@ def read_best(directory, epochs):
     contents = checkpoint.load(directory.path / "best.pt")
     metric = contents.get("metric")
     if not isinstance(metric, dict) or metric.get("epoch") not in epochs:
-        raise UserError(f"{directory.path}/best.pt is not that of the run's best epoch, {epochs[0]}, which is to be tested")
+        raise UserError(
+            f"{directory.path}/best.pt is not that of the run's best epoch, {epochs[0]}, which is to be tested"
+        )
     return contents

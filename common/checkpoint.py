@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-import files
-from errors import UserError
+from common import files
+from common.errors import UserError, first_line
 
 FORMAT = 1
 
@@ -60,7 +60,9 @@ def to_cpu(value):
 
     Tensors that are so already are not copied.
     """
-    return map_tensors(lambda t, place: t.to("cpu", copy=t.untyped_storage().nbytes() != t.nbytes), value)
+    return map_tensors(
+        lambda t, place: t.to("cpu", copy=t.untyped_storage().nbytes() != t.nbytes), value
+    )
 
 
 class Snapshot:
@@ -112,7 +114,9 @@ def save(state, path, previous=None):
             verify(file.name, hashed.hash.digest())
     except (OSError, RuntimeError) as error:
         reason = first_line((hashed and hashed.error) or error)
-        raise UserError(f"{path} could not be written ({reason}); the file before it is untouched") from error
+        raise UserError(
+            f"{path} could not be written ({reason}); the file before it is untouched"
+        ) from error
 
 
 def verify(path, expected):
@@ -132,7 +136,9 @@ def load(path, kind="checkpoint"):
     _check_format(state, path, kind)
     try:
         intact = digest(state["contents"]) == state["digest"]
-    except Exception:  # a tree that is no run's: too deep, or with tensors that have no bytes of their own
+    except (
+        Exception
+    ):  # a tree that is no run's: too deep, or with tensors that have no bytes of their own
         intact = False
     if not intact:
         raise UserError(f"{path} is damaged: its contents don't match their digest")
@@ -143,7 +149,9 @@ def _check_format(state, path, kind):
     if not isinstance(state, dict) or set(state) != {"format", "digest", "contents"}:
         raise UserError(f"{path} is not a {kind} of this program")
     if not isinstance(state["format"], int) or state["format"] != FORMAT:
-        raise UserError(f"{path} has format {first_line(state['format'])}; this program reads format {FORMAT}")
+        raise UserError(
+            f"{path} has format {first_line(state['format'])}; this program reads format {FORMAT}"
+        )
 
 
 def load_untrusted(path, kind="file", mmap=False):
@@ -157,22 +165,27 @@ def load_untrusted(path, kind="file", mmap=False):
         raise UserError(f"there is no {kind} {path}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, on the way to refusing the file
+            warnings.simplefilter(
+                "ignore"
+            )  # about pickle protocols, on the way to refusing the file
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         with open(path, "rb") as file:
-            is_pickle = file.read(1) in (b"P", b"\x80")  # a zip archive of torch.save, or a bare pickle
+            is_pickle = file.read(1) in (
+                b"P",
+                b"\x80",
+            )  # a zip archive of torch.save, or a bare pickle
         if is_pickle and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
             raise UserError(
                 f"{path} was refused: it holds more than tensors and plain values, so loading it could run code"
             ) from error
-        raise UserError(f"{path} is not a {kind}, or it is damaged ({first_line(error)})") from error
+        raise UserError(
+            f"{path} is not a {kind}, or it is damaged ({first_line(error)})"
+        ) from error
     except Exception as error:  # on foreign bytes the reader stumbles in many ways
-        raise UserError(f"{path} is truncated, damaged or not a {kind} ({first_line(error)})") from error
-
-
-def first_line(error):
-    return str(error).strip().split("\n")[0].split(". ")[0][:200] or type(error).__name__
+        raise UserError(
+            f"{path} is truncated, damaged or not a {kind} ({first_line(error)})"
+        ) from error
 
 
 def _unpacks_to_more(path):

@@ -28,9 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-import files
-from checkpoint import first_line
-from errors import UserError
+from common import files
+from common.errors import UserError, first_line
 
 FORMAT = 1
 COLUMNS = 7  # of the table: the CRC, three sums, three sums of squares
@@ -48,7 +47,9 @@ class CachedImages:
         self.path, self.mapped, self.pixels, self.table = path, mapped, pixels, table
         self.read = 0  # bytes since pages were given back
         self.checked = np.zeros(len(table), dtype=bool)
-        with warnings.catch_warnings(action="ignore"):  # torch has no read-only tensors; nothing writes to this one
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # torch has no read-only tensors; nothing writes to this one
             self.tensor = torch.from_numpy(pixels)
 
     def __len__(self):
@@ -117,7 +118,9 @@ class CachedImages:
         except UserError as error:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
-            raise UserError(f"{error}; it is removed, and made again at the next start (--resume continues a run)") from error
+            raise UserError(
+                f"{error}; it is removed, and made again at the next start (--resume continues a run)"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,9 @@ def summary(image):
     values, pixels = np.arange(256), image.reshape(-1, 3)
     # Counting takes a tenth of the time of summing squares.
     counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(3)])
-    return np.concatenate(([zlib.crc32(np.ascontiguousarray(image))], counts @ values, counts @ values**2))
+    return np.concatenate(
+        ([zlib.crc32(np.ascontiguousarray(image))], counts @ values, counts @ values**2)
+    )
 
 
 def write(path, listing, side, results, count):
@@ -146,7 +151,9 @@ def write(path, listing, side, results, count):
     need = count * (3 * side * side + 8 * COLUMNS) + 2**20
     free = shutil.disk_usage(path.parent).free
     if free < need:
-        raise OSError(errno.ENOSPC, f"{need / GB:.2f} GB are needed on the disk, {free / GB:.2f} GB are free")
+        raise OSError(
+            errno.ENOSPC, f"{need / GB:.2f} GB are needed on the disk, {free / GB:.2f} GB are free"
+        )
     with files.replacing(path) as file:
         rows, unreadable = [], []
         for number, result in enumerate(results):
@@ -156,7 +163,13 @@ def write(path, listing, side, results, count):
                 image, row = result
                 file.write(np.ascontiguousarray(image))
                 rows.append(row)
-        header = {"format": FORMAT, "listing": listing, "side": side, "count": len(rows), "unreadable": unreadable}
+        header = {
+            "format": FORMAT,
+            "listing": listing,
+            "side": side,
+            "count": len(rows),
+            "unreadable": unreadable,
+        }
         end = np.array(rows, dtype="<i8").tobytes() + json.dumps(header).encode()
         digest = hashlib.sha256(end).digest()
         file.write(end + TRAILER.pack(digest, len(end) - len(rows) * 8 * COLUMNS, MAGIC))
@@ -201,7 +214,9 @@ def _read_end(file, size, path):
             raise ValueError("it is no cache of images")
         file.seek(size - TRAILER.size - length)
         header = json.loads(file.read(length))
-        if not all(isinstance(header[key], int) and header[key] >= 1 for key in ("format", "side", "count")):
+        if not all(
+            isinstance(header[key], int) and header[key] >= 1 for key in ("format", "side", "count")
+        ):
             raise ValueError("its header lacks something")
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']}, not {FORMAT}")
@@ -212,7 +227,19 @@ def _read_end(file, size, path):
         end = file.read(table + length)
         if hashlib.sha256(end).digest() != digest:
             raise ValueError("its header doesn't match its digest")
-        header["listing"], header["unreadable"] = str(header["listing"]), [int(number) for number in header["unreadable"]]
+        header["listing"], header["unreadable"] = (
+            str(header["listing"]),
+            [int(number) for number in header["unreadable"]],
+        )
         return header, np.frombuffer(end[:table], "<i8").reshape(-1, COLUMNS)
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError, struct.error, MemoryError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+        struct.error,
+        MemoryError,
+    ) as error:
         raise UserError(f"{path} is damaged ({first_line(error)})") from error

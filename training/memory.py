@@ -16,14 +16,19 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 
 import data
-import engine
 import models
-from errors import UserError
-from free_memory import available
+from common.errors import UserError
+from common.free_memory import available
 from models import lora
 from models.weights import classifier_keys
+from training import mixed_precision
 
-STATES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1}  # tensors of a weight's size that an optimizer keeps for it
+STATES = {
+    "sgd": 1,
+    "adam": 2,
+    "adamw": 2,
+    "muon": 1,
+}  # tensors of a weight's size that an optimizer keeps for it
 SPARE = 0.9  # part of the free memory to plan with: the rest is for what is not counted, see `activations`
 GB = 1e9
 
@@ -44,7 +49,14 @@ class Need:
     @property
     def fixed(self):
         """Whatever the batch is."""
-        return self.parameters + self.gradients + self.optimizer + self.average + self.copies + self.snapshot
+        return (
+            self.parameters
+            + self.gradients
+            + self.optimizer
+            + self.average
+            + self.copies
+            + self.snapshot
+        )
 
     def total(self, micro_batch):
         return self.fixed + micro_batch * self.image
@@ -54,7 +66,9 @@ class Need:
         return max(0, int((SPARE * free - self.fixed) // max(1, self.image)))
 
 
-def training_need(model, image_size, *, device, dtype, optimizer, trained=None, ema=True, ema_on_host=False):
+def training_need(
+    model, image_size, *, device, dtype, optimizer, trained=None, ema=True, ema_on_host=False
+):
     """The Need of a model, which lies on the meta device and becomes a fake one on `device` ("cpu" or "cuda"; none is used).
 
     dtype: autocast's, None for fp32; optimizer: a name of optim.OPTIMIZERS; trained: names of the parameters that learn (by
@@ -62,7 +76,11 @@ def training_need(model, image_size, *, device, dtype, optimizer, trained=None, 
     """
     tensors = [*model.parameters(), *model.buffers()]
     parameters, state = _bytes(tensors), STATES[optimizer]
-    trainable = _bytes(p for name, p in model.named_parameters() if (p.requires_grad if trained is None else name in trained))
+    trainable = _bytes(
+        p
+        for name, p in model.named_parameters()
+        if (p.requires_grad if trained is None else name in trained)
+    )
     average = parameters if ema else 0
     copies, image = activations(model, image_size, device=device, dtype=dtype)
     away = ema_on_host and device != "cpu"
@@ -91,7 +109,10 @@ def activations(model, image_size, *, device, dtype):
     with FakeTensorMode(allow_non_fake_inputs=True):
         _replace_tensors(model.train(), lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
         # Two images at least: batch norm takes no single value for each channel.
-        sizes = [saved_bytes(model, torch.empty(n, 3, image_size, image_size), dtype, as_on=device) for n in (2, 4)]
+        sizes = [
+            saved_bytes(model, torch.empty(n, 3, image_size, image_size), dtype, as_on=device)
+            for n in (2, 4)
+        ]
     (few, few_whole), (more, more_whole) = sizes
     image = (more - few) // 2
     return 2 * few_whole - more_whole, image
@@ -107,8 +128,15 @@ def _replace_tensors(model, make):
                     continue
                 if id(value) not in made:
                     new = make(value)
-                    new = torch.nn.Parameter(new, value.requires_grad) if own is module._parameters else new
-                    made[id(value)] = new, value  # the old one lives on, so that no other one gets its id
+                    new = (
+                        torch.nn.Parameter(new, value.requires_grad)
+                        if own is module._parameters
+                        else new
+                    )
+                    made[id(value)] = (
+                        new,
+                        value,
+                    )  # the old one lives on, so that no other one gets its id
                 own[name] = made[id(value)][0]
 
 
@@ -125,7 +153,9 @@ def saved_bytes(model, inputs, dtype, as_on="cpu"):
     def keeping(into):
         def pack(tensor):
             if _storage(tensor) not in own:
-                into[_storage(tensor)] = tensor.untyped_storage()  # held, so that no other one gets its number
+                into[_storage(tensor)] = (
+                    tensor.untyped_storage()
+                )  # held, so that no other one gets its number
             return tensor
 
         return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
@@ -133,7 +163,13 @@ def saved_bytes(model, inputs, dtype, as_on="cpu"):
     def checkpointed(function, *args, use_reentrant=None, **options):
         nonlocal largest
         part = {}
-        kept.update({_storage(t): t.untyped_storage() for t in args if isinstance(t, torch.Tensor) and _storage(t) not in own})
+        kept.update(
+            {
+                _storage(t): t.untyped_storage()
+                for t in args
+                if isinstance(t, torch.Tensor) and _storage(t) not in own
+            }
+        )
         with keeping(part):
             out = function(*args, **options)
         whole.update(part)
@@ -141,11 +177,17 @@ def saved_bytes(model, inputs, dtype, as_on="cpu"):
         return out
 
     casts = _CastsOfCuda() if as_on == "cuda" and dtype else contextlib.nullcontext()
-    with unittest.mock.patch("torch.utils.checkpoint.checkpoint", checkpointed), keeping(kept), casts:
-        with engine.autocast(inputs.device, dtype):
+    with (
+        unittest.mock.patch("torch.utils.checkpoint.checkpoint", checkpointed),
+        keeping(kept),
+        casts,
+    ):
+        with mixed_precision.autocast(inputs.device, dtype):
             logits = model(inputs)
         # A parameter of the graph holds what was kept until here.
-        loss = F.cross_entropy(logits.float(), torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device))
+        loss = F.cross_entropy(
+            logits.float(), torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
+        )
     del loss
     return _size(kept) + largest, _size(kept | whole)
 
@@ -179,8 +221,16 @@ def of_run(args, options, num_classes, *, device, dtype, world=1):
         models.checkpoint_gradients(model, args.model)
     models.choose_attention(model, torch.device(device), dtype)
     trained = classifier_keys(model) if args.freeze_backbone else None
-    need = training_need(model, args.image_size, device=device, dtype=dtype, optimizer=args.optimizer, trained=trained,
-                         ema=args.ema_decay != 0, ema_on_host=args.ema_device == "cpu")  # fmt: skip
+    need = training_need(
+        model,
+        args.image_size,
+        device=device,
+        dtype=dtype,
+        optimizer=args.optimizer,
+        trained=trained,
+        ema=args.ema_decay != 0,
+        ema_on_host=args.ema_device == "cpu",
+    )
     need = replace(need, snapshot=need.host if device == "cpu" else 0)
     if not args.fsdp:
         return need
@@ -203,7 +253,9 @@ def cut_batches(args, origin, model, options, num_classes, dtype, ranks, beside=
     shares = [part.stop - part.start for part in rows]
     share = max(shares)
     if args.micro_batch is None:
-        need = of_run(args, options, num_classes, device=ranks.device.type, dtype=dtype, world=ranks.world)
+        need = of_run(
+            args, options, num_classes, device=ranks.device.type, dtype=dtype, world=ranks.world
+        )
         args.micro_batch = _largest(args, need, model, dtype, ranks, share, beside)
         origin["micro_batch"] = "auto"
     if not args.freeze_backbone:  # its features are no pictures
@@ -213,11 +265,15 @@ def cut_batches(args, origin, model, options, num_classes, dtype, ranks, beside=
 
 
 def _largest(args, need, model, dtype, ranks, share, beside):
-    there = _bytes([*model.parameters(), *model.buffers()])  # the model's part that lies on the device already
+    there = _bytes(
+        [*model.parameters(), *model.buffers()]
+    )  # the model's part that lies on the device already
     free = max(0, available(ranks.device) + there - beside)
     # What is not there yet, and a tenth, as in the estimate: for batches while they are made, and for what lies in fragments.
     later = need.optimizer + need.average + beside + int((1 - SPARE) * free)
-    together = ranks.world > 1 and (ranks.sharded or args.sync_bn)  # a rank without memory would leave the others waiting
+    together = ranks.world > 1 and (
+        ranks.sharded or args.sync_bn
+    )  # a rank without memory would leave the others waiting
 
     def fits(images):
         if ranks.device.type == "cuda" and not together and not args.freeze_backbone:
@@ -228,8 +284,10 @@ def _largest(args, need, model, dtype, ranks, share, beside):
 
     parts = fewest_parts(share, fits)
     if parts is None:
-        raise UserError(f"a step of {args.model} with one image needs {need.total(1) / GB:.2f} GB, and {ranks.device} has "
-                        f"{free / GB:.2f} GB free: python train_sota.py --dry-run says what would make it fit")  # fmt: skip
+        raise UserError(
+            f"a step of {args.model} with one image needs {need.total(1) / GB:.2f} GB, and {ranks.device} has "
+            f"{free / GB:.2f} GB free: python train_sota.py --dry-run says what would make it fit"
+        )
     return -(-share // parts)
 
 
@@ -261,10 +319,12 @@ def step_fits(model, images, image_size, dtype, reserve=0):
     statistics = [buffer.clone() for buffer in model.buffers()]
 
     def step():
-        held = torch.empty(reserve, dtype=torch.uint8, device=device)  # the optimizer's state is not there yet
+        held = torch.empty(
+            reserve, dtype=torch.uint8, device=device
+        )  # the optimizer's state is not there yet
         for _ in range(2):  # the first one's gradients lie there during the second
             inputs = torch.zeros(images, 3, image_size, image_size, device=device)
-            with engine.autocast(device, dtype):
+            with mixed_precision.autocast(device, dtype):
                 logits = model(inputs.contiguous(memory_format=torch.channels_last))
             F.cross_entropy(logits.float(), logits.argmax(1)).backward()
         return held
@@ -294,18 +354,32 @@ def explained(args, world=1):
         if not is_out_of_memory(error):
             raise
         images = -(-args.batch_size // (world * args.accumulate))
-        smaller = f"--micro-batch {images // 2}" if images > 1 else "--grad-checkpointing, --ema-device cpu or --lora-rank 16"
-        raise UserError(f"out of memory with {images} images of {args.image_size} px at once: try {smaller}; what was saved is "
-                        f"whole ({str(error).strip().splitlines()[0][:120]})") from error  # fmt: skip
+        smaller = (
+            f"--micro-batch {images // 2}"
+            if images > 1
+            else "--grad-checkpointing, --ema-device cpu or --lora-rank 16"
+        )
+        raise UserError(
+            f"out of memory with {images} images of {args.image_size} px at once: try {smaller}; what was saved is "
+            f"whole ({str(error).strip().splitlines()[0][:120]})"
+        ) from error
 
 
 def is_out_of_memory(error):
     """Whether an exception says that there is no more memory: CUDA's or its libraries', the CPU allocator's or Python's."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(error) for words in NO_MEMORY
+    )
 
 
-NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
-             "CUDNN_STATUS_ALLOC_FAILED", "Failed to CUDA calloc")  # fmt: skip
+NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Failed to CUDA calloc",
+)
 
 
 def _size(storages, but=()):
@@ -317,5 +391,7 @@ def _storage(tensor):
 
 
 def _bytes(tensors):
-    own = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)  # of a sharded one, a part
+    own = (
+        t.to_local() if hasattr(t, "to_local") else t for t in tensors
+    )  # of a sharded one, a part
     return sum(t.numel() * t.element_size() for t in own)

@@ -22,7 +22,9 @@ def replacing(path, mode="wb", previous=None):
     previous: a path in the same directory under which the old file is kept, where the file system has hard links.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes never write one file
+    temporary = path.with_name(
+        f".{path.name}.{os.getpid()}.tmp"
+    )  # two processes never write one file
     try:
         with open_file(temporary, mode) as file:
             yield file
@@ -46,7 +48,9 @@ def _keep(path, previous):
         link(path, second)
         rename(second, previous)
         unlink(second)  # renaming onto a name of the same file does nothing
-    except OSError:  # there is no file yet, or the file system has no hard links: the new file is what matters
+    except (
+        OSError
+    ):  # there is no file yet, or the file system has no hard links: the new file is what matters
         with suppress(OSError):
             unlink(second)
 

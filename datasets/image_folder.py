@@ -21,14 +21,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import imagecache
-from errors import UserError
-from free_memory import available
-from imagecache import GB
-from sources import Examples, Split, one_at_a_time
+from common.errors import UserError
+from common.free_memory import available
+from datasets import folder_cache
+from datasets.examples import Examples, Split, one_at_a_time
+from datasets.folder_cache import GB
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-MAX_PIXELS = 50_000_000  # an image that claims more is taken for a decompression bomb, before it is decoded
+MAX_PIXELS = (
+    50_000_000  # an image that claims more is taken for a decompression bomb, before it is decoded
+)
 AHEAD = 32  # decoded images that may wait for being written
 USABLE = 0.9  # part of the free memory that may be taken where there is no cache
 
@@ -54,13 +56,17 @@ def load_folder(root, image_size, skip_bad_images):
             cached = _read_cache(cache, listing, [])  # another process made it meanwhile
             if not cached:
                 _remove_leftovers(root, cache, notes)
-                with warnings.catch_warnings(action="ignore"):  # here: its threads would meddle with each other's filters
+                with warnings.catch_warnings(
+                    action="ignore"
+                ):  # here: its threads would meddle with each other's filters
                     cached = _decode_folder(listing, cache, image_size, skip_bad_images, notes)
     images, unreadable = cached.images, set(cached.unreadable)
     if unreadable:
         first = listing.paths[min(unreadable)]
         notes.append(f"{len(unreadable)} unreadable images were left out, the first is {first}")
-    labels = torch.tensor([label for number, label in enumerate(listing.labels) if number not in unreadable])
+    labels = torch.tensor(
+        [label for number, label in enumerate(listing.labels) if number not in unreadable]
+    )
     train = listing.train - sum(number < listing.train for number in unreadable)
     return Split(
         name=root.resolve().name,
@@ -76,14 +82,14 @@ def load_folder(root, image_size, skip_bad_images):
 
 def _part(images, start, stop):
     """Some of the images of a cache, or of a tensor (N, S, S, 3), as Examples stores them."""
-    if isinstance(images, imagecache.CachedImages):
+    if isinstance(images, folder_cache.CachedImages):
         return images.part(start, stop)
     return images[start:stop].permute(0, 3, 1, 2)
 
 
 def _read_cache(cache, listing, notes):
     try:
-        return imagecache.read(cache, listing.digest)
+        return folder_cache.read(cache, listing.digest)
     except UserError as error:
         notes.append(f"the cache was made again: {error}")
         return None
@@ -107,15 +113,21 @@ def _remove_leftovers(root, cache, notes):
 def _list_folder(root, decoding):
     """The Listing of a folder; decoding: how its images are to be decoded. Raises UserError for a folder of another form."""
     if not root.is_dir():
-        raise UserError(f"there is no folder {root}: --data-dir must hold train/<class>/*.png|jpg and test/ (or val/)")
+        raise UserError(
+            f"there is no folder {root}: --data-dir must hold train/<class>/*.png|jpg and test/ (or val/)"
+        )
     test_name = "test" if (root / "test").is_dir() else "val"
     train, test = (_list_classes(root / part, root) for part in ("train", test_name))
     classes = {name: label for label, name in enumerate(train)}
     extra = [name for name in test if name not in classes]
     if extra:
-        raise UserError(f"{root}/{test_name} has classes that {root}/train lacks: {', '.join(extra[:5])}")
+        raise UserError(
+            f"{root}/{test_name} has classes that {root}/train lacks: {', '.join(extra[:5])}"
+        )
     if len(classes) < 2:
-        raise UserError(f"{root}/train has one class, {next(iter(classes))!r}; a classifier needs at least two")
+        raise UserError(
+            f"{root}/train has one class, {next(iter(classes))!r}; a classifier needs at least two"
+        )
     digest = hashlib.sha256(decoding.encode())
     paths, labels = [], []
     for part, found in (("train", train), (test_name, test)):
@@ -123,16 +135,22 @@ def _list_folder(root, decoding):
             for file, path, status in files:
                 paths.append(path)
                 labels.append(classes[name])
-                digest.update(os.fsencode(f"{part}/{name}/{file} {status.st_size} {status.st_mtime_ns}\n"))
+                digest.update(
+                    os.fsencode(f"{part}/{name}/{file} {status.st_size} {status.st_mtime_ns}\n")
+                )
     return Listing(paths, labels, sum(map(len, train.values())), tuple(classes), digest.hexdigest())
 
 
 def _list_classes(directory, root):
     """{class: [(name, path, status) of each image file, sorted]} of a directory of class directories."""
     if not directory.is_dir():
-        raise UserError(f"there is no folder {directory}: {root} must hold train/<class>/*.png|jpg and test/ (or val/)")
+        raise UserError(
+            f"there is no folder {directory}: {root} must hold train/<class>/*.png|jpg and test/ (or val/)"
+        )
     with os.scandir(directory) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(
+            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+        )
     found = {name: _list_images(directory / name) for name in names}
     empty = [name for name, files in found.items() if not files]
     if empty or not found:
@@ -143,11 +161,15 @@ def _list_classes(directory, root):
 
 def _list_images(directory):
     with os.scandir(directory) as entries:
-        return sorted((e.name, e.path, e.stat()) for e in entries if _is_image(e))  # one stat of each file: no more is needed
+        return sorted(
+            (e.name, e.path, e.stat()) for e in entries if _is_image(e)
+        )  # one stat of each file: no more is needed
 
 
 def _is_image(entry):
-    return entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+    return (
+        entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+    )
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------
@@ -170,14 +192,18 @@ def _decode_folder(listing, cache, image_size, skip_bad_images, notes):
         count, size = len(good), min(image_size, max(good, default=image_size))
         try:
             decoded = _decode_all(pool, listing, sides, size, skip_bad_images)
-            return imagecache.write(cache, listing.digest, size, decoded, count)
+            return folder_cache.write(cache, listing.digest, size, decoded, count)
         except OSError as error:
             reason = f"{cache} could not be written ({error.strerror or error})"
         need, free = count * 3 * size * size, available(torch.device("cpu"))
         if need > USABLE * free:
-            raise UserError(f"{reason}, and in memory the images need {need / GB:.2f} GB, of which {free / GB:.2f} GB are free")
+            raise UserError(
+                f"{reason}, and in memory the images need {need / GB:.2f} GB, of which {free / GB:.2f} GB are free"
+            )
         notes.append(f"no cache: {reason}; the images are kept in memory")
-        return _keep_in_memory(_decode_all(pool, listing, sides, size, skip_bad_images), count, size)
+        return _keep_in_memory(
+            _decode_all(pool, listing, sides, size, skip_bad_images), count, size
+        )
     finally:
         pool.shutdown(cancel_futures=True)  # after a refusal the rest need not be decoded
 
@@ -190,7 +216,7 @@ def _keep_in_memory(results, count, size):
         else:
             images[kept], _ = result
             kept += 1
-    return imagecache.Cached(torch.from_numpy(images[:kept]), unreadable)
+    return folder_cache.Cached(torch.from_numpy(images[:kept]), unreadable)
 
 
 def _decode_all(pool, listing, sides, size, skip_bad_images):
@@ -200,8 +226,10 @@ def _decode_all(pool, listing, sides, size, skip_bad_images):
     """
 
     def decode_one(number):
-        image = sides[number] if isinstance(sides[number], str) else decode(listing.paths[number], size)
-        return image if isinstance(image, str) else (image, imagecache.summary(image))
+        image = (
+            sides[number] if isinstance(sides[number], str) else decode(listing.paths[number], size)
+        )
+        return image if isinstance(image, str) else (image, folder_cache.summary(image))
 
     readable = {"train": 0, "test": 0}
     bar = tqdm(total=len(sides), desc="decoding", unit=" images", disable=None, leave=False)
@@ -232,7 +260,9 @@ def _in_order(pool, function, items):
 
 def _refuse_bad(path, reason, skip_bad_images):
     if not skip_bad_images:
-        raise UserError(f"{path} can't be read as an image ({reason}); --skip-bad-images leaves such files out")
+        raise UserError(
+            f"{path} can't be read as an image ({reason}); --skip-bad-images leaves such files out"
+        )
 
 
 def _open_picture(path):
@@ -250,8 +280,12 @@ def _guarded(read):
     def guarded(path, *args):
         try:
             return read(path, *args)
-        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, …
-            return re.sub(rf":? {re.escape(repr(str(path)))}", "", str(error)) or type(error).__name__
+        except (
+            Exception
+        ) as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, …
+            return (
+                re.sub(rf":? {re.escape(repr(str(path)))}", "", str(error)) or type(error).__name__
+            )
 
     return guarded
 

@@ -1,6 +1,6 @@
 """How much memory a device has free.
 
-    available(torch.device("cuda"))                 # bytes
+available(torch.device("cuda"))                 # bytes
 """
 
 import os
@@ -23,9 +23,15 @@ def _free_memory():
     """Linux says what can be had without swapping; elsewhere half of what is built in stands for it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        return next(
+            1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")
+        )
     except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 2**32
+        return (
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+            if hasattr(os, "sysconf")
+            else 2**32
+        )
 
 
 def _left_in_container(root=Path("/sys/fs/cgroup")):
@@ -36,8 +42,15 @@ def _left_in_container(root=Path("/sys/fs/cgroup")):
     )
     for limit, used, cached in versions:
         try:
-            stat = dict(line.split() for line in (root / limit).with_name("memory.stat").read_text().splitlines())
-            return [int((root / limit).read_text()) - int((root / used).read_text()) + int(stat.get(cached, 0))]
+            stat = dict(
+                line.split()
+                for line in (root / limit).with_name("memory.stat").read_text().splitlines()
+            )
+            return [
+                int((root / limit).read_text())
+                - int((root / used).read_text())
+                + int(stat.get(cached, 0))
+            ]
         except (OSError, ValueError):  # not there, or "max"
             continue
     return []

@@ -20,7 +20,10 @@ class StopSignal:
         return self.number != 0
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def _handle(self, number, frame):
@@ -45,14 +48,22 @@ class Reporter:
 
     def start(self, split, parameters, precision, company, progress, directory):
         others = f"{len(split.val):,} held out" if split.val else f"{len(split.test):,} test"
-        print(f"{split.name}: {len(split.train):,} training images, {others}; {self.model}, "
-              f"{parameters:,} parameters; {precision} on {company}; {directory.path}"
-              f"{f'; from epoch {progress.epoch + 1}, step {progress.step + 1}' if progress.step else ''}")  # fmt: skip
+        print(
+            f"{split.name}: {len(split.train):,} training images, {others}; {self.model}, "
+            f"{parameters:,} parameters; {precision} on {company}; {directory.path}"
+            f"{f'; from epoch {progress.epoch + 1}, step {progress.step + 1}' if progress.step else ''}"
+        )
 
     def step(self, progress, loss):
         if self.bar is None:
             description = f"epoch {progress.epoch + 1}/{self.epochs}"
-            self.bar = tqdm(total=self.steps, initial=progress.batch - 1, desc=description, leave=False, disable=None)
+            self.bar = tqdm(
+                total=self.steps,
+                initial=progress.batch - 1,
+                desc=description,
+                leave=False,
+                disable=None,
+            )
         self.bar.update()
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 

@@ -11,3 +11,8 @@ class UserError(Exception):
     def __init__(self, message, status=1):
         super().__init__(message)
         self.status = status
+
+
+def first_line(error):
+    """The first sentence of an exception's message, for a message of one line."""
+    return str(error).strip().split("\n")[0].split(". ")[0][:200] or type(error).__name__

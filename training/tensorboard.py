@@ -10,6 +10,7 @@ import sys
 import torch
 
 from analysis import metrics, replicates, tables
+from common.text import printable
 
 MOST_NAMES = 20
 CELL = 24  # pixels
@@ -24,7 +25,9 @@ class Confusion:
 
     def __call__(self, answers, labels):
         classes = len(self.counts)
-        self.counts += torch.bincount(labels * classes + answers, minlength=classes**2).view(classes, classes)
+        self.counts += torch.bincount(labels * classes + answers, minlength=classes**2).view(
+            classes, classes
+        )
 
 
 def write_end(directory, args, classes, counts, step):
@@ -35,12 +38,19 @@ def write_end(directory, args, classes, counts, step):
     try:
         _write_end(directory, args, classes, counts.cpu(), step)
     except OSError as error:
-        print(f"{directory.path}: TensorBoard's last figures could not be written ({error.strerror})", file=sys.stderr)
+        print(
+            f"{directory.path}: TensorBoard's last figures could not be written ({error.strerror})",
+            file=sys.stderr,
+        )
 
 
 def _write_end(directory, args, classes, counts, step):
     summary = metrics.read_json(directory.path / "summary.json")
-    write_hparams(directory.events, vars(args), {key: summary[key] for key in ("test_acc", "test_top5") if key in summary})
+    write_hparams(
+        directory.events,
+        vars(args),
+        {key: summary[key] for key in ("test_acc", "test_top5") if key in summary},
+    )
     if counts.any():  # else the run was killed between its last evaluation and its end, and this process made none
         directory.events.add_image("confusion", picture(counts), step)
         if len(classes) <= MOST_NAMES:
@@ -52,8 +62,11 @@ def write_hparams(events, arguments, figures):
     """The arguments that say what the run is, and its final figures, for the plugin hparams, in the run's own events."""
     from torch.utils.tensorboard.summary import hparams
 
-    kept = {key: value if isinstance(value, (bool, int, float, str)) else str(value)
-            for key, value in arguments.items() if key not in replicates.PLACE - {"seed"}}  # fmt: skip
+    kept = {
+        key: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for key, value in arguments.items()
+        if key not in replicates.PLACE - {"seed"}
+    }
     final = {f"final/{key}": value for key, value in figures.items()}
     for part in hparams(kept, final):
         events.file_writer.add_summary(part)
@@ -71,6 +84,8 @@ def picture(counts):
 
 def as_table(counts, classes):
     """The counts as Markdown."""
-    names = [metrics.printable(name) for name in classes]
+    names = [printable(name) for name in classes]
     rows = zip(names, counts.tolist())
-    return tables.markdown_table([{"true \\ answer": name} | dict(zip(names, map(str, row))) for name, row in rows])
+    return tables.markdown_table(
+        [{"true \\ answer": name} | dict(zip(names, map(str, row))) for name, row in rows]
+    )

@@ -35,7 +35,9 @@ def rand(generator, count, *shape, low=0.0, high=1.0):
     """Uniform numbers in [low, high), float32 (count, *shape) on the CPU: row i belongs to image i."""
     if isinstance(generator, RankGenerator):
         drawn = torch.rand(generator.total, *shape, generator=generator.generator)[generator.rows]
-        assert len(drawn) == count, f"{count} images, but the rank's part of the batch is {len(drawn)}"
+        assert len(drawn) == count, (
+            f"{count} images, but the rank's part of the batch is {len(drawn)}"
+        )
     else:
         drawn = torch.rand(count, *shape, generator=generator)
     return drawn.mul_(high - low).add_(low)
@@ -43,10 +45,16 @@ def rand(generator, count, *shape, low=0.0, high=1.0):
 
 def _rand_beta(generator, count, alpha):
     """Beta(alpha, alpha) draws, float32 (count,). Two gammas make a beta; torch's Beta class takes no generator."""
-    total, base = (generator.total, generator.generator) if isinstance(generator, RankGenerator) else (count, generator)
+    total, base = (
+        (generator.total, generator.generator)
+        if isinstance(generator, RankGenerator)
+        else (count, generator)
+    )
     if alpha == 1:  # uniform
         return rand(generator, count)
-    gammas = torch._standard_gamma(torch.full((total, 2), float(alpha)), generator=base).clamp_(min=1e-30)
+    gammas = torch._standard_gamma(torch.full((total, 2), float(alpha)), generator=base).clamp_(
+        min=1e-30
+    )
     drawn = gammas[:, 0] / gammas.sum(1)
     return drawn[generator.rows] if isinstance(generator, RankGenerator) else drawn
 
@@ -72,8 +80,12 @@ def flip(images, generator, p=0.5):
     """Mirrors each image left to right with probability p. Any dtype (B, C, H, W)."""
     count, pixels = len(images), _nhwc(images)
     mirrored = _send(rand(generator, count) < p, images.device)
-    both = torch.cat([pixels, pixels.flip(2)])  # choosing whole images is cheaper than writing half of them anew
-    return both.index_select(0, torch.arange(count, device=images.device) + count * mirrored).permute(0, 3, 1, 2)
+    both = torch.cat(
+        [pixels, pixels.flip(2)]
+    )  # choosing whole images is cheaper than writing half of them anew
+    return both.index_select(
+        0, torch.arange(count, device=images.device) + count * mirrored
+    ).permute(0, 3, 1, 2)
 
 
 def _reflect(size, padding, device):
@@ -102,7 +114,9 @@ def crop(images, generator, padding=None, mode="reflect"):
     """
     padding = crop_padding(images) if padding is None else padding
     if not 0 < padding < min(images.shape[-2:]):
-        raise ValueError(f"crop: a padding of {padding} does not suit images of {tuple(images.shape[-2:])} pixels")
+        raise ValueError(
+            f"crop: a padding of {padding} does not suit images of {tuple(images.shape[-2:])} pixels"
+        )
     index = torch.arange(len(images), device=images.device)
     return random_windows(pad(_nhwc(images), padding, mode), index, generator, padding)
 
@@ -121,7 +135,11 @@ def random_windows(padded, index, generator, padding):
     runs = padded.view(-1).as_strided((runs, width * channels), (channels, 1))
     first = (index * padded_height + offsets[:, 0]) * padded_width + offsets[:, 1]
     rows = first[:, None] + torch.arange(height, device=padded.device) * padded_width  # (B, H)
-    return runs.index_select(0, rows.view(-1)).view(len(index), height, width, channels).permute(0, 3, 1, 2)
+    return (
+        runs.index_select(0, rows.view(-1))
+        .view(len(index), height, width, channels)
+        .permute(0, 3, 1, 2)
+    )
 
 
 def resize(images, size):
@@ -148,7 +166,9 @@ def _resampling(start, length, full, size, kind):
     """Matrices (B, size, full) that resample `length` pixels from `start` to `size` pixels, each row summing to one."""
     scale = (length.float() / size).view(-1, 1, 1)
     stretch = scale.clamp(min=1)  # antialiasing: when shrinking, the kernel grows with the step
-    centre = start.view(-1, 1, 1) + scale * (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5)
+    centre = start.view(-1, 1, 1) + scale * (
+        torch.arange(size, device=start.device).view(1, -1, 1) + 0.5
+    )
     source = torch.arange(full, device=start.device).view(1, 1, -1)
     weights = _filter((source + 0.5 - centre) / stretch, kind)
     weights *= (source >= start.view(-1, 1, 1)) & (source < (start + length).view(-1, 1, 1))
@@ -161,7 +181,9 @@ def resized_crop(images, top, left, height, width, size, interpolation="bilinear
     top, left, height, width: int64 (B,) on the CPU. torchvision's resized_crop takes one box for all; with a box an
     image the resize is two matrix products with matrices made of that image's box.
     """
-    top, left, height, width = _send(torch.stack([top, left, height, width]), images.device)  # small: the host needn't wait
+    top, left, height, width = _send(
+        torch.stack([top, left, height, width]), images.device
+    )  # small: the host needn't wait
     rows = _resampling(top, height, images.shape[2], size, interpolation)
     columns = _resampling(left, width, images.shape[3], size, interpolation)
     out = rows[:, None] @ images.float() @ columns[:, None].transpose(2, 3)  # (B, 3, size, size)
@@ -191,7 +213,9 @@ def random_boxes(generator, count, height, width, scale=(0.08, 1.0), ratio=(3 / 
     return top, left, h, w
 
 
-def random_resized_crop(images, generator, size=None, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation="bilinear"):
+def random_resized_crop(
+    images, generator, size=None, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation="bilinear"
+):
     """A random box of each image, resized to (size, size); size None keeps the height (arXiv 1409.4842 §6)."""
     boxes = random_boxes(generator, len(images), *images.shape[-2:], scale, ratio)
     return resized_crop(images, *boxes, size or images.shape[2], interpolation)
@@ -204,7 +228,9 @@ def _like(out, images):
     """Float pixel values (0…255) back to the dtype of `images` and to channels_last."""
     if images.dtype == torch.uint8:
         out = out.round_().clamp_(0, 255)
-    return torch.stack(out.to(images.dtype).unbind(1), dim=3).permute(0, 3, 1, 2)  # cheaper than .contiguous()
+    return torch.stack(out.to(images.dtype).unbind(1), dim=3).permute(
+        0, 3, 1, 2
+    )  # cheaper than .contiguous()
 
 
 def _planes(images):
@@ -213,7 +239,9 @@ def _planes(images):
 
 
 def _gray(x):
-    return (x[:, 0] * GRAY[0]).add_(x[:, 1], alpha=GRAY[1]).add_(x[:, 2], alpha=GRAY[2])[:, None]  # (B, 1, H, W)
+    return (
+        (x[:, 0] * GRAY[0]).add_(x[:, 1], alpha=GRAY[1]).add_(x[:, 2], alpha=GRAY[2])[:, None]
+    )  # (B, 1, H, W)
 
 
 def _brightness(x, factor):
@@ -237,7 +265,9 @@ def _hue(x, turn):
     red, green, blue = x.split(1, 1)
     safe = chroma.clamp(min=1e-6)
     sixth = torch.where(
-        high == red, (green - blue) / safe, torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+        high == red,
+        (green - blue) / safe,
+        torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     sixth = sixth + 6 * turn
     k = (torch.arange(5, 0, -2, device=x.device).view(1, 3, 1, 1) + sixth) % 6
@@ -249,12 +279,23 @@ def color_jitter(images, generator, brightness=0.2, contrast=0.2, saturation=0.2
 
     In this order; torchvision's ColorJitter draws the order too, one for each image.
     """
-    ops = ((_brightness, brightness, 1.0), (_contrast, contrast, 1.0), (_saturation, saturation, 1.0), (_hue, hue, 0.0))
+    ops = (
+        (_brightness, brightness, 1.0),
+        (_contrast, contrast, 1.0),
+        (_saturation, saturation, 1.0),
+        (_hue, hue, 0.0),
+    )
     draws = rand(generator, len(images), 4, low=-1.0, high=1.0)  # all four, whatever is switched on
     x = _planes(images)
     for i, (op, strength, neutral) in enumerate(ops):
         if strength:
-            x = op(x, _per_image((neutral + strength * draws[:, i]).clamp_(min=-0.5 if op is _hue else 0.0), images))
+            x = op(
+                x,
+                _per_image(
+                    (neutral + strength * draws[:, i]).clamp_(min=-0.5 if op is _hue else 0.0),
+                    images,
+                ),
+            )
     return _like(x, images)
 
 
@@ -263,8 +304,22 @@ def color_jitter(images, generator, brightness=0.2, contrast=0.2, saturation=0.2
 # pixels; rotate: degrees; the four enhancements: distance of the factor from 1; posterize: bits taken away;
 # solarize: how far the threshold comes down from white, as a part of 255.
 
-OPERATIONS = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
-              "sharpness", "posterize", "solarize", "auto_contrast", "equalize")  # fmt: skip
+OPERATIONS = (
+    "identity",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "auto_contrast",
+    "equalize",
+)
 GEOMETRIC = range(1, 6)
 SIGNED = range(1, 10)
 
@@ -282,7 +337,9 @@ def trivial_augment_strengths(height, width):
 def _geometry(images, op, strength):
     """One nearest-neighbour affine resampling for all shears, translations and rotations of a batch."""
     height, width = images.shape[-2:]
-    theta = torch.eye(2, 3).repeat(len(images), 1, 1)  # maps output to input, in units of half the picture
+    theta = torch.eye(2, 3).repeat(
+        len(images), 1, 1
+    )  # maps output to input, in units of half the picture
 
     def put(name, row, column, value):
         where = op == OPERATIONS.index(name)
@@ -301,7 +358,9 @@ def _geometry(images, op, strength):
     put("rotate", 1, 0, angle.sin() * width / height)
     put("rotate", 1, 1, angle.cos())
     grid = F.affine_grid(_send(theta, images.device), list(images.shape), align_corners=False)
-    return F.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(
+        images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
 
 
 def _sharpness(x, factor):
@@ -325,7 +384,12 @@ def _operate(images, name, strength):
         return images & (256 - torch.pow(2, removed)).to(torch.uint8)
     if name == "solarize":
         return torch.where(images >= _per_image(255 * (1 - strength), images), 255 - images, images)
-    enhance = {"brightness": _brightness, "color": _saturation, "contrast": _contrast, "sharpness": _sharpness}[name]
+    enhance = {
+        "brightness": _brightness,
+        "color": _saturation,
+        "contrast": _contrast,
+        "sharpness": _sharpness,
+    }[name]
     return enhance(_planes(images), _per_image(1 + strength, images))
 
 
@@ -341,7 +405,11 @@ def operate(images, op, strength):
         if len(chosen):
             index = _send(chosen, images.device)
             part = images.index_select(0, index)
-            done = _geometry(part, op[chosen], strength[chosen]) if k == 1 else _operate(part, OPERATIONS[k], strength[chosen])
+            done = (
+                _geometry(part, op[chosen], strength[chosen])
+                if k == 1
+                else _operate(part, OPERATIONS[k], strength[chosen])
+            )
             out.index_copy_(0, index, _like(done, images))
     return out
 
@@ -349,7 +417,11 @@ def operate(images, op, strength):
 def _strength(op, part, sign, strengths):
     """Strength (B,) of the drawn operations: `part` of the largest, with a drawn sign where the operation has one."""
     signed = (op >= SIGNED[0]) & (op <= SIGNED[-1])
-    return torch.tensor(strengths, dtype=torch.float32)[op] * part * torch.where(signed & (sign < 0.5), -1.0, 1.0)
+    return (
+        torch.tensor(strengths, dtype=torch.float32)[op]
+        * part
+        * torch.where(signed & (sign < 0.5), -1.0, 1.0)
+    )
 
 
 def rand_augment(images, generator, num_ops=2, magnitude=9, bins=31):
@@ -358,7 +430,9 @@ def rand_augment(images, generator, num_ops=2, magnitude=9, bins=31):
     strengths = rand_augment_strengths(*images.shape[-2:])
     for i in range(num_ops):
         op = (draws[:, i, 0] * len(OPERATIONS)).long()
-        images = operate(images, op, _strength(op, magnitude / (bins - 1), draws[:, i, 1], strengths))
+        images = operate(
+            images, op, _strength(op, magnitude / (bins - 1), draws[:, i, 1], strengths)
+        )
     return images
 
 
@@ -367,7 +441,9 @@ def trivial_augment(images, generator, bins=31):
     draws = rand(generator, len(images), 3)
     op = (draws[:, 0] * len(OPERATIONS)).long()
     part = (draws[:, 2] * bins).floor() / (bins - 1)
-    return operate(images, op, _strength(op, part, draws[:, 1], trivial_augment_strengths(*images.shape[-2:])))
+    return operate(
+        images, op, _strength(op, part, draws[:, 1], trivial_augment_strengths(*images.shape[-2:]))
+    )
 
 
 # ---- after normalisation: floats in, floats out --------------------------------------------------------------------
@@ -376,7 +452,9 @@ def trivial_augment(images, generator, bins=31):
 def normalize(images, mean, std):
     """uint8 (B, 3, H, W) -> float32, channel c as (x / 255 - mean[c]) / std[c], channels_last."""
     batch, channels, height, width = images.shape
-    scale, bias = _scale_and_bias(tuple(map(float, mean)), tuple(map(float, std)), height * width, images.device)
+    scale, bias = _scale_and_bias(
+        tuple(map(float, mean)), tuple(map(float, std)), height * width, images.device
+    )
     out = _nhwc(images).flatten(1).float().mul_(scale).add_(bias)
     return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
@@ -395,7 +473,9 @@ def _boxes(centres, sides, images, dtype=torch.float32):
     broadcast over channels that lie side by side would cost ten times as much.
     """
     batch, channels, height, width = images.shape
-    start = centres - (sides / 2).floor()  # rounded to even, an odd side would begin at every second place only
+    start = (
+        centres - (sides / 2).floor()
+    )  # rounded to even, an odd side would begin at every second place only
     edges = _send(torch.stack([start, start + sides], dim=1), images.device)  # (B, 2, 2)
     y = torch.arange(height, device=images.device)
     x = torch.arange(width, device=images.device).repeat_interleave(channels)
@@ -411,8 +491,12 @@ def cutout(images, generator, size, fill=0.0):
     On normalised images the fill of zero is the mean colour.
     """
     centres = (rand(generator, len(images), 2) * torch.tensor(images.shape[-2:])).floor()
-    inside = _boxes(centres, torch.full((len(images), 2), float(size)), images, torch.uint8).view(torch.bool)
-    return torch.where(inside, torch.full((), fill, dtype=images.dtype, device=images.device), images)
+    inside = _boxes(centres, torch.full((len(images), 2), float(size)), images, torch.uint8).view(
+        torch.bool
+    )
+    return torch.where(
+        inside, torch.full((), fill, dtype=images.dtype, device=images.device), images
+    )
 
 
 def random_erasing(images, generator, probability, area=(0.02, 1 / 3), aspect=0.3, fill=0.0):
@@ -430,7 +514,9 @@ def random_erasing(images, generator, probability, area=(0.02, 1 / 3), aspect=0.
     start = (draws[:, 2:4] * (size - sides + 1)).floor()
     sides = sides * (draws[:, 4:] < probability)
     inside = _boxes(start + (sides / 2).floor(), sides, images, torch.uint8).view(torch.bool)
-    return torch.where(inside, torch.full((), fill, dtype=images.dtype, device=images.device), images)
+    return torch.where(
+        inside, torch.full((), fill, dtype=images.dtype, device=images.device), images
+    )
 
 
 def _partners(x):
@@ -440,20 +526,28 @@ def _partners(x):
     global batch finds every partner at home.
     """
     order = (torch.arange(len(x), device=x.device) ^ 1).clamp_(max=len(x) - 1)
-    return _nhwc(x).index_select(0, order).permute(0, 3, 1, 2) if x.ndim == 4 else x.index_select(0, order)
+    return (
+        _nhwc(x).index_select(0, order).permute(0, 3, 1, 2)
+        if x.ndim == 4
+        else x.index_select(0, order)
+    )
 
 
 def _blend(images, targets, share):
     """share * own + (1 - share) * partner: share (B, C, H, W) or (B, 1, 1, 1) for pixels, its mean for the targets."""
     weight = share.mean((1, 2, 3))[:, None]
-    return torch.lerp(_partners(images), images, share), torch.lerp(_partners(targets), targets, weight)
+    return torch.lerp(_partners(images), images, share), torch.lerp(
+        _partners(targets), targets, weight
+    )
 
 
 def _cutmix_boxes(images, generator, alpha):
     """Centres and sides (B, 2) of boxes with a share of 1 - Beta(alpha, alpha) of the pixels, before they are cut."""
     kept = _rand_beta(generator, len(images), alpha)
     size = torch.tensor(images.shape[-2:])
-    return (rand(generator, len(images), 2) * size).floor(), ((1 - kept).sqrt()[:, None] * size).floor()
+    return (rand(generator, len(images), 2) * size).floor(), (
+        (1 - kept).sqrt()[:, None] * size
+    ).floor()
 
 
 def mixup(images, targets, generator, alpha=1.0):
@@ -480,7 +574,9 @@ def mix(images, targets, generator, mixup_alpha, cutmix_alpha, probability):
     if cutmix_alpha:
         centres, sides = _cutmix_boxes(images, generator, cutmix_alpha)
         cut = mixed & ~blended if mixup_alpha else mixed
-        share = share - _boxes(centres, sides * cut[:, None], images)  # of an image that isn't cut, the box has no pixel
+        share = share - _boxes(
+            centres, sides * cut[:, None], images
+        )  # of an image that isn't cut, the box has no pixel
     return _blend(images, targets, share)
 
 
@@ -503,11 +599,26 @@ class Pipeline:
     normalisation, cutout, random erasing and mixing. Targets are the labels, or (B, num_classes) shares where images are mixed.
     """
 
-    def __init__(self, mean, std, image_size, transforms=(), *, num_classes=None, crop_mode="reflect", cutout_size=0,
-                 erasing=0.0, mixup_alpha=0.0, cutmix_alpha=0.0, mix_probability=1.0):  # fmt: skip
+    def __init__(
+        self,
+        mean,
+        std,
+        image_size,
+        transforms=(),
+        *,
+        num_classes=None,
+        crop_mode="reflect",
+        cutout_size=0,
+        erasing=0.0,
+        mixup_alpha=0.0,
+        cutmix_alpha=0.0,
+        mix_probability=1.0,
+    ):
         unknown = [name for name in transforms if name not in TRANSFORMS]
         if unknown:
-            raise ValueError(f"unknown augmentation {unknown[0]!r}: the names are {', '.join(TRANSFORMS)}")
+            raise ValueError(
+                f"unknown augmentation {unknown[0]!r}: the names are {', '.join(TRANSFORMS)}"
+            )
         self.mean, self.std, self.image_size, self.num_classes = mean, std, image_size, num_classes
         self.transforms = tuple(transforms)
         self.crop_mode = crop_mode
@@ -524,7 +635,12 @@ class Pipeline:
         """The batch of the images with these indices: the same as the pipeline called with them, without copying them first."""
         (pixels, padding), labels = prepared, labels[index]
         if padding:
-            return self._finish(random_windows(pixels, index, generator, padding), labels, generator, self.transforms[1:])
+            return self._finish(
+                random_windows(pixels, index, generator, padding),
+                labels,
+                generator,
+                self.transforms[1:],
+            )
         return self(pixels.index_select(0, index).permute(0, 3, 1, 2), labels, generator)
 
     def __call__(self, images, labels, generator=None):

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from errors import UserError
+from common.errors import UserError
 
 # For one rank to decode a folder or to write gigabytes to a slow disk while the others wait: nccl gives up after ten minutes.
 PATIENCE = timedelta(hours=2)
@@ -50,7 +50,11 @@ class Ranks:
 
     def any(self, flag):
         """Whether the flag is set on some rank."""
-        return bool(flag) if self.world == 1 else bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)).item())
+        return (
+            bool(flag)
+            if self.world == 1
+            else bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)).item())
+        )
 
     def spread(self, tensors):
         """Gives every rank the first one's values, in place."""
@@ -78,7 +82,9 @@ class Ranks:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
         # Gradients lie in the buffers that are sent: a second copy of them would be as large as the model.
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True
+        )
 
 
 def world_size():
@@ -104,8 +110,11 @@ def _place():
     """(rank, world size, number on this machine, processes on this machine), as torchrun says. Raises UserError."""
     missing = [name for name in (*PLACE, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise UserError(f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the processes with "
-                        f"torchrun, or unset WORLD_SIZE for one process", status=2)  # fmt: skip
+        raise UserError(
+            f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the processes with "
+            f"torchrun, or unset WORLD_SIZE for one process",
+            status=2,
+        )
     return [int(os.environ[name]) for name in PLACE]
 
 
@@ -123,12 +132,21 @@ def join(device, batch_size):
         return
     rank, world, local, here = _place()
     if batch_size % world:
-        raise UserError(f"--batch-size {batch_size} can't be divided among {world} processes: make it a multiple", status=2)
+        raise UserError(
+            f"--batch-size {batch_size} can't be divided among {world} processes: make it a multiple",
+            status=2,
+        )
     if device.type == "mps" or device.index is not None:
-        raise UserError(f"--device {device} is one device, for {here} processes: take auto, cuda or cpu", status=2)
+        raise UserError(
+            f"--device {device} is one device, for {here} processes: take auto, cuda or cpu",
+            status=2,
+        )
     if device.type == "cuda":
         if here > torch.cuda.device_count():
-            raise UserError(f"--nproc-per-node {here} is more than the {torch.cuda.device_count()} GPUs of this machine", 2)
+            raise UserError(
+                f"--nproc-per-node {here} is more than the {torch.cuda.device_count()} GPUs of this machine",
+                2,
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if device.type == "cuda":
@@ -147,7 +165,9 @@ def join(device, batch_size):
         if not _was_left_alone(error):
             raise
         reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"another process of this run ended, or can't be reached ({reason})") from error
+        raise UserError(
+            f"another process of this run ended, or can't be reached ({reason})"
+        ) from error
     finally:
         # After an error nccl would wait here for what the others don't join, and the error would not be told: cli.run ends
         # the process when it has been.
@@ -159,10 +179,9 @@ def join(device, batch_size):
 def _was_left_alone(error):
     """Whether an error is that of a collective whose other side is gone."""
     said = str(error).lower()
-    return isinstance(error, dist.DistError) or any(word in said for word in ("connection", "gloo", "nccl", "socket", "peer"))
-
-
-# ---- a part of the model on each rank ------------------------------------------------------------------------------------
+    return isinstance(error, dist.DistError) or any(
+        word in said for word in ("connection", "gloo", "nccl", "socket", "peer")
+    )
 
 
 def shard(model, company):
@@ -172,7 +191,10 @@ def shard(model, company):
     """
     scalar = next((name for name, p in model.named_parameters() if p.ndim == 0), None)
     if scalar:
-        raise UserError(f"--fsdp can't divide {scalar}, a parameter of a single number, among processes: leave it out", 2)
+        raise UserError(
+            f"--fsdp can't divide {scalar}, a parameter of a single number, among processes: leave it out",
+            2,
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -215,56 +237,9 @@ def _part(value, like):
 def optimizer_parts(state, optimizer):
     """An optimizer's state dict whose tensors are cut as their parameters are."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    return state | {"state": {i: parts(values, dict.fromkeys(values, params[i])) for i, values in state["state"].items()}}
-
-
-# ---- batch norm over all ranks -----------------------------------------------------------------------------------------
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks, on each; so is the gradient."""
-
-    @staticmethod
-    def forward(ctx, x):
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _SumOverRanks.apply(gradient.contiguous())
-
-
-class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm with the statistics of the global batch, on any device; torch's own knows GPUs only. (B, C, H, W) -> same"""
-
-    def forward(self, x):
-        if not self.training:
-            return super().forward(x)
-        count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
-        dist.all_reduce(count)
-        x32 = x.float()
-        mean = _SumOverRanks.apply(x32.sum((0, 2, 3))) / count
-        centred = x32 - mean[:, None, None]
-        var = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(var * count / (count - 1), momentum)
-        out = centred * (var + self.eps).rsqrt()[:, None, None]
-        return (out * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-
-def sync_batch_norm(model, device):
-    """The model with batch norms over all ranks: torch's on a GPU, ours elsewhere. Raises UserError."""
-    if device.type == "cuda":
-        from timm.layers import convert_sync_batchnorm  # knows timm's norms with an activation, too
-
-        return convert_sync_batchnorm(model)
-    for module in list(model.modules()):
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UserError(f"--sync-bn: {type(module).__name__} can be synchronised on GPUs only", status=2)
-    return model
+    return state | {
+        "state": {
+            i: parts(values, dict.fromkeys(values, params[i]))
+            for i, values in state["state"].items()
+        }
+    }

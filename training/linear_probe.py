@@ -11,10 +11,10 @@ is the whole network.
 import torch
 import torch.nn as nn
 
-import engine
-from errors import UserError
+from common.errors import UserError
+from datasets.examples import Examples
 from models import classifiers
-from sources import Examples
+from training import mixed_precision
 
 
 class Probe(nn.Module):
@@ -26,9 +26,16 @@ class Probe(nn.Module):
     def __init__(self, model):
         super().__init__()
         heads = classifiers(model)
-        if not all(hasattr(model, name) for name in ("forward_features", "forward_head", "get_classifier")):
-            raise UserError("this model can't be frozen: it doesn't tell its features from its classifier (timm's do)", 2)
-        if len(heads) != 1 or isinstance(heads[0], nn.ModuleList):  # of a distilled network, or of branches
+        if not all(
+            hasattr(model, name) for name in ("forward_features", "forward_head", "get_classifier")
+        ):
+            raise UserError(
+                "this model can't be frozen: it doesn't tell its features from its classifier (timm's do)",
+                2,
+            )
+        if len(heads) != 1 or isinstance(
+            heads[0], nn.ModuleList
+        ):  # of a distilled network, or of branches
             raise UserError("this model can't be frozen: it has several classifiers", 2)
         self.model = model.requires_grad_(False)
         model.get_classifier().requires_grad_(True)
@@ -72,7 +79,7 @@ def features(probe, batches, dtype=None):
     probe.eval()
     device, found = batches.labels.device, []
     for inputs, _ in batches:
-        with engine.autocast(device, dtype):
+        with mixed_precision.autocast(device, dtype):
             if not found:
                 _check_classifier(probe, inputs[:1])
             found.append(probe.features(inputs).float())
@@ -91,5 +98,9 @@ def _check_classifier(probe, image):
     except Exception:  # whatever a classifier says that takes no features
         answer = None
     wanted = probe.model(image).float()
-    if answer is None or not torch.allclose(answer, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()), equal_nan=True):
-        raise UserError("this model can't be frozen: its classifier needs more than its features", 2)
+    if answer is None or not torch.allclose(
+        answer, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()), equal_nan=True
+    ):
+        raise UserError(
+            "this model can't be frozen: its classifier needs more than its features", 2
+        )

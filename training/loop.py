@@ -9,12 +9,9 @@ The state between two steps is the weights, the optimizer and `Progress`: batche
 """
 
 import math
-import os
-import sys
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +21,10 @@ try:
 except ImportError:  # Windows
     resource = None
 
-from data import derive_seed
-from errors import UserError
-from models import classifiers
-from ranks import Ranks
+from common.errors import UserError
+from training.devices import seed_model, synchronize
+from training.distributed import Ranks
+from training.mixed_precision import _fp32_classifier, autocast
 
 
 class Interrupted(Exception):
@@ -63,70 +60,6 @@ class Progress:
         self.epoch += 1
         self.batch = self.seen = self.correct = 0
         self.loss_sum = self.seconds = 0.0
-
-
-def select_device(name):
-    """torch.device for "auto" (CUDA, then Apple's MPS, then the CPU) or a device's name. Raises UserError."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("Expected one of those below")
-        if name == "cuda" and torch.cuda.is_available():
-            return device  # no tensor to try it: of several processes, each would take memory of the first GPU
-        torch.empty(1, device=device)
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = "" if "Expected one of" in str(error) else f" ({str(error).strip().splitlines()[0]})"
-        raise UserError(f"--device {name} can't be used here{reason}: auto, cpu, cuda, cuda:<n> or mps", status=2) from error
-    return device
-
-
-def amp_dtype(amp, device):
-    """The autocast type for --amp: None is fp32. auto is bf16 where the device has instructions for it."""
-    if amp == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-        return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-
-
-def _cpu_has_bf16():
-    if torch.backends.mkldnn.is_available():
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return False
-
-
-def autocast(device, dtype):
-    """Always entered; `dtype` None makes it do nothing."""
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-
-
-def make_deterministic(on):
-    """Same seed, machine and versions: the same bits (on), or the fastest convolution for each shape (off).
-
-    Either way fp32 is fp32: left alone, torch lets convolutions round to TF32, and matrix products not. Call it before the
-    first matrix product on a GPU: cuBLAS reads its setting then.
-    """
-    if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = not on
-    torch.backends.cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(on)
-
-
-def seed_model(seed, device, *place):
-    """Seeds what modules draw from (initialisation, dropout, drop-path) for a place: a purpose, or an epoch and batch."""
-    value = derive_seed(seed, *place)
-    torch.default_generator.manual_seed(value)
-    if device.type == "cuda":
-        torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index].manual_seed(value)
-    elif device.type == "mps":
-        torch.mps.manual_seed(value)
 
 
 class _Readback:
@@ -224,9 +157,27 @@ def _step(scaler, optimizer):
     return bool(taken)
 
 
-def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, progress=None, dtype=None, scaler=None,
-        accumulate=1, clip_grad=0.0, seed=0, after_step=None, measure=None, after_epoch=None, stop=None, show=None,
-        ranks=None):  # fmt: skip
+def fit(
+    model,
+    batches,
+    *,
+    optimizer,
+    lr_at,
+    epochs,
+    loss_fn=F.cross_entropy,
+    progress=None,
+    dtype=None,
+    scaler=None,
+    accumulate=1,
+    clip_grad=0.0,
+    seed=0,
+    after_step=None,
+    measure=None,
+    after_epoch=None,
+    stop=None,
+    show=None,
+    ranks=None,
+):
     """Trains `model` in place until progress.epoch is `epochs`, and returns the progress.
 
     model: float (B, 3, H, W) -> logits (B, K); batches: data.Batches; lr_at: step -> learning rate, times a group's
@@ -248,7 +199,12 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
     ranks = ranks or Ranks(device)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     # fp16: statistics before a step that may be skipped. Gradient checkpointing: those after the forward pass.
-    skipped, before = 0, _Snapshot([b for b in model.buffers() if b.is_floating_point()] if scaler.is_enabled() else [])
+    skipped, before = (
+        0,
+        _Snapshot(
+            [b for b in model.buffers() if b.is_floating_point()] if scaler.is_enabled() else []
+        ),
+    )
     after_forward = _Snapshot(_running_statistics(model) if _recomputes(model) else [])
     settled = ranks.world <= 2 or ranks.sharded  # the sum of two has one order
     while progress.epoch < epochs:
@@ -261,7 +217,13 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
             if not settled:
                 _settle_gradient_order(model, inputs[:2], targets[:2], loss_fn, dtype)
                 settled = True
-            seed_model(seed, device, progress.epoch, "model" + f" {ranks.rank}" * (not ranks.first), progress.batch)
+            seed_model(
+                seed,
+                device,
+                progress.epoch,
+                "model" + f" {ranks.rank}" * (not ranks.first),
+                progress.batch,
+            )
 
             before.take()
             # In company, a rank that was asked to stop says so with its figures, and all stop after this step.
@@ -291,7 +253,9 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
             if skipped:
                 before.restore()  # batch norm has seen the overflow, too
             if skipped >= MOST_SKIPS:
-                raise NonFiniteLoss(_advice(f"{skipped} steps in a row overflowed fp16", progress, rate))
+                raise NonFiniteLoss(
+                    _advice(f"{skipped} steps in a row overflowed fp16", progress, rate)
+                )
             optimizer.zero_grad(set_to_none=True)
             if after_step and not skipped:
                 after_step()
@@ -305,7 +269,9 @@ def fit(model, batches, *, optimizer, lr_at, epochs, loss_fn=F.cross_entropy, pr
             if show:
                 show(progress, loss_sum / total)
             if any(askers) or (not company and stop and stop()):
-                _check_state(model, optimizer, progress, rate, ranks)  # what is saved now must be good
+                _check_state(
+                    model, optimizer, progress, rate, ranks
+                )  # what is saved now must be good
                 progress.seconds = time.perf_counter() - begin
                 raise Interrupted
         synchronize(device)
@@ -336,7 +302,9 @@ POLL_EVERY = 4
 
 
 @torch.no_grad()
-def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, ranks=None, see=None):
+def evaluate(
+    model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, ranks=None, see=None
+):
     """{"loss": mean, "acc": top-1 %, "top5": %} over every image once; sums over examples, kept on the device.
 
     ranks: the processes that share the batches; each gets the figures of all images. see(answers, labels) is shown each batch,
@@ -349,7 +317,9 @@ def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, 
     counts, losses = torch.zeros(3, dtype=torch.int64, device=device), []
     for number, (inputs, labels) in enumerate(batches, 1):
         if not len(labels) and ranks.sharded:
-            model(inputs.new_zeros(1, *inputs.shape[1:]))  # the others need this rank's part of the model
+            model(
+                inputs.new_zeros(1, *inputs.shape[1:])
+            )  # the others need this rank's part of the model
         if len(labels):  # else a rank's part of a small last batch
             with autocast(device, dtype), _fp32_classifier(model, dtype):
                 logits = model(inputs)
@@ -357,7 +327,9 @@ def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, 
             losses.append(loss_fn(logits, labels) * len(labels))
             answers = logits.topk(min(5, logits.shape[1]), dim=1).indices
             top = answers == labels[:, None]
-            counts += torch.stack([top[:, 0].sum(), top.sum(), top.new_full((), len(labels), dtype=torch.int64)])
+            counts += torch.stack(
+                [top[:, 0].sum(), top.sum(), top.new_full((), len(labels), dtype=torch.int64)]
+            )
             if see:
                 see(answers[:, 0], labels)
         if (ranks.world == 1 or number % POLL_EVERY == 0) and ranks.any(stop and stop()):
@@ -365,58 +337,13 @@ def evaluate(model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, 
     figures = [*counts.tolist(), sum(torch.stack(losses).tolist()) if losses else 0.0]
     if ranks.world > 1:
         asked = bool(stop and stop())
-        *figures, askers = ranks.sum(torch.tensor([*figures, asked], dtype=torch.float64, device=device)).tolist()
+        *figures, askers = ranks.sum(
+            torch.tensor([*figures, asked], dtype=torch.float64, device=device)
+        ).tolist()
         if askers:
             raise Interrupted
     top1, top5, count, loss = figures
     return {"loss": loss / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}
-
-
-@contextmanager
-def _fp32_classifier(model, dtype):
-    """Under autocast, the last linear layer in fp32: logits of 8 or 11 bits tie, and then the order of classes decides.
-
-    A layer of another kind stays as it is. The layer's own product is computed and replaced: it is small, and a hook that
-    left autocast would not return to it after an error.
-    """
-    layers = [layer for layer in classifiers(model) if isinstance(layer, torch.nn.Linear)] if dtype else []
-    hooks = [layer.register_forward_hook(_in_fp32) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _in_fp32(layer, inputs, output):
-    with torch.autocast(output.device.type, enabled=False):
-        return layer.forward(inputs[0].float())
-
-
-def synchronize(device):
-    """Waits for the device: before this a clock measures only what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def reset_peak_memory(device):
-    """Lets peak_memory_mb begin anew on a GPU; the system's count of a process can't."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory_mb(device):
-    """Largest memory so far: of tensors on a GPU, of the whole process on a CPU; None where the system doesn't tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    with suppress(OSError, StopIteration):  # of Linux; its ru_maxrss would count what the process that started this one took
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:"))
-    if resource is None:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _count_correct(logits, targets):
@@ -439,10 +366,16 @@ def _check_state(model, optimizer, progress, rate, ranks):
     Of a sharded model, each rank sees a part: all of them raise, or none.
     """
     named = [*model.state_dict().items()]
-    named += [(f"the optimizer's {name}", value) for state in optimizer.state.values() for name, value in state.items()
-              if isinstance(value, torch.Tensor) and value.ndim]  # but its counts, which lie on the CPU at times
+    named += [
+        (f"the optimizer's {name}", value)
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and value.ndim
+    ]  # but its counts, which lie on the CPU at times
     floats = [(name, value) for name, value in named if value.is_floating_point()]
-    own = [value.to_local() if hasattr(value, "to_local") else value for _, value in floats]  # of a sharded model, a part
+    own = [
+        value.to_local() if hasattr(value, "to_local") else value for _, value in floats
+    ]  # of a sharded model, a part
     finite = torch.stack([value.isfinite().all() for value in own])
     finite = (ranks.sum((~finite).float()) == 0 if ranks.sharded else finite).tolist()
     if not all(finite):
