@@ -1,36 +1,119 @@
-"""Trains a convolutional network on small pictures, from scratch or from published weights.
+"""Train a convolutional network on small images, from scratch or from published weights.
 
-    python train.py --model resnet34 --epochs 500                       # CIFAR-10
-    python train.py --dataset shapes --model resnet20 --epochs 3        # no files, no network, a minute on any machine
-    python train.py --resume runs/<run>                                 # goes on to the same bits
+    python train.py --model resnet34 --epochs 500                   # CIFAR-10
+    python train.py --dataset shapes --model resnet20 --epochs 3    # no download, a minute on a laptop
+    python train.py --model timm/resnet50 --pretrained              # fine-tune published weights
+    python train.py --resume runs/<run>                             # bit-identical continuation
+    torchrun --nproc-per-node=4 train.py --model resnet50           # several GPUs
 
-The default recipe, for residual networks on CIFAR-10, after arXiv 1512.03385, 1605.07146, 1812.01187 and 1905.04899:
-SGD 0.1 with Nesterov momentum 0.9 and weight decay 5e-4 (not on norms and biases), batch 128, a warmup and a cosine; crop
-and flip; CutMix or MixUp on half of the images, label smoothing 0.1; a moving average of the weights.
-`--augment none --optimizer adam` is the naive baseline to compare with.
-Results, with mean, deviation and n, stand in the README.
+RECIPE is for residual networks of 4 to 26 million parameters on CIFAR-10. Models with another recipe
+bring their own (--list-models). `--augment none --optimizer adam` is the baseline to compare with.
+Results, with mean, standard deviation and n: see the README.
 """
 
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+import data
+import models
 from common import command_line
-from training import arguments
+from training import arguments, devices, distributed, mixed_precision, out_of_memory, resume
+from training.checks import check_arguments
+from training.initial_model import build_model, model_card
+from training.inputs import Inputs, images_at_once
+from training.loop import Curve, Step, evaluate_epoch, train_epoch
+from training.moving_average import MovingAverage
+from training.optimizers import create_optimizer
+from training.run import open_run
+from training.schedules import Plan
+from training.state import Confusion, State
+
+# The moving average's horizon is a twentieth of the run (--ema-decay); the warmup takes a tenth, at
+# most 5 epochs (arXiv 1706.02677 §2.2).
+RECIPE = {
+    "model": "resnet18",
+    "epochs": 200,  # arXiv 1605.07146
+    "batch_size": 128,  # images; arXiv 1512.03385 §4.2
+    "optimizer": "sgd",  # with Nesterov momentum
+    "lr": 0.1,  # peak; arXiv 1512.03385 §4.2
+    "momentum": 0.9,
+    "weight_decay": 5e-4,  # not on norms and biases; arXiv 1605.07146, 1812.01187 §3.1
+    "schedule": "cosine",  # arXiv 1608.03983
+    "label_smoothing": 0.1,  # arXiv 1812.01187 §5.2
+    "augment": "crop,flip",  # by 4 pixels, reflected; arXiv 1512.03385 §4.2
+    "mixup": 0.2,  # alpha; arXiv 1710.09412
+    "cutmix": 1.0,  # alpha; arXiv 1905.04899
+    "mix_prob": 0.5,  # share of the images that are mixed
+}
 
 
 def build_parser():
-    return arguments.training_parser(__doc__.split("\n")[0], model="resnet18", epochs=200)
+    return arguments.training_parser(__doc__, RECIPE)
 
 
 def main(argv=None):
-    parser = build_parser()
-    parser.parse_args(argv)  # --help and what is wrong in any case don't wait for torch
-    import models
-    from training import (
-        experiment,  # here, where Ctrl-C ends with a line while torch is being imported, too
-    )
-
-    args, origin, state = experiment.resolve_arguments(parser, argv)
+    args, saved = arguments.resolve(build_parser(), argv)
     if args.list_models:
         return models.print_table()
-    return experiment.run(args, origin, state)
+    with distributed.join(args) as ranks, out_of_memory.explained(args, ranks):
+        return train(args, saved, ranks)
+
+
+def train(args, saved, ranks):
+    """Trains and tests a model; saved: the contents of last.pt of a run that resumes."""
+    if resume.is_finished(args, saved):
+        return 0
+    check_arguments(args, saved, ranks)
+    devices.make_deterministic(args.deterministic)
+    device, dtype = ranks.device, mixed_precision.amp_dtype_for(args, ranks.device)
+
+    with ranks.local_first():
+        split = data.load(args.dataset, args.data_dir, **arguments.data_options(args))
+    resume.check_data(split, saved)
+
+    model, normalization = build_model(args, split, saved)
+    model = distributed.place(model, ranks, dtype, sync_bn=args.sync_bn)
+
+    inputs = Inputs(args, split, normalization, ranks, dtype, images_at_once(args))
+    train_batches, eval_batches = inputs.train(model), inputs.evaluation(model)
+
+    plan = Plan.of(args, len(train_batches))
+    resume.check_epochs(args, saved, len(train_batches))
+    state = State(
+        model=model,
+        optimizer=create_optimizer(args, model, saved, fused=dtype != torch.float16),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        average=MovingAverage(model, plan.ema_decay) if plan.ema_decay else None,
+        confusion=Confusion(split.num_classes, device),
+        card=model_card(args, split, normalization),
+        facts=resume.data_facts(split),
+        record=arguments.record(args, plan.automatic),
+    )
+    if saved:
+        state.restore(saved)
+    if args.compile:
+        state.compile()
+
+    step = Step(
+        lr_at=plan.lr_at,
+        loss_fn=partial(F.cross_entropy, label_smoothing=args.label_smoothing),
+        dtype=dtype,
+        accumulate=args.accumulate,
+        clip_grad=args.clip_grad,
+        seed=args.seed,
+        ranks=ranks,
+    )
+    # Without held-out images the curve follows the test set, and the last epoch is what counts.
+    curve = Curve("val" if split.val else "test", args.eval_every, args.epochs)
+    with open_run(args, split, state, curve, step, train_batches, saved) as run:
+        while state.epoch < args.epochs:
+            row = train_epoch(state, train_batches, step, run.stop, run.show)
+            row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
+            run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
+        run.finish(run.test_best(inputs.test()) if split.val else None)
+    return run.exit_status
 
 
 if __name__ == "__main__":

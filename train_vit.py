@@ -1,35 +1,119 @@
-"""Trains a vision transformer on small pictures: from scratch, with what few pictures need, or from published weights.
+"""Train a vision transformer on small images, from scratch or from published weights.
 
-    python train_vit.py                                            # from scratch: vit_small_data, 100 epochs of CIFAR-10
-    python train_vit.py --pretrained                               # ViT-Tiny from ImageNet at 224 px, 10 epochs
-    python train_vit.py --model vit_tiny --weights model.safetensors --freeze-backbone     # a linear probe
+    python train_vit.py                                 # vit_small_data, 100 epochs of CIFAR-10
+    python train_vit.py --pretrained                    # ViT-Tiny from ImageNet at 224 px, 10 epochs
+    python train_vit.py --model vit_tiny --weights model.safetensors --freeze-backbone    # a probe
+    python train_vit.py --resume runs/<run>             # bit-identical continuation
 
-From scratch: shifted patch tokens and local attention (arXiv 2112.13492), AdamW 1e-3, weight decay 0.05, a warmup and
-a cosine, RandAugment, MixUp or CutMix on all images, random erasing, label smoothing, stochastic depth.
-From weights: AdamW 3e-4, falling by a quarter with each layer towards the input; the classifier is new.
-Any other model of --list-models may be given, too. Results, with mean, deviation and n, stand in the README.
+RECIPE is what small data needs from scratch, after arXiv 2112.13492: shifted patch tokens and local
+attention are in the model, the rest is here. Starting from weights has a recipe of its own: AdamW
+3e-4, falling by a quarter per layer towards the input, 10 epochs (models/recipes.py). Any other model
+of --list-models can be trained, too. Results, with mean, standard deviation and n: see the README.
 """
 
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+import data
+import models
 from common import command_line
-from training import arguments
+from training import arguments, devices, distributed, mixed_precision, out_of_memory, resume
+from training.checks import check_arguments
+from training.initial_model import build_model, model_card
+from training.inputs import Inputs, images_at_once
+from training.loop import Curve, Step, evaluate_epoch, train_epoch
+from training.moving_average import MovingAverage
+from training.optimizers import create_optimizer
+from training.run import open_run
+from training.schedules import Plan
+from training.state import Confusion, State
+
+RECIPE = {
+    "model": "vit_small_data",
+    "epochs": 100,  # arXiv 2112.13492 §4.1
+    "batch_size": 128,  # images; arXiv 2112.13492 §4.1
+    "optimizer": "adamw",
+    "lr": 1e-3,  # peak; arXiv 2112.13492 §4.1
+    "weight_decay": 0.05,  # not on norms, biases, tokens and positions; arXiv 2112.13492 §4.1
+    "schedule": "cosine",
+    "clip_grad": 1.0,  # largest norm of the gradient
+    "label_smoothing": 0.1,
+    "augment": "crop,flip,rand_augment",  # RandAugment instead of the paper's AutoAugment
+    "mixup": 0.8,  # alpha
+    "cutmix": 1.0,  # alpha
+    "mix_prob": 1.0,  # share of the images that are mixed
+    "random_erasing": 0.25,  # share of the images that lose a rectangle
+}
+PRETRAINED_MODEL = "vit_tiny"  # the default model with --pretrained
 
 
 def build_parser():
-    return arguments.training_parser(__doc__.split("\n")[0], model="vit_small_data", epochs=100)
+    return arguments.training_parser(__doc__, RECIPE, PRETRAINED_MODEL)
 
 
 def main(argv=None):
-    parser = build_parser()
-    parser.parse_args(argv)  # --help and what is wrong in any case don't wait for torch
-    import models
-    from training import (
-        experiment,  # here, where Ctrl-C ends with a line while torch is being imported, too
-    )
-
-    args, origin, state = experiment.resolve_arguments(parser, argv, published="vit_tiny")
+    args, saved = arguments.resolve(build_parser(), argv)
     if args.list_models:
         return models.print_table()
-    return experiment.run(args, origin, state)
+    with distributed.join(args) as ranks, out_of_memory.explained(args, ranks):
+        return train(args, saved, ranks)
+
+
+def train(args, saved, ranks):
+    """Trains and tests a model; saved: the contents of last.pt of a run that resumes."""
+    if resume.is_finished(args, saved):
+        return 0
+    check_arguments(args, saved, ranks)
+    devices.make_deterministic(args.deterministic)
+    device, dtype = ranks.device, mixed_precision.amp_dtype_for(args, ranks.device)
+
+    with ranks.local_first():
+        split = data.load(args.dataset, args.data_dir, **arguments.data_options(args))
+    resume.check_data(split, saved)
+
+    model, normalization = build_model(args, split, saved)
+    model = distributed.place(model, ranks, dtype, sync_bn=args.sync_bn)
+
+    inputs = Inputs(args, split, normalization, ranks, dtype, images_at_once(args))
+    train_batches, eval_batches = inputs.train(model), inputs.evaluation(model)
+
+    plan = Plan.of(args, len(train_batches))
+    resume.check_epochs(args, saved, len(train_batches))
+    state = State(
+        model=model,
+        optimizer=create_optimizer(args, model, saved, fused=dtype != torch.float16),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        average=MovingAverage(model, plan.ema_decay) if plan.ema_decay else None,
+        confusion=Confusion(split.num_classes, device),
+        card=model_card(args, split, normalization),
+        facts=resume.data_facts(split),
+        record=arguments.record(args, plan.automatic),
+    )
+    if saved:
+        state.restore(saved)
+    if args.compile:
+        state.compile()
+
+    step = Step(
+        lr_at=plan.lr_at,
+        loss_fn=partial(F.cross_entropy, label_smoothing=args.label_smoothing),
+        dtype=dtype,
+        accumulate=args.accumulate,
+        clip_grad=args.clip_grad,
+        seed=args.seed,
+        ranks=ranks,
+    )
+    # Without held-out images the curve follows the test set, and the last epoch is what counts.
+    curve = Curve("val" if split.val else "test", args.eval_every, args.epochs)
+    with open_run(args, split, state, curve, step, train_batches, saved) as run:
+        while state.epoch < args.epochs:
+            row = train_epoch(state, train_batches, step, run.stop, run.show)
+            row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
+            run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
+        run.finish(run.test_best(inputs.test()) if split.val else None)
+    return run.exit_status
 
 
 if __name__ == "__main__":

@@ -1,499 +1,362 @@
-"""The arguments of the training scripts, and where their values come from."""
+"""The arguments of the training scripts, and where the value of each comes from.
+
+    parser = training_parser(__doc__, RECIPE)
+    args, saved = resolve(parser, argv)         # saved: the contents of last.pt with --resume
+
+A value comes from the first of these layers that has it: the command line, --config FILE, the
+recipe (the model's own, else the script's RECIPE), the optimizer's defaults, the defaults below.
+args.origin says which layer it was. What each argument is about stands in common/scopes.py.
+"""
 
 import argparse
 import difflib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import models
 from common.command_line import Parser, number, number_or_auto
 from common.errors import UserError
+from common.scopes import SCOPES, flag, names
+from data import DATASETS
+from datasets.augment import TRANSFORMS
+from training import resume
+from training.optimizers import OPTIMIZERS
+from training.schedules import SCHEDULES
 
-OF_THE_CALL = (
-    "config",
-    "resume",
-    "resume_previous",
-    "output_dir",
-    "list_models",
-)  # not taken over by --config
-
-
-DATASETS = ("cifar10", "cifar100", "folder", "shapes")
+UNSET = object()
+OTHER_SCRIPTS = {"lora_rank": 0, "micro_batch": 0, "ema_device": "same", "fsdp": False}
 
 
-AUGMENTATIONS = (
-    "crop",
-    "flip",
-    "color_jitter",
-    "rand_augment",
-    "trivial_augment",
-    "random_resized_crop",
-)  # augment.TRANSFORMS
+class Option(NamedTuple):
+    """One option. kind: a tuple of choices, bool for a switch, list to repeat it, or a type."""
+
+    flag: str
+    kind: Any
+    help: str
+    default: Any = None
 
 
 def augmentations(text):
-    """Names of AUGMENTATIONS, separated by commas, or "none"; kept as text."""
-    names = [] if text == "none" else text.split(",")
-    for name in names:
-        if name not in AUGMENTATIONS:
-            raise argparse.ArgumentTypeError(
-                f"it takes none or names from {', '.join(AUGMENTATIONS)}, not {name!r}"
-            )
+    """Names of augmentations separated by commas, or "none"; stays a string."""
+    unknown = [name for name in text.split(",") if text != "none" and name not in TRANSFORMS]
+    if unknown:
+        known = ", ".join(TRANSFORMS)
+        raise argparse.ArgumentTypeError(f"must be none or names from {known}, not {unknown[0]!r}")
     return text
 
 
-def training_parser(description, *, model, epochs):
-    """The arguments of a training script, with its default model and epochs."""
-    parser = Parser(description)
-    add_model(parser, model)
-    add_transfer(parser)
-    add_data(parser)
-    add_training(parser, epochs=epochs)
-    add_machine(parser)
-    add_run(parser)
-    for group in parser._action_groups:
-        for action in group._group_actions:
-            action.of_recipe = group.title in ("training", "augmentation")
+COUNT, POSITIVE = number(int, low=0), number(int, low=1)
+RATE, SHARE = number(low=0), number(low=0, high=1)
+BELOW_ONE = number(low=0, high=0.99)
+
+MODEL = (
+    Option("--model", str, "a name from --list-models, or timm/<name>"),
+    Option("--model-arg", list, "KEY=VALUE, an option of the model; repeatable"),
+    Option("--list-models", bool, "print all models and exit"),
+)
+TRANSFER = (
+    Option("--pretrained", bool, "start from published weights (timm's models; needs network)"),
+    Option("--weights", str, "start from a .pt or .safetensors file, or from a run"),
+    Option("--freeze-backbone", bool, "train only the classifier, on features computed once"),
+    Option(
+        "--layer-decay",
+        number(above=0, high=1),
+        "learning rate of each layer relative to the next one",
+        1.0,
+    ),
+)
+DATA = (
+    Option("--dataset", DATASETS, "folder: DATA_DIR/train/<class>/*.png; shapes: drawn", "cifar10"),
+    Option("--data-dir", str, "directory of the archives or of the folder", "data"),
+    Option("--data-url", str, "download the archive from here instead of the published mirrors"),
+    Option("--image-size", number(int, low=8, high=1024), "side of the inputs in pixels", 32),
+    Option("--val-size", COUNT, "training images to hold out, to select best.pt on", 0),
+    Option("--limit-train", COUNT, "keep this many training images (0: all)", 0),
+    Option("--limit-test", COUNT, "keep this many test images (0: all)", 0),
+    Option("--resident", ("auto", "device", "host"), "where the images are kept", "auto"),
+    Option("--skip-bad-images", bool, "leave out unreadable images of a folder"),
+)
+TRAINING = (
+    Option("--epochs", POSITIVE, "in total, also with --resume"),
+    Option("--batch-size", number_or_auto(kind=int, low=1), "images, over all processes"),
+    Option("--optimizer", tuple(OPTIMIZERS), "each has its own default rates"),
+    Option("--lr", RATE, "highest learning rate"),
+    Option("--momentum", number(low=0, high=0.9999), "also Adam's first beta", 0.9),
+    Option("--weight-decay", RATE, "not applied to norms and biases"),
+    Option("--schedule", SCHEDULES, "of the learning rate after the warmup"),
+    Option("--warmup-epochs", number_or_auto(low=0), "default: a tenth of the run, at most 5"),
+    Option("--label-smoothing", BELOW_ONE, "share of the target spread over all classes"),
+    Option(
+        "--ema-decay",
+        number_or_auto(low=0, high=0.999999),
+        "decay of the moving average of weights (0: none); default: a twentieth of the run",
+    ),
+    Option("--drop-path", BELOW_ONE, "highest rate of stochastic depth; default: the model's"),
+    Option("--clip-grad", RATE, "largest gradient norm (0: no limit)", 0.0),
+    Option("--accumulate", POSITIVE, "split each batch into this many parts", 1),
+)
+AUGMENTATION = (
+    Option("--augment", augmentations, f"none, or a list of {', '.join(TRANSFORMS)}"),
+    Option("--crop-padding", ("reflect", "zero"), "border that crop adds", "reflect"),
+    Option("--mixup", RATE, "MixUp's alpha (0: none)"),
+    Option("--cutmix", RATE, "CutMix's alpha (0: none)"),
+    Option("--mix-prob", SHARE, "share of the images that are mixed", 0.5),
+    Option("--cutout", COUNT, "side of the square to cut out, in pixels", 0),
+    Option("--random-erasing", SHARE, "share of the images that lose a rectangle", 0.0),
+    Option("--repeated-augment", POSITIVE, "times that a batch holds each of its images", 1),
+)
+MACHINE = (
+    Option("--device", str, "auto, cpu, cuda, cuda:1, mps", "auto"),
+    Option("--amp", ("auto", "off", "bf16", "fp16"), "auto: bf16 where it is fast", "auto"),
+    Option("--compile", bool, "compile the model with torch.compile"),
+    Option("--grad-checkpointing", bool, "less memory for a third more computation"),
+    Option("--sync-bn", bool, "batch norm over the batches of all processes (torchrun)"),
+    Option("--deterministic", bool, "bitwise reproducible on the same machine and versions"),
+    Option("--seed", COUNT, "of everything that is drawn at random", 0),
+)
+RUN = (
+    Option("--eval-every", POSITIVE, "epochs between evaluations", 1),
+    Option("--output-dir", str, "instead of runs/<dataset>-<model>-s<seed>-<time>"),
+    Option("--tag", str, "a word for the name of the run"),
+    Option("--resume", str, "a run to continue"),
+    Option("--resume-previous", bool, "with --resume: use previous.pt where last.pt is damaged"),
+    Option("--config", str, "take arguments from the config.json of a run"),
+)
+FITTING = (  # of train_sota.py
+    Option("--lora-rank", COUNT, "train adapters of this rank instead of the weights", 0),
+    Option(
+        "--micro-batch",
+        number_or_auto(kind=int, low=0),
+        "most images per device at once (0: see --accumulate; auto: as many as fit)",
+    ),
+    Option("--ema-device", ("same", "cpu"), "where the moving average is kept", "same"),
+    Option("--fsdp", argparse.BooleanOptionalAction, "shard the model over the processes", False),
+)
+
+
+def training_parser(docstring, recipe, pretrained_model=None):
+    """The arguments that all training scripts share.
+
+    recipe: the script's RECIPE; pretrained_model: the default model with --pretrained.
+    """
+    parser = Parser(docstring.split("\n")[0])
+    parser.recipe, parser.pretrained_model = recipe, pretrained_model
+    add_options(parser, "model", MODEL)
+    add_options(parser, "transfer", TRANSFER, "Starting from weights selects a recipe of its own.")
+    add_options(parser, "data", DATA)
+    add_options(parser, "training", TRAINING, "A model's own recipe replaces these defaults.")
+    add_options(parser, "augmentation", AUGMENTATION, "--augment none also disables mixing.")
+    add_options(parser, "machine", MACHINE)
+    add_options(parser, "run", RUN)
     return parser
 
 
-def change_defaults(parser, **values):
-    """Other defaults for a script. argparse's set_defaults would let `explicit` take them for the command line's."""
-    for action in parser._actions:
-        action.default = values.get(action.dest, action.default)
-
-
-def add_model(parser, default):
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", default=default, metavar="NAME", help="a name of --list-models, or timm/<name>"
-    )
-    group.add_argument(
-        "--model-arg",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of it; repeatable",
-    )
-    group.add_argument("--list-models", action="store_true", help="print all models and stop")
-
-
-def add_transfer(parser):
-    group = parser.add_argument_group(
-        "transfer", "Starting from weights brings a recipe of its own: few epochs, a small rate."
-    )
-    group.add_argument(
-        "--pretrained",
-        action="store_true",
-        help="start from published weights (timm's models; needs network)",
-    )
-    group.add_argument(
-        "--weights", metavar="FILE", help="start from a .pt or .safetensors file, or a run"
-    )
-    group.add_argument(
-        "--freeze-backbone",
-        action="store_true",
-        help="train the classifier only, on features that are computed once (linear probing)",
-    )
-    group.add_argument(
-        "--lora-rank",
-        type=number(int, low=0),
-        default=0,
-        metavar="R",
-        help="train adapters of this rank in place of the backbone's weights (0: none; needs peft)",
-    )
-    group.add_argument(
-        "--layer-decay",
-        type=number(above=0, high=1),
-        default=1.0,
-        metavar="X",
-        help="each layer's rate over that of the next one; the classifier has the full rate",
-    )
-
-
-def add_data(parser):
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset",
-        default="cifar10",
-        choices=DATASETS,
-        help="folder: DATA_DIR/train/<class>/*.png|jpg and test/; shapes: made here, no files",
-    )
-    group.add_argument(
-        "--data-dir",
-        default="data",
-        metavar="DIR",
-        help="where archives are looked for and downloaded to",
-    )
-    group.add_argument(
-        "--data-url",
-        metavar="URL",
-        help="where to download the archive instead of the published places",
-    )
-    group.add_argument(
-        "--image-size",
-        type=number(int, low=8, high=1024),
-        default=32,
-        metavar="PX",
-        help="side of the inputs",
-    )
-    group.add_argument(
-        "--val-size",
-        type=number(int, low=0),
-        default=0,
-        metavar="N",
-        help="training images to hold out (stratified, same for each seed), to choose best.pt on",
-    )
-    group.add_argument(
-        "--limit-train",
-        type=number(int, low=0),
-        default=0,
-        metavar="N",
-        help="keep N training images (0: all)",
-    )
-    group.add_argument(
-        "--limit-test",
-        type=number(int, low=0),
-        default=0,
-        metavar="N",
-        help="keep N test images (0: all)",
-    )
-    group.add_argument(
-        "--resident",
-        default="auto",
-        choices=("auto", "device", "host"),
-        help="where the pictures lie; auto: the device, if they take at most a third of its memory",
-    )
-    group.add_argument(
-        "--skip-bad-images", action="store_true", help="leave unreadable pictures of a folder out"
-    )
-
-
-def add_training(parser, *, epochs):
-    auto = number_or_auto
-    group = parser.add_argument_group(
-        "training",
-        "What a model's recipe and the optimizer bring comes before these defaults; "
-        "--list-models names the recipes.",
-    )
-    group.add_argument(
-        "--epochs",
-        type=number(int, low=1),
-        default=epochs,
-        metavar="N",
-        help="in total, also with --resume",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=auto(kind=int, low=1),
-        action=BatchSize,
-        default=128,
-        metavar="N",
-        help="of all devices together; auto: the recipe's, in parts that fit: --micro-batch auto",
-    )
-    group.add_argument(
-        "--optimizer",
-        default="sgd",
-        choices=("sgd", "adam", "adamw", "muon"),
-        help="brings its own rates",
-    )
-    group.add_argument(
-        "--lr", type=number(low=0), default=0.1, metavar="X", help="highest learning rate"
-    )
-    group.add_argument(
-        "--momentum",
-        type=number(low=0, high=0.9999),
-        default=0.9,
-        metavar="X",
-        help="Adam's first beta, too",
-    )
-    group.add_argument(
-        "--weight-decay",
-        type=number(low=0),
-        default=5e-4,
-        metavar="X",
-        help="not on norms and biases",
-    )
-    group.add_argument(
-        "--schedule",
-        default="cosine",
-        choices=("cosine", "linear", "one_cycle", "multi_step", "constant"),
-        help="of the learning rate after the warmup, to zero at the end",
-    )
-    group.add_argument(
-        "--warmup-epochs",
-        type=auto(low=0),
-        default=None,
-        metavar="X",
-        help="default: a tenth of the run, 5 at most; one_cycle: a quarter",
-    )
-    group.add_argument(
-        "--label-smoothing",
-        type=number(low=0, high=0.99),
-        default=0.1,
-        metavar="X",
-        help="part of the target that is spread over all classes",
-    )
-    group.add_argument(
-        "--ema-decay",
-        type=auto(low=0, high=0.999999),
-        default=None,
-        metavar="X",
-        help="of the weights' moving average (0: none); default: horizon a twentieth of the run",
-    )
-    group.add_argument(
-        "--drop-path",
-        type=number(low=0, high=0.99),
-        default=None,
-        metavar="X",
-        help="highest rate of stochastic depth (default: the model's)",
-    )
-    group.add_argument(
-        "--clip-grad",
-        type=number(low=0),
-        default=0.0,
-        metavar="X",
-        help="largest gradient norm (0: any)",
-    )
-    group.add_argument(
-        "--accumulate",
-        type=number(int, low=1),
-        default=1,
-        metavar="K",
-        help="cut each batch in K parts",
-    )
-    group.add_argument(
-        "--micro-batch",
-        type=auto(kind=int, low=0),
-        default=0,
-        metavar="N",
-        help="cut each batch in parts of "
-        "at most N images on each device (0: as --accumulate says; auto: as many as fit)",
-    )
-    group = parser.add_argument_group("augmentation")
-    group.add_argument(
-        "--augment",
-        type=augmentations,
-        default="crop,flip",
-        metavar="LIST",
-        help=f"none, or from {', '.join(AUGMENTATIONS)}; none turns mixing, cutout and erasing off, too, "
-        "unless they are asked for",
-    )
-    group.add_argument(
-        "--crop-padding",
-        default="reflect",
-        choices=("reflect", "zero"),
-        help="the border that crop adds",
-    )
-    group.add_argument(
-        "--mixup", type=number(low=0), default=0.2, metavar="ALPHA", help="MixUp's alpha (0: none)"
-    )
-    group.add_argument(
-        "--cutmix",
-        type=number(low=0),
-        default=1.0,
-        metavar="ALPHA",
-        help="CutMix's alpha (0: none)",
-    )
-    group.add_argument(
-        "--mix-prob",
-        type=number(low=0, high=1),
-        default=0.5,
-        metavar="P",
-        help="part of the images to mix",
-    )
-    group.add_argument(
-        "--cutout",
-        type=number(int, low=0),
-        default=0,
-        metavar="PX",
-        help="side of the square that is cut out",
-    )
-    group.add_argument(
-        "--random-erasing",
-        type=number(low=0, high=1),
-        default=0.0,
-        metavar="P",
-        help="part of the images that lose a box",
-    )
-    group.add_argument(
-        "--repeated-augment",
-        type=number(int, low=1),
-        default=1,
-        metavar="K",
-        help="a batch has each of its images K times, augmented K ways",
-    )
-
-
-def add_machine(parser):
-    group = parser.add_argument_group("machine")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    group.add_argument(
-        "--amp",
-        default="auto",
-        choices=("auto", "off", "bf16", "fp16"),
-        help="auto: bf16 where it is fast",
-    )
-    group.add_argument("--compile", action="store_true", help="torch.compile the model")
-    group.add_argument(
-        "--grad-checkpointing", action="store_true", help="less memory for a third more work"
-    )
-    group.add_argument(
-        "--ema-device",
-        default="same",
-        choices=("same", "cpu"),
-        help="where the moving average is kept",
-    )
-    group.add_argument(
-        "--fsdp",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="shard the model over the devices (torchrun), for large ones",
-    )
-    group.add_argument(
-        "--sync-bn",
-        action="store_true",
-        help="batch norm over the batches of all devices (torchrun)",
-    )
-    group.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="the same bits for the same seed, machine and versions",
-    )
-    group.add_argument(
-        "--seed",
-        type=number(int, low=0),
-        default=0,
-        metavar="N",
-        help="of everything that is drawn",
-    )
-
-
-def add_run(parser):
-    group = parser.add_argument_group("run")
-    group.add_argument(
-        "--eval-every",
-        type=number(int, low=1),
-        default=1,
-        metavar="N",
-        help="epochs between evaluations",
-    )
-    group.add_argument(
-        "--output-dir", metavar="DIR", help="instead of runs/<dataset>-<model>-s<seed>-<time>"
-    )
-    group.add_argument("--tag", metavar="WORD", help="a word for the run's name")
-    group.add_argument("--resume", metavar="RUN", help="go on with a run that was cut off")
-    group.add_argument(
-        "--resume-previous",
-        action="store_true",
-        help="with --resume: where last.pt is damaged, go on from the save before it (previous.pt)",
-    )
-    group.add_argument("--config", metavar="FILE", help="take arguments from a run's config.json")
-
-
-class BatchSize(argparse.Action):
-    """A number, or None, "auto": the batch stays what it would be, and its parts become as large as memory allows."""
-
-    def __call__(self, parser, namespace, value, option_string=None):
-        if value is None:
-            namespace.micro_batch = None
+def add_options(parser, title, options, description=None):
+    """Adds a group of options. What has no default of its own has that of the parser's recipe."""
+    group = parser.add_argument_group(title, description)
+    for option in options:
+        name = option.flag.removeprefix("--").replace("-", "_")
+        default = parser.recipe.get(name) if option.default is None else option.default
+        how = {"help": option.help, "default": default}
+        if option.kind is bool:
+            how |= {"action": "store_true", "default": False}
+        elif option.kind is list:
+            how |= {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+        elif option.kind is argparse.BooleanOptionalAction:
+            how["action"] = option.kind
+        elif isinstance(option.kind, tuple):
+            how["choices"] = option.kind
         else:
-            namespace.batch_size = value
+            how |= {"type": option.kind, "metavar": name.upper()}
+        group.add_argument(option.flag, **how)
 
 
-def resolve(parser, given, config, recipe, optimizers, config_origin=None):
-    """(arguments by name, where each came from).
+def parse(parser, argv=None):
+    """{name: value} of what is on the command line, without defaults."""
+    unset = argparse.Namespace()
+    for action in parser._actions:
+        if action.dest != "help":
+            # None, because argparse appends to a copy of the value that it finds.
+            setattr(unset, action.dest, None if action.default == [] else UNSET)
+    values = vars(parser.parse_args(argv, unset))
+    repeatable = {action.dest for action in parser._actions if action.default == []}
+    given = {
+        name: value
+        for name, value in values.items()
+        if value is not UNSET and not (name in repeatable and value is None)
+    }
+    if given.get("batch_size", 0) is None:
+        if "micro_batch" not in values:
+            raise UserError("--batch-size auto is an option of train_sota.py: give a number", 2)
+        del given["batch_size"]
+        given["micro_batch"] = None
+    return given
 
-    given: what the command line says; config: --config's arguments, or {}, and where they came from; recipe(arguments): a
-    dict; optimizers: what goes with each optimizer. A recipe is made for its optimizer: with another one its rates don't
-    apply. Another model, optimizer or augmentation on the command line than in the config brings what goes with it.
+
+def defaults(parser):
+    """{name: default} of all arguments of a parser."""
+    return {action.dest: action.default for action in parser._actions if action.dest != "help"}
+
+
+def resolve(parser, argv=None, given=None):
+    """(args, saved): the value of every argument, and the contents of last.pt with --resume.
+
+    given: the result of `parse`, instead of argv.
+    args.origin: {name: the layer that the value came from}. Raises UserError.
     """
-    defaults = {a.dest: a.default for a in parser._actions if a.dest != "help"}
-    config = _convert(
-        parser, {key: value for key, value in config.items() if key not in OF_THE_CALL}
-    )
-    values, origin = dict(defaults), dict.fromkeys(defaults, "default")
+    given = parse(parser, argv) if given is None else given
+    if "resume_previous" in given and "resume" not in given:
+        raise UserError("--resume-previous needs --resume RUN", 2)
+    if "model" in given:
+        given["model"] = models.canonical(given["model"])
+    if "resume" in given:
+        return resume.resolve(defaults(parser), given)
+    config, config_origin = read_config(given["config"], parser) if "config" in given else ({}, {})
+    return merge(layers(parser, given, config, config_origin), defaults(parser)), None
 
-    def put(source, items):
-        values.update(items)
-        origin.update(dict.fromkeys(items, source))
 
-    chosen = config | given
-    model_recipe = {key: value for key, value in recipe(defaults | chosen).items() if key in values}
-    native = model_recipe.get("optimizer", defaults["optimizer"])
-    optimizer = chosen.get("optimizer", native)
-    put(
-        "optimizer",
-        {key: value for key, value in optimizers.get(optimizer, {}).items() if key in values},
-    )
-    foreign = {"optimizer", *optimizers.get(native, {}), *optimizers.get(optimizer, {})}
+def merge(ordered, keys):
+    """A Namespace with, for each key, the value of the first layer that has it, and `origin`."""
+    values, origin = {}, {}
+    for key in keys:
+        origin[key], values[key] = next(
+            (name, layer[key]) for name, layer in ordered if key in layer
+        )
+    return argparse.Namespace(**values, origin=origin)
+
+
+def layers(parser, given, config, config_origin):
+    """[(name, {argument: value})], the first one that has an argument decides.
+
+    A recipe is made for its optimizer: with another one, its rates don't apply. If the command line
+    asks for another model, optimizer or augmentation than the config, then what had come with the
+    config's choice is left out.
+    """
+    default = defaults(parser)
+    if parser.pretrained_model and (config | given).get("pretrained"):
+        default["model"] = parser.pretrained_model
+    chosen = default | config | given
+    recipe = recipe_for(chosen, parser.recipe)
+    native = recipe.get("optimizer", default["optimizer"])
+    optimizer = (config | given).get("optimizer", native)
+    tied = {"optimizer", *OPTIMIZERS[native], *OPTIMIZERS[optimizer]}
     if optimizer != native:
-        model_recipe = {key: value for key, value in model_recipe.items() if key not in foreign}
-    put("recipe", model_recipe)
+        recipe = _without(recipe, tied)
+
     other_model = given.get("model", config.get("model")) != config.get("model")
-    if config and (other_model or recipe(defaults | config) != recipe(defaults | chosen)):
-        asked = (
-            "command line",
-            "config",
-        )  # what came with the other recipe, or with none, gives way
-        config = {
-            key: value
-            for key, value in config.items()
-            if (config_origin or {}).get(key, "config") in asked
-        }
-    if given.get("optimizer", config.get("optimizer", optimizer)) != config.get(
-        "optimizer", optimizer
+    if config and (
+        other_model
+        or recipe_for(default | config, parser.recipe) != recipe_for(chosen, parser.recipe)
     ):
-        config = {
-            key: value
-            for key, value in config.items()
-            if key not in foreign | set(optimizers[config["optimizer"]])
-        }
-    if chosen.get("augment", values["augment"]) == "none":
-        nothing = {"mixup": 0.0, "cutmix": 0.0, "cutout": 0, "random_erasing": 0.0}
-        put("--augment none", nothing)
-        if "augment" in given:
-            config = {key: value for key, value in config.items() if key not in nothing}
-    put("config", config)
-    put("command line", given)
-    return argparse.Namespace(**values), origin
+        asked_for = ("command line", "config")
+        config = {k: v for k, v in config.items() if config_origin.get(k, "config") in asked_for}
+    if given.get("optimizer", optimizer) != config.get("optimizer", optimizer):
+        config = _without(config, tied | set(OPTIMIZERS[config["optimizer"]]))
+    no_mixing = {"mixup": 0.0, "cutmix": 0.0, "cutout": 0, "random_erasing": 0.0}
+    if given.get("augment") == "none":
+        config = _without(config, no_mixing)
+    if (recipe | config | given).get("augment", default["augment"]) != "none":
+        no_mixing = {}
+    return [
+        ("command line", given),
+        ("config", config),
+        ("--augment none", no_mixing),
+        ("recipe", recipe),
+        ("optimizer", OPTIMIZERS[optimizer]),
+        ("default", default),
+    ]
 
 
-def _convert(parser, config):
+def recipe_for(chosen, script_recipe):
+    """The recipe of the chosen model, or of starting from its weights; else the script's."""
+    transfer = bool(chosen.get("pretrained") or chosen.get("weights"))
+    own = models.recipe(chosen["model"], transfer, bool(chosen.get("freeze_backbone")))
+    return own or _without(script_recipe, {"model"})
+
+
+def _without(values, keys):
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def data_options(args):
+    """The keyword arguments of data.load."""
+    options = ("data_url", "image_size", "val_size", "limit_train", "limit_test", "skip_bad_images")
+    return {name: getattr(args, name) for name in options}
+
+
+# ---- what is written down ------------------------------------------------------------------------
+
+
+def record(args, automatic, derived=None):
+    """(arguments, origin) for config.json and last.pt.
+
+    automatic: {argument: value} of what "auto" stood for; derived: what --micro-batch changed.
+    """
+    values, origin = _without(vars(args), {"origin"}), dict(args.origin)
+    origin |= dict.fromkeys(automatic, "auto") | dict.fromkeys(derived or {}, "--micro-batch")
+    return values | automatic | (derived or {}), origin
+
+
+def read_config(path, parser):
+    """(arguments, {argument: origin}) of a config.json or a flat JSON object. Raises UserError."""
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}", 2) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--config {path} is not valid JSON ({error})", 2) from error
+    values = config.get("arguments", config) if isinstance(config, dict) else None
+    origin = config.get("from", {}) if isinstance(config, dict) else {}
+    if not isinstance(values, dict) or not isinstance(origin, dict):
+        raise UserError(f"--config {path} holds no arguments", 2)
+    # What was chosen automatically is chosen anew.
+    values = {key: None if origin.get(key) == "auto" else value for key, value in values.items()}
+    if isinstance(values.get("model"), str):
+        values["model"] = models.canonical(values["model"])
+    return _check_config(_without(values, names("call")), parser), origin
+
+
+def _check_config(values, parser):
     """The values as the command line would have read them; refuses what it would refuse."""
     actions = {action.dest: action for action in parser._actions}
-    converted = {}
-    for key, value in config.items():
+    checked = {}
+    for key, value in values.items():
         if key not in actions:
+            if key in OTHER_SCRIPTS and value in (OTHER_SCRIPTS[key], None):
+                continue
+            if key in SCOPES:
+                raise UserError(f"--config: {flag(key)} {value} needs train_sota.py", 2)
             near = difflib.get_close_matches(key, actions, n=1)
-            raise UserError(
-                f"--config: unknown argument {key!r}"
-                + (f"; did you mean {near[0]}?" if near else ""),
-                status=2,
-            )
-        action = actions[key]
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"--config: unknown argument {key!r}{hint}", 2)
         try:
-            converted[key] = _convert_value(action, value)
+            checked[key] = _check_value(actions[key], value)
         except (ValueError, argparse.ArgumentTypeError) as error:
-            raise UserError(f"--config: {key}: {error}", status=2) from error
-    return converted
+            raise UserError(f"--config: {key}: {error}", 2) from error
+    return checked
 
 
-def _convert_value(action, value):
-    if isinstance(action, BatchSize) and value in (None, "auto"):
-        raise ValueError("auto is for the command line; a run's config.json has the number")
+def _check_value(action, value):
+    if value is None and action.dest == "batch_size":
+        raise ValueError("must be a number; auto is for the command line")
     if value is None and action.default is None:
         return None
-    if value is None and action.type:
-        return action.type("auto")  # what takes it holds it as None; the rest refuses it
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
-            raise ValueError(f"{value!r} is neither true nor false")
+            raise ValueError(f"must be true or false, not {value!r}")
         return value
-    if isinstance(action.default, list):
+    if action.default == []:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{value!r} is no list of texts")
+            raise ValueError(f"must be a list of strings, not {value!r}")
         return value
-    wanted = str if action.type is None else (str, int, float)
+    if value is None and action.type:
+        return action.type("auto")  # only what accepts auto accepts this
+    wanted = (str, int, float) if action.type not in (None, str) else (str,)
     if not isinstance(value, wanted) or isinstance(value, bool):
-        raise ValueError(f"{value!r} is not what it takes")
+        raise ValueError(f"has a value of the wrong type, {value!r}")
     if action.choices and value not in action.choices:
-        raise ValueError(f"{value!r} is none of {', '.join(action.choices)}")
+        raise ValueError(f"must be one of {', '.join(action.choices)}, not {value!r}")
     return action.type(str(value)) if action.type else value

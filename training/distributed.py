@@ -1,33 +1,44 @@
-"""Several processes that train one model: what torchrun says of them, and what they tell each other.
+"""Several processes that train one model (ranks): what torchrun says about them, and what they share.
 
-    torchrun --nproc-per-node=4 train.py …                  # each process is a rank, with a GPU, or a share of the CPU
+    torchrun --nproc-per-node=4 train.py …          # each process is a rank with a GPU, or on the CPU
 
-    with join(torch.device("cpu"), batch_size=128) as ranks:
-        ranks.sum(torch.tensor([loss_sum, count]))          # over all ranks, on each of them
+    with join(args) as ranks:
+        ranks.sum(torch.tensor([loss_sum, count]))  # over all ranks, on each of them
 
-Each rank holds the data and works on its rows of each batch (data.rank_rows). Either each holds the whole model, and
-DistributedDataParallel averages gradients, or each holds a part of every parameter, gradient and optimizer state (`shard`), for
-models that are larger than a device. The first rank writes the run's directory and prints; the others are silent.
+Each rank has the data and works on its rows of each batch (data.rank_rows). Either each has the whole
+model and DistributedDataParallel averages the gradients, or each has a shard of every parameter,
+gradient and optimizer state (`shard`), for models larger than a device. The first rank writes the
+run's directory and prints; the others are silent.
 """
 
 import contextlib
+import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 
-from common.errors import UserError
+import models
+from common.errors import UserError, first_line
+from training.devices import select_device
+from training.sync_batch_norm import sync_batch_norm
 
-# For one rank to decode a folder or to write gigabytes to a slow disk while the others wait: nccl gives up after ten minutes.
-PATIENCE = timedelta(hours=2)
+# One rank may decode a folder or write gigabytes to a slow disk while the others wait; the default of
+# nccl is ten minutes.
+TIMEOUT = timedelta(hours=2)
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by torchrun
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world` of them; local: its number on this machine; sharded: whether each holds a part of a model."""
+    """This process among `world` of them. local: its number on this machine; sharded: whether each
+    has a shard of the model."""
 
     device: torch.device
     rank: int = 0
@@ -49,18 +60,23 @@ class Ranks:
         return values
 
     def any(self, flag):
-        """Whether the flag is set on some rank."""
-        return (
-            bool(flag)
-            if self.world == 1
-            else bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)).item())
-        )
+        """Whether the flag is set on any rank."""
+        if self.world == 1:
+            return bool(flag)
+        return bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)).item())
 
-    def spread(self, tensors):
-        """Gives every rank the first one's values, in place."""
+    def broadcast(self, tensors):
+        """Gives every rank the first rank's values, in place."""
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
+
+    def broadcast_object(self, value):
+        """The first rank's value, on every rank."""
+        values = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
 
     def wait(self):
         """Returns when every rank has called it."""
@@ -68,8 +84,9 @@ class Ranks:
             dist.barrier()
 
     @contextlib.contextmanager
-    def one_first(self):
-        """A block that one rank of each machine ends before the others begin: it downloads, they find the file."""
+    def local_first(self):
+        """A block that one rank per machine finishes before the others begin: it downloads a file,
+        they find it."""
         if self.world > 1 and self.local > 0:
             dist.barrier()
         yield
@@ -77,11 +94,11 @@ class Ranks:
             dist.barrier()
 
     def parallel(self, model):
-        """What to call for a training step, so that gradients are the mean over ranks: the model itself, alone or sharded."""
+        """What to call in a training step so that gradients are averaged over the ranks."""
         if self.world == 1 or self.sharded:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        # Gradients lie in the buffers that are sent: a second copy of them would be as large as the model.
+        # Gradients are views of the buffers that are sent: a copy would be as large as the model.
         return nn.parallel.DistributedDataParallel(
             model, device_ids=devices, gradient_as_bucket_view=True
         )
@@ -91,114 +108,132 @@ def world_size():
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def in_company():
-    """Whether torchrun (or SLURM by way of it) started this process as one of several."""
-    return world_size() > 1
-
-
-def launched():
+def is_launched():
     """Whether torchrun, or another launcher of several processes, started this one."""
-    return in_company() or dist.is_torchelastic_launched()
+    return world_size() > 1 or dist.is_torchelastic_launched()
 
 
 def is_first():
-    """Whether this process is the first or the only one, also where it doesn't join the others."""
+    """Whether this process is the first or only one; it need not have joined the others."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def _place():
-    """(rank, world size, number on this machine, processes on this machine), as torchrun says. Raises UserError."""
-    missing = [name for name in (*PLACE, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the processes with "
-            f"torchrun, or unset WORLD_SIZE for one process",
-            status=2,
-        )
-    return [int(os.environ[name]) for name in PLACE]
-
-
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-
-
 @contextlib.contextmanager
-def join(device, batch_size):
-    """The Ranks of this process: alone on `device`, unless torchrun started several. Raises UserError.
+def join(args):
+    """The Ranks of this process: alone, unless torchrun started several. Raises UserError.
 
-    In company, a GPU each (nccl), or the CPU (gloo); whoever is not first prints nothing.
+    Several ranks have a GPU each (nccl) or share the CPU
+    (gloo); all but the first print nothing.
     """
-    if not in_company():
+    device = select_device(args.device)
+    if world_size() == 1:
         yield Ranks(device)
         return
-    rank, world, local, here = _place()
-    if batch_size % world:
-        raise UserError(
-            f"--batch-size {batch_size} can't be divided among {world} processes: make it a multiple",
-            status=2,
-        )
-    if device.type == "mps" or device.index is not None:
-        raise UserError(
-            f"--device {device} is one device, for {here} processes: take auto, cuda or cpu",
-            status=2,
-        )
+    ranks = _read_environment(device, args.batch_size)
     if device.type == "cuda":
-        if here > torch.cuda.device_count():
-            raise UserError(
-                f"--nproc-per-node {here} is more than the {torch.cuda.device_count()} GPUs of this machine",
-                2,
-            )
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device, timeout=PATIENCE)
+        torch.cuda.set_device(ranks.device)
+        dist.init_process_group("nccl", device_id=ranks.device, timeout=TIMEOUT)
     else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
-    ended_well = False
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+    succeeded = False
     try:
         with contextlib.ExitStack() as stack:
-            if rank:
-                silence = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(contextlib.redirect_stdout(silence))
-            yield Ranks(device, rank, world, local)
-        ended_well = True
+            if not ranks.first:
+                null = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(null))
+            yield ranks
+        succeeded = True
     except (RuntimeError, dist.DistError) as error:
-        if not _was_left_alone(error):
+        if not _lost_another_rank(error):
             raise
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(
-            f"another process of this run ended, or can't be reached ({reason})"
-        ) from error
+        reason = first_line(error)
+        raise UserError(f"another process ended or can't be reached ({reason})") from error
     finally:
-        # After an error nccl would wait here for what the others don't join, and the error would not be told: cli.run ends
-        # the process when it has been.
-        if ended_well or device.type != "cuda":
+        # After an error nccl would wait here for ranks that never come, and the error would not be
+        # shown. command_line.run ends the process.
+        if succeeded or device.type != "cuda":
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
 
 
-def _was_left_alone(error):
-    """Whether an error is that of a collective whose other side is gone."""
-    said = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        word in said for word in ("connection", "gloo", "nccl", "socket", "peer")
-    )
+def _read_environment(device, batch_size):
+    """The Ranks that torchrun's variables describe. Raises UserError."""
+    missing = [
+        name for name in (*VARIABLES, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the processes "
+            f"with torchrun, or unset WORLD_SIZE for one process",
+            2,
+        )
+    rank, world, local, local_world = (int(os.environ[name]) for name in VARIABLES)
+    if batch_size % world:
+        raise UserError(
+            f"--batch-size {batch_size} can't be divided by {world} processes: make it a multiple",
+            2,
+        )
+    if device.type == "mps" or device.index is not None:
+        raise UserError(
+            f"--device {device} is one device for {local_world} processes: use auto, cuda or cpu", 2
+        )
+    if device.type == "cuda":
+        if local_world > torch.cuda.device_count():
+            gpus = torch.cuda.device_count()
+            raise UserError(f"--nproc-per-node {local_world}: this machine has {gpus} GPUs", 2)
+        device = torch.device("cuda", local)
+    return Ranks(device, rank, world, local)
 
 
-def shard(model, company):
-    """Leaves each rank a part of every parameter (FSDP2, arXiv 2304.11277), block by block, and brings it to its device.
+def _lost_another_rank(error):
+    """Whether this is the error of a collective operation whose other side is gone."""
+    words = ("connection", "gloo", "nccl", "socket", "peer")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
-    Raises UserError for a model with scalar parameters (timm's dm_nfnet), which FSDP2 can't divide.
+
+def place(model, ranks, dtype, sync_bn=False):
+    """The model on the device of this rank, channels_last; sync_bn: batch norm over all ranks."""
+    model = _prepare(model, ranks, dtype, sync_bn)
+    return model.to(ranks.device, memory_format=torch.channels_last)
+
+
+def place_large(model, args, ranks, dtype):
+    """(model, averaged, ranks): the model on the device, or with --fsdp a shard of it.
+
+    averaged: the model for the moving average where that is sharded or stays in host memory, else
+    None. It is copied before the model is placed: two of them need not fit on the device.
+    """
+    model = _prepare(model, ranks, dtype, args.sync_bn)
+    sharded = args.fsdp and ranks.world > 1
+    on_host = args.ema_device == "cpu" and ranks.device.type != "cpu"
+    averaged = None
+    if args.ema_decay != 0 and (sharded or on_host):
+        averaged = copy.deepcopy(model)
+    if not sharded:
+        return model.to(ranks.device, memory_format=torch.channels_last), averaged, ranks
+    if averaged is not None:
+        averaged = shard(averaged, ranks)
+    return shard(model, ranks), averaged, replace(ranks, sharded=True)
+
+
+def _prepare(model, ranks, dtype, sync_bn):
+    if sync_bn and ranks.world > 1:
+        model = sync_batch_norm(model, ranks.device)
+    return models.choose_attention(model, ranks.device, dtype)
+
+
+# ---- a shard of the model on each rank -----------------------------------------------------------
+
+
+def shard(model, ranks):
+    """Leaves each rank a shard of every parameter, on its device (FSDP2, arXiv 2304.11277).
+
+    Raises UserError for scalar parameters (timm's dm_nfnet), which can't be sharded.
     """
     scalar = next((name for name, p in model.named_parameters() if p.ndim == 0), None)
     if scalar:
-        raise UserError(
-            f"--fsdp can't divide {scalar}, a parameter of a single number, among processes: leave it out",
-            2,
-        )
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(company.device.type, (company.world,))
+        raise UserError(f"--fsdp can't shard {scalar}, a single number: leave --fsdp out", 2)
+    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "blocks":
             for block in module.children():
@@ -206,40 +241,38 @@ def shard(model, company):
     return fully_shard(model, mesh=mesh)
 
 
-def whole(state):
-    """A state dict, nested as it may be, whose parts are put together, on the first rank's CPU; the others get None for them.
+def gather(state):
+    """A nested state dict with its shards put together, on the CPU of the first rank.
 
-    All ranks have to call it together. On one machine the hosts of eight GPUs are one, which need not hold it eight times.
+    The other ranks get None instead: the memory of a machine need not hold it once per GPU. All
+    ranks have to call it together.
     """
     if isinstance(state, dict):
-        return {key: whole(value) for key, value in state.items()}
+        return {key: gather(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return type(state)(map(whole, state))
+        return type(state)(map(gather, state))
     if not hasattr(state, "full_tensor"):
         return state
     full = state.full_tensor()
     return full.cpu() if dist.get_rank() == 0 else None
 
 
-def parts(state, like):
-    """{name: tensor} whose tensors are cut as those of the same name in `like` are; the opposite of `whole`."""
-    return {key: _part(value, like.get(key)) for key, value in state.items()}
+def shard_like(state, like):
+    """{name: tensor} with each tensor sharded as the one of the same name; the opposite of gather."""
+    return {key: _shard_tensor(value, like.get(key)) for key, value in state.items()}
 
 
-def _part(value, like):
+def shard_optimizer(state, optimizer):
+    """An optimizer's state dict with its tensors sharded as the parameters are."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    sharded = {
+        i: {key: _shard_tensor(value, params[i]) for key, value in values.items()}
+        for i, values in state["state"].items()
+    }
+    return state | {"state": sharded}
+
+
+def _shard_tensor(value, like):
     if not hasattr(like, "full_tensor") or not torch.is_tensor(value) or value.shape != like.shape:
         return value
-    from torch.distributed.tensor import distribute_tensor
-
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-
-
-def optimizer_parts(state, optimizer):
-    """An optimizer's state dict whose tensors are cut as their parameters are."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    return state | {
-        "state": {
-            i: parts(values, dict.fromkeys(values, params[i]))
-            for i, values in state["state"].items()
-        }
-    }

@@ -1,11 +1,11 @@
 """Linear probing: a classifier learns on the features of a frozen network, which are computed once.
 
-    probe = Probe(model)                                    # freezes all but the classifier
-    examples = features(probe, batches, dtype)              # Examples of (N, D) instead of pictures
-    fit(probe, Batches(examples, 128, AsTheyAre()), …)
+    probe = Probe(model)                            # freezes everything but the classifier
+    examples = features(probe, batches, dtype)      # Examples of (N, D) instead of images
+    train_batches = data.Batches(examples, 128, IdentityPipeline())
 
-Since a frozen network in evaluation mode gives the same features each time, an epoch costs a matrix product. What is saved
-is the whole network.
+A frozen network in evaluation mode gives the same features each time, so an epoch costs a matrix
+product. Checkpoints hold the whole network.
 """
 
 import torch
@@ -18,7 +18,7 @@ from training import mixed_precision
 
 
 class Probe(nn.Module):
-    """A frozen network with a classifier that learns. Pictures (B, 3, H, W), or their features (B, D) -> (B, K)
+    """A frozen network with a trainable classifier. Images (B, 3, H, W) or features (B, D) -> (B, K)
 
     Its state dict is the network's own.
     """
@@ -26,17 +26,14 @@ class Probe(nn.Module):
     def __init__(self, model):
         super().__init__()
         heads = classifiers(model)
-        if not all(
-            hasattr(model, name) for name in ("forward_features", "forward_head", "get_classifier")
-        ):
+        needed = ("forward_features", "forward_head", "get_classifier")
+        if not all(hasattr(model, name) for name in needed):
             raise UserError(
-                "this model can't be frozen: it doesn't tell its features from its classifier (timm's do)",
+                "--freeze-backbone: this model doesn't separate its features from its classifier (timm's do)",
                 2,
             )
-        if len(heads) != 1 or isinstance(
-            heads[0], nn.ModuleList
-        ):  # of a distilled network, or of branches
-            raise UserError("this model can't be frozen: it has several classifiers", 2)
+        if len(heads) != 1 or isinstance(heads[0], nn.ModuleList):  # distilled, or several branches
+            raise UserError("--freeze-backbone: this model has several classifiers", 2)
         self.model = model.requires_grad_(False)
         model.get_classifier().requires_grad_(True)
 
@@ -51,7 +48,7 @@ class Probe(nn.Module):
         return self.model.get_classifier()(x if x.ndim == 2 else self.features(x))
 
     def train(self, mode=True):
-        """The frozen part stays in evaluation mode: its batch norms and dropout are frozen, too."""
+        """The frozen part stays in evaluation mode: batch norm and dropout are frozen, too."""
         super().train(False)
         self.model.get_classifier().train(mode)
         return self
@@ -63,8 +60,8 @@ class Probe(nn.Module):
         return self.model.load_state_dict(*args, **options)
 
 
-class AsTheyAre:
-    """A pipeline (see augment.Pipeline) that takes features as they are."""
+class IdentityPipeline:
+    """A pipeline (see datasets.pipeline.Pipeline) that passes features on unchanged."""
 
     def prepare(self, features):
         return features
@@ -75,32 +72,31 @@ class AsTheyAre:
 
 @torch.no_grad()
 def features(probe, batches, dtype=None):
-    """Examples of the features (N, D) float32 of all pictures of `batches`, which don't shuffle; dtype: autocast's."""
+    """Examples of the features (N, D) float32 of the images of `batches`, which must not shuffle."""
     probe.eval()
-    device, found = batches.labels.device, []
+    device, outputs = batches.labels.device, []
     for inputs, _ in batches:
         with mixed_precision.autocast(device, dtype):
-            if not found:
+            if not outputs:
                 _check_classifier(probe, inputs[:1])
-            found.append(probe.features(inputs).float())
-    return Examples(torch.cat(found), batches.labels)
+            outputs.append(probe.features(inputs).float())
+    return Examples(torch.cat(outputs), batches.labels)
 
 
 def _check_classifier(probe, image):
-    """Raises UserError unless the classifier makes of the features what the network makes of the image.
+    """Raises UserError unless the classifier turns the features into what the network returns.
 
-    Some of timm's have a norm between the two (EfficientViT of MSRA), or a convolution for a classifier (DLA, DPN).
+    Some of timm's have a norm in between (EfficientViT of MSRA), or a convolution as classifier (DLA).
     """
+    expected = probe.model(image).float()
     try:
-        answer = probe(probe.features(image)).float()
+        output = probe(probe.features(image)).float()
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # whatever a classifier says that takes no features
-        answer = None
-    wanted = probe.model(image).float()
-    if answer is None or not torch.allclose(
-        answer, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()), equal_nan=True
-    ):
+    except Exception:  # whatever a classifier raises that doesn't take features
+        output = None
+    tolerance = 1e-4 * float(expected.abs().max())
+    if output is None or not torch.allclose(output, expected, 0, tolerance, equal_nan=True):
         raise UserError(
-            "this model can't be frozen: its classifier needs more than its features", 2
+            "--freeze-backbone: the classifier of this model needs more than its features", 2
         )

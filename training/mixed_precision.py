@@ -1,26 +1,28 @@
-"""Autocast: which type it takes, and what stays in fp32."""
+"""Mixed precision: which type autocast uses, and what stays in fp32."""
 
 from contextlib import contextmanager
 
 import torch
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
-from models import classifiers
+import models
 
 
 def amp_dtype(amp, device):
-    """The autocast type for --amp: None is fp32. auto is bf16 where the device has instructions for it."""
-    if amp == "auto":
-        if device.type == "cuda":
-            return (
-                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-            )
-        return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    """The type of --amp for autocast, None for fp32. auto: bf16 where the device computes in it."""
+    if amp != "auto":
+        return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = device.type == "cpu" and _cpu_has_bf16()
+    return torch.bfloat16 if has_bf16 else None
+
+
+def amp_dtype_for(args, device):
+    """amp_dtype of a run: with auto, a model that is slower in bf16 there stays in fp32."""
+    if args.amp == "auto" and models.prefers_fp32(args.model, device):
+        return None
+    return amp_dtype(args.amp, device)
 
 
 def _cpu_has_bf16():
@@ -30,23 +32,24 @@ def _cpu_has_bf16():
 
 
 def autocast(device, dtype):
-    """Always entered; `dtype` None makes it do nothing."""
+    """Always entered; with dtype None it does nothing."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-@contextmanager
-def _fp32_classifier(model, dtype):
-    """Under autocast, the last linear layer in fp32: logits of 8 or 11 bits tie, and then the order of classes decides.
+def name(dtype):
+    return str(dtype or torch.float32).removeprefix("torch.")
 
-    A layer of another kind stays as it is. The layer's own product is computed and replaced: it is small, and a hook that
-    left autocast would not return to it after an error.
+
+@contextmanager
+def fp32_classifier(model, dtype):
+    """A block in which the last linear layer computes in fp32 under autocast.
+
+    Logits of 8 or 11 bits tie, and then the order of the classes would decide. A layer of another
+    kind stays as it is. The layer's own product is replaced after it was computed: it is small, and
+    a hook that left autocast before it would not return to it after an error.
     """
-    layers = (
-        [layer for layer in classifiers(model) if isinstance(layer, torch.nn.Linear)]
-        if dtype
-        else []
-    )
-    hooks = [layer.register_forward_hook(_in_fp32) for layer in layers]
+    layers = [layer for layer in models.classifiers(model) if isinstance(layer, torch.nn.Linear)]
+    hooks = [layer.register_forward_hook(_in_fp32) for layer in layers] if dtype else []
     try:
         yield
     finally:

@@ -7,56 +7,55 @@ import itertools
 import torch
 
 
-class Ema:
-    """An exponential moving average of a model's weights and of its float buffers (batch norm's statistics).
+class MovingAverage:
+    """An exponential moving average of the weights and of the float buffers (batch norm's).
 
-    copied: a copy of the model, for one that can't be copied here because it is sharded; host: keep it in the host's memory.
+    averaged: a copy of the model for the average, where `model` can't be copied in place: one on
+    the CPU keeps the average in host memory, of a sharded model it is sharded as well.
     """
 
-    def __init__(self, model, decay, copied=None, host=False):
+    def __init__(self, model, decay, averaged=None):
         if not 0 < decay < 1:
-            raise ValueError(f"an EMA decay must lie between 0 and 1, not {decay}")
-        self.decay, self.updates = decay, 0
-        self.trained, self.host = model, host
-        there = (
-            {id(t): _on_host(t) for t in (*model.parameters(), *model.buffers())} if host else {}
-        )  # never twice on a GPU
-        self.model = (
-            (copied or copy.deepcopy(model, there)).eval().requires_grad_(False)
-        )  # the averaged model, to be evaluated
+            raise ValueError(f"the decay of a moving average must be between 0 and 1, not {decay}")
+        self.decay, self.updates, self.trained = decay, 0, model
+        averaged = copy.deepcopy(model) if averaged is None else averaged
+        self.model = averaged.eval().requires_grad_(False)
+        self.device = next(self.model.parameters()).device
+        self.on_other_device = self.device != next(model.parameters()).device
+        # Frozen parameters stay as they are.
         pairs = [
-            pair
-            for pair in zip(self.model.parameters(), model.parameters())
-            if pair[1].requires_grad
+            (a, b) for a, b in zip(self.model.parameters(), model.parameters()) if b.requires_grad
         ]
-        pairs += zip(self.model.buffers(), model.buffers())  # what is frozen stays as it is
+        pairs += zip(self.model.buffers(), model.buffers())
         floats = [(a, b) for a, b in pairs if a.is_floating_point()]
-        # Of a sharded model the parameters are DTensors and the buffers are not: one call takes one kind.
-        self.floats = [
-            list(same)
-            for _, same in itertools.groupby(floats, lambda pair: hasattr(pair[0], "full_tensor"))
-        ]
+        # Parameters of a sharded model are DTensors, its buffers are not: one call takes one kind.
+        by_kind = itertools.groupby(floats, lambda pair: hasattr(pair[0], "full_tensor"))
+        self.floats = [list(group) for _, group in by_kind]
         self.others = [(a, b) for a, b in pairs if not a.is_floating_point()]
 
     @torch.no_grad()
     def update(self):
-        """Call after each optimizer step. Early on the average is over the steps so far, not over the horizon."""
+        """Call after each step. Early on, the average is over the steps so far."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for same in self.floats:
-            here = [b.to(a.device) if self.host else b for a, b in same]
-            torch._foreach_lerp_([a for a, _ in same], here, 1 - decay)
+        for group in self.floats:
+            trained = [b.to(self.device) if self.on_other_device else b for _, b in group]
+            torch._foreach_lerp_([a for a, _ in group], trained, 1 - decay)
         if self.others:
             torch._foreach_copy_([a for a, _ in self.others], [b for _, b in self.others])
 
     @contextlib.contextmanager
-    def at_hand(self):
-        """The averaged model where it can be evaluated: one on the host lends its values to the trained one, which gets its own
-        back at the end."""
-        if not self.host:
+    def on_device(self):
+        """A block in which the yielded model has the averaged weights, on the training device.
+
+        An average in host memory is lent to the trained model, which gets its own weights back.
+        """
+        if not self.on_other_device:
             yield self.model
             return
-        own = {key: _on_host(value) for key, value in self.trained.state_dict().items()}
+        own = {
+            name: value.to("cpu", copy=True) for name, value in self.trained.state_dict().items()
+        }
         try:
             self.trained.load_state_dict(self.model.state_dict())
             yield self.trained
@@ -69,12 +68,3 @@ class Ema:
     def load_state_dict(self, state):
         self.updates = state["updates"]
         self.model.load_state_dict(state["average"])
-
-
-def _on_host(tensor):
-    copied = tensor.detach().to("cpu", copy=True)
-    return (
-        torch.nn.Parameter(copied, tensor.requires_grad)
-        if isinstance(tensor, torch.nn.Parameter)
-        else copied
-    )

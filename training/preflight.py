@@ -1,53 +1,60 @@
-"""Before a large model is trained: what a step will need, and a try of the whole way with a small copy of it.
+"""Before a large model is trained: what a step needs, and a trial of everything with a small copy.
 
-dry_run(args, origin, gpu_memory=80)                            # arguments as train_sota.py resolves them
-smoke(parser, ["--model", "eva_giant", "--smoke"], main, own)
+dry_run(args, gpu_memory=80)
+smoke(parser, given, main)
 """
 
 import copy
+import os
 from pathlib import Path
 
 import models
-from common import command_line
 from common.errors import UserError
+from common.free_memory import available
+from common.scopes import flag
 from models.published import smallest
 from models.weights import load_checkpoint
 from training import devices, distributed, memory, mixed_precision, run_directory
+from training.initial_model import model_options
 from training.memory import GB
 
-SMOKE = dict(
-    dataset="shapes",
-    limit_train=48,
-    limit_test=24,
-    batch_size=16,
-    micro_batch=8,
-    epochs=1,
-    schedule="constant",
-    warmup_epochs=0.0,
-    ema_decay=0.9,
-    tag="smoke",
-)
+SMOKE = {
+    "dataset": "shapes",
+    "limit_train": 48,
+    "limit_test": 24,
+    "batch_size": 16,
+    "micro_batch": 8,
+    "epochs": 1,
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "ema_decay": 0.9,
+    "tag": "smoke",
+}
+# What makes a step smaller, one line of the table each.
 SMALLER = (
-    "grad_checkpointing",
-    "ema_device=cpu",
-    "grad_checkpointing ema_device=cpu",
-    "lora_rank=16",
-    "freeze_backbone",
+    {},
+    {"grad_checkpointing": True},
+    {"ema_device": "cpu"},
+    {"grad_checkpointing": True, "ema_device": "cpu"},
+    {"lora_rank": 16},
+    {"freeze_backbone": True},
 )
 
 
-def say_need(args, options, num_classes, dtype, device, free):
-    """Prints what a step needs of a type of device ("cpu", "cuda") against its free bytes; returns the memory.Need."""
-    parameters, macs = models.describe(args.model, num_classes, args.image_size, options)
-    need = memory.of_run(
-        args, options, num_classes, device=device, dtype=dtype, world=distributed.world_size()
+def print_need(args, num_classes, *, dtype, device, free):
+    """Prints what a step needs of a type of device ("cpu", "cuda") with `free` bytes; returns the
+    memory.Need."""
+    world = distributed.world_size()
+    parameters, macs = models.describe(
+        args.model, num_classes, args.image_size, model_options(args)
     )
-    precision = str(dtype).removeprefix("torch.") if dtype else "float32"
+    need = memory.need_of_run(args, num_classes, device=device, dtype=dtype, world=world)
+    precision = mixed_precision.name(dtype)
     print(
-        f"{args.model}, {args.image_size} px, {num_classes} classes: {parameters:,} parameters, {macs / 1e9:.1f} GMACs an "
-        f"image; {precision} on {device}"
+        f"{args.model}, {args.image_size} px, {num_classes} classes: {parameters:,} parameters, "
+        f"{macs / 1e9:.1f} GMACs per image; {precision} on {device}"
     )
-    parts = {
+    items = {
         "parameters": need.parameters,
         "gradients": need.gradients,
         f"{args.optimizer}'s state": need.optimizer,
@@ -55,151 +62,149 @@ def say_need(args, options, num_classes, dtype, device, free):
         f"weights in {precision}": need.copies,
         "the copy to be saved": need.snapshot,
     }
-    parts = ", ".join(f"{name} {in_gb(size)}" for name, size in parts.items() if size)
+    listed = ", ".join(f"{name} {in_gb(size)}" for name, size in items.items() if size)
     on_host = "" if device == "cpu" else f"; to save it, {in_gb(need.host)} on the host"
-    print(
-        f"GB: {parts}, together {in_gb(need.fixed)}; activations {in_gb(need.image)} an image{on_host}"
-    )
-    share, most = -(-args.batch_size // distributed.world_size()), need.largest(free)
-    wanted = (
-        args.micro_batch or min(share, max(1, most))
-        if args.micro_batch != 0
-        else -(-share // args.accumulate)
-    )
-    verdict = (
-        "fits"
-        if wanted <= most
-        else f"does not fit, {most} at once would"
-        if most
-        else "does not fit"
-    )
-    times = -(-share // wanted)
-    print(
-        f"needs {in_gb(need.total(wanted))} GB for {wanted} image{'s' * (wanted > 1)} at once, "
-        f"{times} time{'s' * (times > 1)} for a batch of {share}; {in_gb(free)} GB are free, of which a tenth is spared: "
-        f"{verdict}"
-    )
+    total, image = in_gb(need.fixed), in_gb(need.image)
+    print(f"GB: {listed}, together {total}; activations {image} per image{on_host}")
+    print(_verdict(args, need, -(-args.batch_size // world), free))
     return need
+
+
+def _verdict(args, need, share, free):
+    """Whether a step of `share` images fits into `free` bytes, as a sentence."""
+    most = need.largest(free)
+    if args.micro_batch:
+        wanted = args.micro_batch
+    elif args.micro_batch == 0:
+        wanted = -(-share // args.accumulate)
+    else:  # auto
+        wanted = min(share, max(1, most))
+    if wanted <= most:
+        verdict = "fits"
+    else:
+        verdict = f"does not fit, {most} at once would" if most else "does not fit"
+    return (
+        f"needs {in_gb(need.total(wanted))} GB for {_count(wanted, 'image')} at once, "
+        f"{_count(-(-share // wanted), 'time')} for a batch of {share}; {in_gb(free)} GB are free, of "
+        f"which a tenth is kept spare: {verdict}"
+    )
+
+
+def _count(number, noun):
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def in_gb(size):
     return f"{size / GB:.2f}" if size >= GB else f"{size / GB:.2g}"
 
 
-def dry_run(args, origin, gpu_memory):
-    """Prints what a step of the run needs, and what other arguments would make of it. Shapes are all that is built.
+def dry_run(args, gpu_memory):
+    """Prints what a step needs, and with which arguments it would need less. Builds shapes only.
 
-    Of several processes, the first one prints.
+    gpu_memory: GB of the GPU to plan for, None for the device of this machine.
     """
     if not distributed.is_first():
         return 0
-    options = models.parse_options(args.model_arg, args.model, args.image_size, args.drop_path)
     if gpu_memory:
         device, free = "cuda", gpu_memory * GB
         dtype = mixed_precision.amp_dtype("bf16" if args.amp == "auto" else args.amp, None)
     else:
         here = devices.select_device(args.device)
-        device, free, dtype = (
-            here.type,
-            memory.available(here),
-            mixed_precision.amp_dtype(args.amp, here),
-        )
-    classes = number_of_classes(args, origin)
-    need = say_need(args, options, classes, dtype, device, free)
-    print(
-        f"\n{'to make it smaller':<40}{'GB besides images':>18}{'GB an image':>13}{'images at once':>16}"
-    )
-    for flags in ("", *SMALLER):
-        changed, words = copy.copy(args), ["as asked"] * (not flags)
-        for flag in flags.split():
-            key, _, value = flag.partition("=")
-            vars(changed)[key] = {"": True, "16": 16}.get(value, value)
-            words.append(f"--{key.replace('_', '-')} {value}".strip())
+        device, free = here.type, available(here)
+        dtype = mixed_precision.amp_dtype(args.amp, here)
+    num_classes = number_of_classes(args)
+    need = print_need(args, num_classes, dtype=dtype, device=device, free=free)
+    columns = f"{'GB besides images':>18}{'GB per image':>13}{'images at once':>16}"
+    print(f"\n{'to make it smaller':<40}{columns}")
+    for changes in SMALLER:
+        changed = copy.copy(args)
+        vars(changed).update(changes)
+        words = " ".join(_words(changes)) or "as asked"
         try:
-            found = (
-                need
-                if not flags
-                else memory.of_run(
-                    changed,
-                    options,
-                    classes,
-                    device=device,
-                    dtype=dtype,
-                    world=distributed.world_size(),
+            if changes:
+                need = memory.need_of_run(
+                    changed, num_classes, device=device, dtype=dtype, world=distributed.world_size()
                 )
-            )
-        except UserError:  # the run itself has been counted by now
-            print(f"{' '.join(words):<40}  not with this model")
+        except UserError:  # of this change: the run itself has been counted by now
+            print(f"{words:<40}  not with this model")
             continue
-        print(
-            f"{' '.join(words):<40}{found.fixed / GB:>18.2f}{found.image / GB:>13.3f}{found.largest(free):>16}"
-        )
+        sizes = f"{need.fixed / GB:>18.2f}{need.image / GB:>13.3f}{need.largest(free):>16}"
+        print(f"{words:<40}{sizes}")
     return 0
 
 
-def number_of_classes(args, origin):
-    """Of the data set, where one is named; else those that the model is listed with."""
-    if origin["dataset"] == "default":
+def number_of_classes(args):
+    """Of the dataset, where one is named; else those that the model is listed with."""
+    if args.origin["dataset"] == "default":
         return models.MODELS[args.model].classes if args.model in models.MODELS else 1000
     if args.dataset == "folder":
-        places = [place for place in (Path(args.data_dir) / "train").glob("*") if place.is_dir()]
-        if not places:
-            raise UserError(f"--data-dir {args.data_dir} has no train/<class>/", status=2)
-        return len(places)
+        classes = [path for path in (Path(args.data_dir) / "train").glob("*") if path.is_dir()]
+        if not classes:
+            raise UserError(f"--data-dir {args.data_dir} has no train/<class>/", 2)
+        return len(classes)
     return {"cifar10": 10, "cifar100": 100, "shapes": 10}[args.dataset]
 
 
-def smoke(parser, argv, main, own):
-    """Trains a small copy of the model for an epoch, goes on for another one, and reads what was saved.
+def smoke(parser, given, main):
+    """Trains a small copy of the model for an epoch, resumes for another, and reads what was saved.
 
-    main: of the script, taking its words; own: arguments that are of this call, not of the run.
+    given: the arguments on the command line; main: of the script.
     """
-    given = command_line.explicit(parser, argv)
-    for key in ("pretrained", "weights", "resume", "config", "freeze_backbone"):
-        if key in given:
-            raise UserError(
-                f"--smoke tries a small copy with fresh weights: leave --{key.replace('_', '-')} out",
-                status=2,
-            )
+    for name in ("pretrained", "weights", "resume", "config", "freeze_backbone"):
+        if name in given:
+            raise UserError(f"--smoke trains fresh weights: leave {flag(name)} out", 2)
     if given.get("dry_run"):
-        raise UserError("--smoke trains and --dry-run doesn't: give one of them", status=2)
-    if distributed.in_company():
-        raise UserError("--smoke is for one process", status=2)
-    name, options, size = models.canonical(given.pop("model", parser.get_default("model"))), {}, 32
+        raise UserError("--smoke trains and --dry-run doesn't: give one of them", 2)
+    if distributed.world_size() > 1:
+        raise UserError("--smoke is for one process", 2)
+    chosen = _small_copy(parser, given)
+    directory, copied = chosen["output_dir"], ", ".join(chosen["model_arg"]) or "all its layers"
+    print(f"smoke: {chosen['model']} with {copied}, {chosen['image_size']} px, {directory}")
+    if status := main(_words(chosen)):
+        return status
+    again = {"resume": directory, "epochs": chosen["epochs"] + 1}
+    if "device" in given:
+        again["device"] = given["device"]
+    if status := main(_words(again)):
+        return status
+    model, card = load_checkpoint(os.path.join(directory, "best.pt"))
+    parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"smoke: trained, saved, evaluated, resumed; best.pt holds {parameters:,} parameters of "
+        f"{card['model']}"
+    )
+    return 0
+
+
+def _small_copy(parser, given):
+    """The arguments of a trial: a small copy of the model on few images, and what is `given`."""
+    given = {name: value for name, value in given.items() if name not in ("smoke", "gpu_memory")}
+    name = models.canonical(given.get("model", parser.get_default("model")))
+    options, size = {}, 32
     if models.is_published(name):
-        published = (
-            name.removeprefix("timm/")
-            if name.startswith("timm/")
-            else models.MODELS[name].fixed["name"]
-        )
+        published = name.removeprefix("timm/")
+        if not name.startswith("timm/"):
+            published = models.MODELS[name].fixed["name"]
         options, size = smallest(published)
         name = f"timm/{published}"
         given.setdefault("layer_decay", 0.85)
-    pairs = [f"{key}={value}" for key, value in options.items()] + given.pop("model_arg", [])
-    given.setdefault(
-        "output_dir",
-        str(run_directory.new_path("runs", "shapes", name, "smoke", given.get("seed", 0))),
+    pairs = [f"{key}={value}" for key, value in options.items()] + given.get("model_arg", [])
+    path = run_directory.new_path("runs", "shapes", name, "smoke", given.get("seed", 0))
+    return (
+        SMOKE
+        | {"image_size": size, "output_dir": str(path)}
+        | given
+        | {"model": name, "model_arg": pairs}
     )
-    chosen = SMOKE | dict(model=name, image_size=size, model_arg=pairs) | given
+
+
+def _words(values):
+    """Arguments by name as words of a command line."""
     words = []
-    for key, value in chosen.items():
-        if key not in own and value is not False:
-            for each in value if isinstance(value, list) else [value]:
-                words += [
-                    f"--{key.replace('_', '-')}",
-                    *([] if each is True else ["auto" if each is None else str(each)]),
-                ]
-    print(
-        f"smoke: {name} with {', '.join(pairs) or 'all its layers'}, {chosen['image_size']} px, {chosen['output_dir']}"
-    )
-    if status := main(words):
-        return status
-    again = ["--resume", chosen["output_dir"], "--epochs", str(chosen["epochs"] + 1)]
-    if status := main(again + (["--device", given["device"]] if "device" in given else [])):
-        return status
-    model, card = load_checkpoint(Path(chosen["output_dir"]) / "best.pt")
-    print(
-        f"smoke: trained, saved, evaluated, resumed; best.pt holds {sum(p.numel() for p in model.parameters()):,} parameters "
-        f"of {card['model']}"
-    )
-    return 0
+    for name, value in values.items():
+        for item in value if isinstance(value, list) else [value]:
+            if item is True:
+                words.append(flag(name))
+            elif item is not False:
+                words += [flag(name), "auto" if item is None else str(item)]
+    return words

@@ -1,11 +1,7 @@
-"""Whether a run may go on, and from what: with its own arguments, data and steps, or not at all.
+"""Whether a run may resume, and from what: with its own arguments, data and steps, or not at all.
 
-    args, origin, state = arguments(parser, {"resume": "runs/x"})      # state: the contents of its last.pt
-    check_data(facts, state), check_epochs(args, origin, state, len(batches))
-    directory = open_directory(args, config, state, training, curve)
-
-A run that goes on ends as the uninterrupted one would have ended. What would have it end otherwise is refused before its
-directory is touched.
+A run that resumes ends as the uninterrupted run would have ended. What would make it end otherwise
+is refused before its directory is touched.
 """
 
 import argparse
@@ -13,253 +9,220 @@ import functools
 import sys
 from pathlib import Path
 
-import models
-from analysis import metrics
-from common import checkpoint, errors, files
-from common.errors import UserError
-from training import memory, run_directory, schedules
-
-# What may differ when a run goes on; --epochs where the schedule allows it (see check_epochs).
-FREE = {
-    "resume",
-    "resume_previous",
-    "epochs",
-    "device",
-    "data_dir",
-    "data_url",
-    "resident",
-    "compile",
-    "grad_checkpointing",
-    "fsdp",
-    "amp",
-    "deterministic",
-    "tag",
-    "micro_batch",
-    "ema_device",
-}
+from common import checkpoint, files
+from common.errors import UserError, first_line
+from common.files import read_json
+from common.scopes import flag, names
+from training import out_of_memory, run_directory, schedules
 
 
-def arguments(parser, given):
-    """(arguments, {argument: where its value came from}, contents of last.pt) of --resume and what else is `given`.
+def resolve(defaults, given):
+    """(args, saved) of --resume: the run's arguments with the machine's changed as `given`.
 
-    Raises UserError; what contradicts the run is named.
+    defaults: {argument: default}; given: what is on the command line. Raises UserError, which names
+    what contradicts the run.
     """
     if "config" in given or "output_dir" in given:
         raise UserError(
-            "--resume takes its arguments and its directory from the run: leave --config and --output-dir out",
+            "--resume takes arguments and directory from the run: leave --config and --output-dir out",
             2,
         )
-    path = run_directory.resolve_run(given["resume"])
-    state, given["resume_previous"] = run_directory.load_last(
-        path, given.get("resume_previous", False)
-    )
-    source = path / _source(given)
+    path = run_directory.resolve_path(given["resume"])
+    saved, used_previous = run_directory.load_last(path, given.get("resume_previous", False))
+    given = given | {"resume_previous": used_previous, "output_dir": str(path)}
     try:
-        saved, origin, _ = (
-            state["training"]["arguments"],
-            state["training"]["origin"],
-            state["training"]["progress"]["epoch"],
-        )
-        saved.items(), origin.items()
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{source} is not a run's last.pt") from error
-    if "model" in given:
-        given["model"] = models.canonical(given["model"])
-    given = {
-        key: value for key, value in given.items() if value is not None or origin.get(key) != "auto"
-    }  # auto as before
-    wrong = [
-        key for key, value in given.items() if key not in FREE and value != saved.get(key, value)
-    ]
+        training = saved["training"]
+        values, origin = dict(training["arguments"]), dict(training["origin"])
+        training["progress"]["epoch"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{_source(path, used_previous)} is not the last.pt of a run") from error
+
+    # "auto" on the command line is what the run was started with.
+    given = {k: v for k, v in given.items() if v is not None or origin.get(k) != "auto"}
+    may_change = names("machine", "call") | {"epochs"}  # --epochs: see check_epochs
+    wrong = [k for k, v in given.items() if k not in may_change and v != values.get(k, v)]
     if wrong:
-        says = "; ".join(
-            f"--{key.replace('_', '-')} is {_or(saved[key], 'not given')} there, not {_or(given[key], 'auto')}"
+        differences = "; ".join(
+            f"{flag(key)} is {_or(values[key], 'not given')} there, not {_or(given[key], 'auto')}"
             for key in wrong
         )
-        raise UserError(f"can't go on with {path}: {says}", status=2)
-    defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
-    changed = {
-        key
-        for key, value in given.items()
-        if value != saved.get(key) and not key.startswith("resume")
-    }
-    origin = origin | dict.fromkeys(changed, "command line")
-    if "micro_batch" in changed:
-        origin["accumulate"] = "--micro-batch"  # it follows: how a batch is cut is of the machine
-    args = argparse.Namespace(**(defaults | saved | given))
-    args.output_dir = str(path)
-    return args, origin, state
+        raise UserError(f"can't resume {path}: {differences}", 2)
+    for key, value in given.items():
+        if value != values.get(key) and key not in ("resume", "resume_previous"):
+            origin[key] = "command line"
+            if key == "micro_batch":
+                origin["accumulate"] = "--micro-batch"  # which follows from it
+    return argparse.Namespace(**(defaults | values | given), origin=origin), saved
 
 
 def _or(value, instead):
     return instead if value is None else value
 
 
-def _source(given):
-    """The file that a run goes on from: previous.pt only where last.pt was damaged and the user said so."""
-    return "previous.pt" if given["resume_previous"] else "last.pt"
+def _source(path, used_previous):
+    return Path(path) / ("previous.pt" if used_previous else "last.pt")
 
 
-def refusing_misfits(load):
-    """Decorates what reads a last.pt: contents that don't fit are a UserError; running out of memory stays what it is."""
+def refuse_misfits(load):
+    """Decorates what reads a last.pt: contents that don't fit become a UserError.
+
+    Running out of memory is a RuntimeError as well and stays what it is.
+    """
 
     @functools.wraps(load)
     def wrapped(*args):
         try:
             return load(*args)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _is_misfit(error):
+            other = isinstance(error, RuntimeError) and not _is_misfit(error)
+            if other:
                 raise
-            raise UserError(
-                f"can't go on: last.pt doesn't fit this run ({errors.first_line(error)})"
-            ) from error
+            reason = first_line(error)
+            raise UserError(f"can't resume: last.pt doesn't fit this run ({reason})") from error
 
     return wrapped
 
 
 def _is_misfit(error):
-    """Whether a RuntimeError is that of Module.load_state_dict for other names or shapes; it also reports failed copies so."""
-    return str(error).startswith("Error(s) in loading state_dict") and not memory.is_out_of_memory(
+    """Whether Module.load_state_dict reports other names or shapes; it reports failed copies, too."""
+    text = str(error)
+    return text.startswith("Error(s) in loading state_dict") and not out_of_memory.is_out_of_memory(
         error
     )
 
 
-def finished(args, state):
-    """The summary of a run that has nothing left to do; None for others, also for one that was killed before its test."""
-    summary = metrics.read_json(Path(args.output_dir) / "summary.json")
-    done = state["training"]["progress"]["epoch"] == args.epochs == summary.get("epochs")
-    whole = isinstance(summary.get("test_acc"), float) and "reported" in summary
-    return summary if done and whole and summary.get("status") == "finished" else None
+def is_finished(args, saved):
+    """Whether a run has nothing left to do, then prints its accuracy. Not for a run that was killed
+    before its final test."""
+    if saved is None:
+        return False
+    summary = read_json(Path(args.output_dir) / "summary.json")
+    epoch = saved["training"]["progress"]["epoch"]
+    complete = isinstance(summary.get("test_acc"), float) and "reported" in summary
+    done = epoch == args.epochs == summary.get("epochs") and summary.get("status") == "finished"
+    if not (done and complete):
+        return False
+    accuracy, weights = summary["test_acc"], summary["reported"]
+    print(f"{args.output_dir} is already finished: test accuracy {accuracy:.2f} % ({weights})")
+    return True
 
 
-@refusing_misfits
-def check_data(facts, state):
-    """Raises UserError where the data is not what it was at the start of the run, before its weights are found not to fit."""
-    saved = state["training"]["facts"]
-    other = [name for name, value in facts.items() if saved[name] != value]
-    if other:
-        says = "; ".join(
-            f"{name.replace('_', ' ')}: {_short(saved[name])} there, {_short(facts[name])} here"
-            for name in other
-        )
-        raise UserError(
-            f"can't go on: the data is not that of the start of the run ({says})", status=2
-        )
+def data_facts(split):
+    """What must be the same when a run resumes."""
+    return {"train_images": len(split.train), "classes": list(split.classes)}
 
 
-def _short(value):
-    return (
-        f"{len(value)} ({', '.join(map(str, value[:12]))}{', …' * (len(value) > 12)})"
-        if isinstance(value, list)
-        else value
-    )
-
-
-def check_epochs(args, origin, state, batches_per_epoch):
-    """Refuses another --epochs where the run would have taken other steps had it been asked at the start."""
-    saved, done = state["training"]["arguments"], state["training"]["progress"]
-    if args.epochs == saved["epochs"]:
+@refuse_misfits
+def check_data(split, saved):
+    """Raises UserError where the data is not that of the start of the run."""
+    if saved is None:
         return
-    begun = done["epoch"] + (done["batch"] > 0)
-    if begun > args.epochs:
-        raise UserError(f"--epochs {args.epochs}: the run has {begun} epochs already", status=2)
-    for epochs in (saved["epochs"], args.epochs):
-        if done["epoch"] >= epochs and epochs % args.eval_every:
-            raise UserError(
-                f"--epochs {args.epochs}: with --eval-every {args.eval_every} epoch {epochs} would have been "
-                f"evaluated otherwise from the start: start a new run",
-                status=2,
-            )
-    steps = {epochs: epochs * batches_per_epoch for epochs in (saved["epochs"], args.epochs)}
-    for name, value in schedules.auto_values(
-        args.schedule, args.epochs, steps[args.epochs]
-    ).items():
-        if origin.get(name) == "auto" and value != saved[name]:
-            raise UserError(
-                f"--epochs {args.epochs} would have given another --{name.replace('_', '-')} from the start "
-                f"({value:.6g}, not {saved[name]:.6g}): start a new run",
-                status=2,
-            )
-    warmup = round(saved["warmup_epochs"] * batches_per_epoch)
-    before, now = (
-        schedules.learning_rate(args.schedule, args.lr, count, warmup) for count in steps.values()
+    facts, before = data_facts(split), saved["training"]["facts"]
+    differences = "; ".join(
+        f"{name.replace('_', ' ')}: {_shorten(before[name])} there, {_shorten(value)} here"
+        for name, value in facts.items()
+        if before[name] != value
     )
-    if any(before(step) != now(step) for step in range(done["step"])):
+    if differences:
+        raise UserError(f"can't resume: the data has changed since the start ({differences})", 2)
+
+
+def _shorten(value):
+    if not isinstance(value, list):
+        return value
+    dots = ", …" if len(value) > 12 else ""
+    return f"{len(value)} ({', '.join(map(str, value[:12]))}{dots})"
+
+
+def check_epochs(args, saved, steps_per_epoch):
+    """Refuses another --epochs where the run would have taken other steps with it from the start."""
+    if saved is None or args.epochs == saved["training"]["arguments"]["epochs"]:
+        return
+    before, progress = saved["training"]["arguments"], saved["training"]["progress"]
+    asked = f"--epochs {args.epochs}"
+    begun = progress["epoch"] + (progress["batch"] > 0)
+    if begun > args.epochs:
+        raise UserError(f"{asked}: the run has {begun} epochs already", 2)
+    for epochs in (before["epochs"], args.epochs):
+        if progress["epoch"] >= epochs and epochs % args.eval_every:
+            raise UserError(
+                f"{asked}: with --eval-every {args.eval_every}, epoch {epochs} would have been evaluated differently from the start: start a new run",
+                2,
+            )
+
+    automatic = {k: None for k in ("warmup_epochs", "ema_decay") if args.origin.get(k) == "auto"}
+    anew = argparse.Namespace(**(vars(args) | automatic))
+    for name, value in schedules.Plan.of(anew, steps_per_epoch).automatic.items():
+        if value != before[name]:
+            raise UserError(
+                f"{asked} would have given another {flag(name)} from the start ({value:.6g}, not {before[name]:.6g}): start a new run",
+                2,
+            )
+    old = schedules.Plan.of(argparse.Namespace(**before), steps_per_epoch).lr_at
+    new = schedules.Plan.of(args, steps_per_epoch).lr_at
+    if any(old(step) != new(step) for step in range(progress["step"])):
         raise UserError(
-            f"--epochs {args.epochs}: with the {args.schedule} schedule the learning rates so far would have been "
-            f"others than over {saved['epochs']} epochs: start a new run (a constant schedule can be "
-            f"extended)",
-            status=2,
+            f"{asked}: with the {args.schedule} schedule, the learning rates so far would have been different than over {before['epochs']} epochs: start a new run (a constant schedule can be extended)",
+            2,
         )
 
 
-def open_directory(args, config, state, training, curve):
-    """The directory of a run that goes on: rows, best.pt and config.json made to fit `state`. Raises UserError.
+def open_directory(args, config, state, saved, curve):
+    """The directory of a run that resumes, with rows and best.pt made to fit `saved`.
 
-    config: what is to stand in config.json; what stood there before stays in "resumed".
+    config: the new contents of config.json; the old ones are kept in "resumed". Raises UserError.
     """
     directory = run_directory.RunDir.open(args.output_dir)
-    progress = state["training"]["progress"]
+    progress = saved["training"]["progress"]
     try:
-        if (
-            checkpoint.load(directory.path / _source(vars(args)))["training"]["progress"]
-            != progress
-        ):
-            raise UserError(
-                f"{directory.path} was written to by another process just now: start again"
-            )
-        _mend_best(directory, training, curve, state, args.epochs)
+        source = _source(directory.path, args.resume_previous)
+        if checkpoint.load(source)["training"]["progress"] != progress:
+            raise UserError(f"{directory.path} was written by another process just now: try again")
+        _restore_best(directory, state, saved, curve)
         rows = directory.keep_rows(progress["epoch"])
-        if "history" not in state["training"]:
-            training.history = _history(
-                rows, training.best_contents(curve)(state)["metric"]["name"]
-            )
+        if "history" not in saved["training"]:
+            state.history = _history(rows, state.headline(curve.name))
         if args.resume_previous:
             directory.restore_previous()
-            print(
-                f"{directory.path}/last.pt is damaged: going on from previous.pt, the save before it",
-                file=sys.stderr,
-            )
+            note = f"{directory.path}/last.pt is damaged: resuming from previous.pt, the save before it"
+            print(note, file=sys.stderr)
         directory.note_resumed(config, epoch=progress["epoch"] + 1)
-        files.remove(directory.path / "summary.json")  # what it says is over
+        files.remove(directory.path / "summary.json")  # it is out of date
     except BaseException:
         directory.close()
         raise
     return directory
 
 
-def _mend_best(directory, training, curve, state, epochs):
-    """Makes best.pt anew from last.pt, where that is the best epoch's: the run may have been killed between the two.
-
-    Where it is an earlier epoch's, and will be tested, raises UserError now rather than after the training.
-    """
-    best, progress = training.best["epoch"], training.progress
+def _restore_best(directory, state, saved, curve):
+    """Writes best.pt again where last.pt is of the best epoch: the run may have been killed between
+    the two. Where it is of an earlier epoch and will be tested, it is checked now."""
+    best, progress = state.best["epoch"], state.progress
     if best and (progress.epoch, progress.batch) == (best, 0):
-        directory.save_best(training.best_contents(curve)(state))
-    elif best and curve == "val":
-        read_best(directory, (best, *range(progress.epoch + 1, epochs + 1)))
+        directory.save_best(state.best_contents(curve.name)(saved))
+    elif best and curve.name == "val":
+        read_best(directory, (best, *range(progress.epoch + 1, curve.epochs + 1)))
 
 
 def _history(rows, headline):
-    """Training.history of a run that an older version began, whose last.pt lacks it: from the rows of its metrics.csv."""
+    """State.history for a last.pt of an older version, which lacks it: from the rows of metrics.csv."""
     seconds, history = 0.0, []
     for row in rows:
         try:
             seconds += float(row["epoch_seconds"])
-            history.append(
-                [seconds, float(row[headline]), float(row[headline.replace("acc", "top5")])]
-            )
+            top1, top5 = float(row[headline]), float(row[headline.replace("acc", "top5")])
         except (KeyError, ValueError):  # an epoch without an evaluation, or other columns
             continue
+        history.append([seconds, top1, top5])
     return history
 
 
 def read_best(directory, epochs):
-    """Contents of best.pt. Raises UserError where it is not of one of these epochs; of one to come it will be made anew."""
+    """The contents of best.pt. Raises UserError where it is of none of these epochs."""
     contents = checkpoint.load(directory.path / "best.pt")
     metric = contents.get("metric")
     if not isinstance(metric, dict) or metric.get("epoch") not in epochs:
         raise UserError(
-            f"{directory.path}/best.pt is not that of the run's best epoch, {epochs[0]}, which is to be tested"
+            f"{directory.path}/best.pt is not that of the best epoch, {epochs[0]}, which is to be tested"
         )
     return contents

@@ -1,33 +1,34 @@
-"""A run's directory: config.json, metrics.csv, best.pt, last.pt, summary.json and TensorBoard events.
+"""The directory of a run: config.json, metrics.csv, best.pt, last.pt, summary.json, TensorBoard.
 
     run = RunDir.create("runs/cifar10-resnet18-s0-20260101-120000", config)
-    run.save_last(state); run.end_epoch(row, state); run.write_summary("finished", test_acc=95.0); run.close()
+    run.save_last(state); run.end_epoch(row, state); run.write_summary("finished", …); run.close()
 
-One process writes to a directory at a time. A row of metrics.csv is on the disk before the checkpoint of its epoch, and a
-resumed run drops the rows that the checkpoint doesn't know: each epoch has one row, whenever the run was killed. The
-last.pt before the last one is kept as previous.pt. Training waits for a copy of its state only: a thread writes it.
+One process writes to a directory at a time. A row of metrics.csv is on the disk before the
+checkpoint of its epoch, and a run that resumes drops the rows that the checkpoint doesn't know: each
+epoch has one row, whenever the run was killed. The save before the last is kept as previous.pt.
+Training waits only for a copy of its state: a thread writes it.
 """
 
 import contextlib
 import csv
 import io
-import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from torch.utils.tensorboard import SummaryWriter
 
-from analysis.metrics import read_json, read_metrics
 from common import checkpoint, files
 from common.errors import UserError
+from common.files import read_json
 
 FILES = ("config.json", "metrics.csv", "best.pt", "last.pt", "previous.pt", "summary.json")
 
 
 def new_path(root, dataset, model, tag, seed):
-    """root/<dataset>-<model>[-<tag>]-s<seed>-<time>, not yet there."""
+    """root/<dataset>-<model>[-<tag>]-s<seed>-<time>, which doesn't exist yet."""
     parts = (dataset, model, tag, f"s{seed}", time.strftime("%Y%m%d-%H%M%S"))
     name = "-".join(re.sub(r"[^\w.-]", "_", part) for part in parts if part)
     path, number = Path(root) / name, 2
@@ -37,29 +38,29 @@ def new_path(root, dataset, model, tag, seed):
 
 
 def refuse_if_taken(path):
-    """Raises UserError when `path` holds a run already, or is no place for one."""
+    """Raises UserError when `path` holds a run already or is a file."""
     path = Path(path)
     if path.exists() and not path.is_dir():
-        raise UserError(f"--output-dir {path} is a file", status=2)
-    taken = [name for name in FILES if (path / name).exists()]
+        raise UserError(f"--output-dir {path} is a file", 2)
+    taken = ", ".join(name for name in FILES if (path / name).exists())
     if taken:
-        found = ", ".join(taken)
         raise UserError(
-            f"{path} holds a run already ({found}): take another --output-dir, or --resume {path}",
-            status=2,
+            f"{path} holds a run already ({taken}): choose another --output-dir, or --resume {path}",
+            2,
         )
 
 
 class RunDir:
-    """Use `create` or `open`; both take the directory's lock, which the system frees when the process ends, however it ends."""
+    """Use `create` or `open`: both take the directory's lock, which the system releases when the
+    process ends, however it ends."""
 
     def __init__(self, path):
         self.path = Path(path)
         self._columns = None
-        self._writer = None
+        self._events = None
         self._thread = ThreadPoolExecutor(1, "save")
         self._snapshot = checkpoint.Snapshot()
-        self._saving = None
+        self._pending = None
         self._lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self._lock.acquire()
@@ -70,15 +71,15 @@ class RunDir:
 
     @classmethod
     def create(cls, path, config):
-        """A new run's directory. config: JSON values, written to config.json."""
+        """The directory of a new run. config: JSON values for config.json. Raises UserError."""
         refuse_if_taken(path)
         try:
             files.make_directory(path)
             run = cls(path)
         except OSError as error:
-            raise UserError(f"{path} can't be made: {error.strerror}") from error
+            raise UserError(f"{path} can't be created: {error.strerror}") from error
         try:
-            refuse_if_taken(path)  # once more, now that nobody else can begin a run here
+            refuse_if_taken(path)  # again, now that no other process can start a run here
         except UserError:
             run.close()
             raise
@@ -87,48 +88,65 @@ class RunDir:
 
     @classmethod
     def open(cls, path):
-        """The directory of a run that goes on."""
+        """The directory of a run that resumes. Raises UserError."""
         if not any((Path(path) / name).is_file() for name in ("last.pt", "previous.pt")):
             raise no_run(path)
         return cls(path)
 
     def restore_previous(self):
-        """Puts a copy of previous.pt in the place of a damaged last.pt, which the next save would keep as previous.pt."""
+        """Replaces a damaged last.pt by previous.pt; the next save would keep it as previous.pt."""
         with files.replacing(self.path / "last.pt") as file:
             file.write((self.path / "previous.pt").read_bytes())
 
     def note_resumed(self, config, epoch):
-        """Writes config.json anew, with the versions, device and arguments that the run had before in a list."""
+        """Replaces config.json and keeps what was in it before in the list "resumed"."""
         path = self.path / "config.json"
         before = read_json(path)
-        history = before.pop("resumed", [])
+        resumed = before.pop("resumed", [])
         before.pop("from", None)
-        history = history if isinstance(history, list) else []
+        resumed = resumed if isinstance(resumed, list) else []
         files.write_json(
-            path, {**config, "resumed": [*history, {"at_epoch": epoch, "before": before}]}
+            path, {**config, "resumed": [*resumed, {"at_epoch": epoch, "before": before}]}
         )
 
-    # metrics.csv
+    # ---- metrics.csv ----
 
     @property
     def metrics_path(self):
         return self.path / "metrics.csv"
 
+    def rows(self):
+        """The complete rows of metrics.csv, as strings by column. Raises UserError."""
+        if not self.metrics_path.exists():
+            return []
+        try:
+            text = self.metrics_path.read_text()
+            lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+            header, rows = lines[0], [line for line in lines[1:] if line]
+            if "epoch" not in header or any(len(row) != len(header) for row in rows):
+                raise ValueError("a row doesn't fit the header")
+            rows = [dict(zip(header, row)) for row in rows]
+            for row in rows:
+                int(row["epoch"])
+        except (ValueError, IndexError, csv.Error) as error:
+            raise UserError(
+                f"{self.metrics_path} is not a metrics.csv of a run ({error})"
+            ) from error
+        return rows
+
     def keep_rows(self, epochs):
-        """Drops the rows after epoch number `epochs` and a torn last line, and returns the others, as texts by column.
+        """Drops the rows after epoch number `epochs` and a torn last line; returns the others.
 
         Raises UserError when one of them is missing.
         """
         if not self.metrics_path.exists():
             if epochs:
-                raise UserError(
-                    f"{self.metrics_path} is missing, and the run has {epochs} epochs already"
-                )
+                raise UserError(f"{self.metrics_path} is missing, but the run has {epochs} epochs")
             return []
         rows = [row for row in self.rows() if int(row["epoch"]) <= epochs]
         if [int(row["epoch"]) for row in rows] != list(range(1, epochs + 1)):
             raise UserError(
-                f"{self.metrics_path} doesn't hold the {epochs} epochs of the run, each once"
+                f"{self.metrics_path} doesn't hold each of the run's {epochs} epochs once"
             )
         self._columns = list(rows[0]) if rows else None
         self._write_rows(rows)
@@ -142,10 +160,10 @@ class RunDir:
                 writer.writerows(rows)
 
     def log(self, row):
-        """Appends a row and writes it to the event file. Raises UserError where the disk doesn't take it.
+        """Appends a row to metrics.csv and to the TensorBoard events. Raises UserError on failure.
 
-        Its keys are the columns, the same in each row. A metrics.csv that another version of this program began keeps its
-        columns, and those that it lacks are added.
+        The keys of the row are the columns. A metrics.csv that another version of this program began
+        keeps its columns, and those that it lacks are added.
         """
         try:
             new = [key for key in row if key not in (self._columns or ())]
@@ -153,40 +171,29 @@ class RunDir:
                 rows = self.rows()
                 self._columns = [*(self._columns or ()), *new]
                 self._write_rows(rows)
-            text = io.StringIO()
-            writer = csv.DictWriter(text, self._columns, lineterminator="\n")
-            writer.writerow(
-                {
-                    key: f"{value:.6g}" if isinstance(value, float) else value
-                    for key, value in row.items()
-                }
-            )
-            files.append(self.metrics_path, text.getvalue())
+            line = io.StringIO()
+            writer = csv.DictWriter(line, self._columns, lineterminator="\n")
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+            files.append(self.metrics_path, line.getvalue())
             for key, value in row.items():
                 if isinstance(value, (int, float)) and key not in ("epoch", "step"):
                     self.events.add_scalar(key, value, row["step"])
             self.events.flush()
         except OSError as error:
-            raise UserError(
-                f"{self.metrics_path} or events could not be written ({error.strerror or error})"
-            ) from error
-
-    def rows(self):
-        return read_metrics(self.metrics_path) if self.metrics_path.exists() else []
+            reason = error.strerror or error
+            raise UserError(f"{self.metrics_path} or events can't be written ({reason})") from error
 
     @property
     def events(self):
-        """The TensorBoard writer, made when it is first needed."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+        """The TensorBoard writer, created when it is first needed."""
+        if self._events is None:
+            self._events = SummaryWriter(self.path)
+        return self._events
 
-            self._writer = SummaryWriter(self.path)
-        return self._writer
-
-    # checkpoints
+    # ---- checkpoints ----
 
     def save_last(self, state):
-        """Writes last.pt, after what is being written already. Raises UserError where that or this fails."""
+        """Writes last.pt after what is still being written. Raises UserError where either fails."""
         self.wait()
         self._write_last(state)
 
@@ -195,19 +202,21 @@ class RunDir:
         checkpoint.save(state, self.path / "best.pt")
 
     def end_epoch(self, row, state, best=None):
-        """Copies the state and returns; then writes the row, last.pt and, where `best` is given, best.pt, in this order.
+        """Copies the state and returns; then writes the row, last.pt and best.pt, in this order.
 
-        best: contents of last.pt -> contents of best.pt. At most one save is under way: an earlier one is waited for, and
-        raises its UserError here.
+        best: contents of last.pt -> contents of best.pt, or None. At most one save is pending: an
+        earlier one is waited for, and raises its UserError here.
         """
         self.wait()
-        self._saving = self._thread.submit(self._write_epoch, row, self._snapshot.take(state), best)
+        self._pending = self._thread.submit(
+            self._write_epoch, row, self._snapshot.take(state), best
+        )
 
     def wait(self):
-        """Returns when the last `end_epoch` has been written. Raises the UserError of one that could not be."""
-        saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
+        """Returns when the last `end_epoch` is written. Raises its UserError."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def _write_epoch(self, row, state, best):
         self.log(row)
@@ -218,81 +227,22 @@ class RunDir:
     def _write_last(self, state):
         checkpoint.save(state, self.path / "last.pt", previous=self.path / "previous.pt")
 
-    # the end
+    # ---- the end ----
 
     def write_summary(self, status, **figures):
         files.write_json(self.path / "summary.json", {"status": status, **figures})
 
     def close(self):
-        """Ends what is being written, and gives the lock back."""
+        """Finishes what is being written and releases the lock."""
         self._thread.shutdown()
-        if self._writer is not None:
-            with contextlib.suppress(OSError):  # a full disk was told of where it mattered
-                self._writer.close()
+        if self._events is not None:
+            with contextlib.suppress(OSError):  # a full disk was reported where it mattered
+                self._events.close()
         self._lock.release()
 
 
-def no_run(path):
-    """The UserError for a directory without a checkpoint."""
-    config = Path(path) / "config.json"
-    begun = (
-        f": it ended before its first save, and --config {config} starts it anew"
-        if config.is_file()
-        else ""
-    )
-    return UserError(f"{path} holds no run to go on with (no last.pt){begun}", status=2)
-
-
-def load_last(path, or_previous=False):
-    """(contents of a run's last.pt, False), or, where that is damaged and the user says so, (those of previous.pt, True).
-
-    Raises UserError, which names the way out where there is one.
-    """
-    last, previous = Path(path) / "last.pt", Path(path) / "previous.pt"
-    try:
-        if not last.is_file():
-            raise no_run(path)
-        return checkpoint.load(last), False
-    except UserError as error:
-        if not previous.is_file():
-            raise
-        if not or_previous:
-            raise UserError(
-                f"{error}; --resume-previous goes on from the save before it", error.status
-            ) from error
-    return checkpoint.load(previous), True
-
-
-def resolve_run(path):
-    """A run's directory from the directory itself or a file in it. Raises UserError."""
-    path = Path(path)
-    path = path.parent if path.is_file() else path
-    if not path.is_dir():
-        raise UserError(f"--resume {path}: there is no such run", status=2)
-    return path
-
-
-def load_config(path):
-    """(arguments, where each came from) of a run's config.json, or of a flat JSON object. Raises UserError."""
-    path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}", status=2) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--config {path} is no JSON ({error})", status=2) from error
-    arguments = config.get("arguments", config) if isinstance(config, dict) else None
-    origin = config.get("from", {}) if isinstance(config, dict) else {}
-    if not isinstance(arguments, dict) or not isinstance(origin, dict):
-        raise UserError(f"--config {path} holds no arguments", status=2)
-    return {
-        key: None if origin.get(key) == "auto" else value for key, value in arguments.items()
-    }, origin  # auto stays auto
-
-
 class NullRunDir:
-    """The run directory of a process that doesn't write one: every call does nothing."""
+    """The run directory of a rank that doesn't write one: every call does nothing."""
 
     path = None
 
@@ -305,3 +255,39 @@ class NullRunDir:
     def write_summary(self, status, **figures): ...
 
     def close(self): ...
+
+
+def no_run(path):
+    """The UserError for a directory without a checkpoint."""
+    config = Path(path) / "config.json"
+    hint = ""
+    if config.is_file():
+        hint = f": it ended before its first save; --config {config} starts it again"
+    return UserError(f"{path} holds no run to resume (no last.pt){hint}", 2)
+
+
+def load_last(path, or_previous=False):
+    """(contents of last.pt, False), or of previous.pt and True where last.pt is damaged and
+    `or_previous` is set. Raises UserError, which names the way out where there is one.
+    """
+    last, previous = Path(path) / "last.pt", Path(path) / "previous.pt"
+    try:
+        if not last.is_file():
+            raise no_run(path)
+        return checkpoint.load(last), False
+    except UserError as error:
+        if not previous.is_file():
+            raise
+        if not or_previous:
+            hint = "--resume-previous resumes from the save before it"
+            raise UserError(f"{error}; {hint}", error.status) from error
+    return checkpoint.load(previous), True
+
+
+def resolve_path(path):
+    """The directory of a run, from the directory or a file in it. Raises UserError."""
+    path = Path(path)
+    path = path.parent if path.is_file() else path
+    if not path.is_dir():
+        raise UserError(f"--resume {path}: there is no such run", 2)
+    return path

@@ -1,34 +1,34 @@
-"""Learning rates as functions of the step."""
+"""The length of a run and what follows from it: the learning rate as a function of the step,
+the warmup, and the decay of the moving average."""
 
 import math
+from dataclasses import dataclass
 
 from common.errors import UserError
 
 SCHEDULES = ("cosine", "linear", "one_cycle", "multi_step", "constant")
 
 
-def learning_rate(schedule, lr, steps, warmup_steps=0, final=0.0):
+def learning_rate(schedule, lr, steps, warmup_steps=0):
     """The learning rate as a function of the global step, 0 … steps - 1.
 
-    Linear warmup to `lr` over warmup_steps, then: cosine, linear or one_cycle (linear too: with a long warmup, a triangle:
-    arXiv 1708.07120) down to `final` (a part of lr); multi_step (a tenth after half, a hundredth after three quarters of
-    the steps: arXiv 1512.03385 §4.2); constant.
+    Linear warmup to `lr` over warmup_steps, then to zero at the end of the run: cosine, linear or
+    one_cycle (linear as well; with a long warmup it is a triangle, arXiv 1708.07120); multi_step (a
+    tenth after half of the steps, a hundredth after three quarters, arXiv 1512.03385 §4.2); constant.
     """
     if schedule not in SCHEDULES:
-        raise UserError(
-            f"unknown schedule {schedule!r}: the names are {', '.join(SCHEDULES)}", status=2
-        )
+        known = ", ".join(SCHEDULES)
+        raise UserError(f"unknown schedule {schedule!r}: must be one of {known}", 2)
 
     def lr_at(step):
         if step < warmup_steps:
             return lr * (step + 1) / (warmup_steps + 1)
-        part = (step - warmup_steps) / max(
-            1, steps - warmup_steps
-        )  # 0 at the end of the warmup, 1 after the last step
+        # 0 at the end of the warmup, 1 after the last step
+        done = (step - warmup_steps) / max(1, steps - warmup_steps)
         if schedule == "cosine":
-            return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(part, 1.0))))
+            return lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         if schedule in ("linear", "one_cycle"):
-            return lr * (final + (1 - final) * max(0.0, 1 - part))
+            return lr * max(0.0, 1 - done)
         if schedule == "multi_step":
             return lr * 0.1 ** ((step >= steps // 2) + (step >= steps * 3 // 4))
         return lr
@@ -37,21 +37,58 @@ def learning_rate(schedule, lr, steps, warmup_steps=0, final=0.0):
 
 
 def default_warmup(schedule, epochs):
-    """Epochs of warmup: a quarter of the run for one_cycle, else a tenth, five at most."""
+    """Epochs of warmup: a quarter of the run for one_cycle, else a tenth, at most five."""
     return epochs / 4 if schedule == "one_cycle" else min(5.0, epochs / 10)
 
 
 def default_ema_decay(steps):
-    """A decay whose horizon, 1 / (1 - decay) steps, is a twentieth of the run, 10,000 steps at most.
+    """A decay whose horizon, 1 / (1 - decay) steps, is a twentieth of the run, at most 10,000 steps.
 
-    A fixed decay fits one length only: 0.9999 remembers the random initialisation of a run of 5 epochs.
+    A fixed decay fits one length only: 0.9999 remembers the random initialisation of a run of 5
+    epochs.
     """
     return 1 - 1 / min(10_000, max(1.0, steps / 20))
 
 
-def auto_values(schedule, epochs, steps):
-    """What "auto" stands for in a run of so many epochs and steps, by argument."""
-    return {
-        "warmup_epochs": default_warmup(schedule, epochs),
-        "ema_decay": default_ema_decay(steps),
-    }
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, and its learning rate at each step.
+
+    automatic: {argument: value} of what was not given and follows from the length.
+    """
+
+    schedule: str
+    lr: float
+    epochs: int
+    steps_per_epoch: int
+    warmup_epochs: float
+    ema_decay: float
+    automatic: dict
+
+    @classmethod
+    def of(cls, args, steps_per_epoch):
+        """The plan of a run's arguments, where None stands for "auto"."""
+        automatic = {}
+        if args.warmup_epochs is None:
+            automatic["warmup_epochs"] = default_warmup(args.schedule, args.epochs)
+        if args.ema_decay is None:
+            automatic["ema_decay"] = default_ema_decay(args.epochs * steps_per_epoch)
+        return cls(
+            schedule=args.schedule,
+            lr=args.lr,
+            epochs=args.epochs,
+            steps_per_epoch=steps_per_epoch,
+            warmup_epochs=automatic.get("warmup_epochs", args.warmup_epochs),
+            ema_decay=automatic.get("ema_decay", args.ema_decay),
+            automatic=automatic,
+        )
+
+    @property
+    def steps(self):
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def lr_at(self):
+        """step -> learning rate"""
+        warmup_steps = round(self.warmup_epochs * self.steps_per_epoch)
+        return learning_rate(self.schedule, self.lr, self.steps, warmup_steps)

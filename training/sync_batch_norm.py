@@ -3,12 +3,13 @@
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from timm.layers import convert_sync_batchnorm  # knows timm's norms with an activation, too
 
 from common.errors import UserError
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks, on each; so is the gradient."""
+    """The sum over ranks, on each; the gradient is summed as well."""
 
     @staticmethod
     def forward(ctx, x):
@@ -22,7 +23,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm with the statistics of the global batch, on any device; torch's own knows GPUs only. (B, C, H, W) -> same"""
+    """Works on any device; torch's own needs a GPU. (B, C, H, W) -> same"""
 
     def forward(self, x):
         if not self.training:
@@ -35,9 +36,9 @@ class SyncBatchNorm(nn.BatchNorm2d):
         var = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
-            momentum = (
-                self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
-            )
+            momentum = self.momentum
+            if momentum is None:
+                momentum = 1 / self.num_batches_tracked.item()
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(var * count / (count - 1), momentum)
         out = centred * (var + self.eps).rsqrt()[:, None, None]
@@ -45,16 +46,12 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 def sync_batch_norm(model, device):
-    """The model with batch norms over all ranks: torch's on a GPU, ours elsewhere. Raises UserError."""
+    """The model with batch norm over all ranks: torch's on a GPU, ours elsewhere. Raises UserError."""
     if device.type == "cuda":
-        from timm.layers import convert_sync_batchnorm  # knows timm's norms with an activation, too
-
         return convert_sync_batchnorm(model)
     for module in list(model.modules()):
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UserError(
-                f"--sync-bn: {type(module).__name__} can be synchronised on GPUs only", status=2
-            )
+            raise UserError(f"--sync-bn: {type(module).__name__} needs a GPU for this", 2)
     return model

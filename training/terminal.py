@@ -1,4 +1,4 @@
-"""What a run hears from the terminal, and what it says there."""
+"""Progress display and signal handling."""
 
 import signal
 
@@ -6,11 +6,11 @@ from tqdm import tqdm
 
 
 class StopSignal:
-    """Asks for an end at the first SIGINT or SIGTERM; by default, the second one ends the process at once.
+    """Becomes true at the first SIGINT or SIGTERM; the second one ends the process at once.
 
-    launched: the process was started by torchrun, which passes on the signals that SLURM sends to every process anyway, and
-    sends others of its own when a rank ends. Then further SIGTERMs are ignored until the process ends, so that the state can
-    be saved; only a second SIGINT ends it at once.
+    launched: torchrun started the process. It passes on the signals that SLURM sends to every process
+    anyway, and sends others when a rank ends. Then further SIGTERMs are ignored until the process
+    ends, so that the state can be saved; only a second SIGINT ends it at once.
     """
 
     def __init__(self, launched=False):
@@ -20,10 +20,8 @@ class StopSignal:
         return self.number != 0
 
     def __enter__(self):
-        self.before = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        signals = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.signal(number, self._handle) for number in signals}
         return self
 
     def _handle(self, number, frame):
@@ -40,41 +38,44 @@ class StopSignal:
                 signal.signal(number, handler)
 
 
-class Reporter:
-    """A bar on a terminal, and a line an epoch everywhere."""
+class ProgressDisplay:
+    """A progress bar on a terminal, and a line per epoch everywhere."""
 
-    def __init__(self, args, batches):
-        self.model, self.epochs, self.steps, self.bar = args.model, args.epochs, len(batches), None
+    def __init__(self, args, steps_per_epoch):
+        self.model, self.epochs, self.steps = args.model, args.epochs, steps_per_epoch
+        self.bar = None
 
-    def start(self, split, parameters, precision, company, progress, directory):
-        others = f"{len(split.val):,} held out" if split.val else f"{len(split.test):,} test"
-        print(
-            f"{split.name}: {len(split.train):,} training images, {others}; {self.model}, "
-            f"{parameters:,} parameters; {precision} on {company}; {directory.path}"
-            f"{f'; from epoch {progress.epoch + 1}, step {progress.step + 1}' if progress.step else ''}"
-        )
+    def start(self, split, parameters, where, progress):
+        other = f"{len(split.val):,} held out" if split.val else f"{len(split.test):,} test"
+        line = f"{split.name}: {len(split.train):,} training images, {other}; {self.model}, "
+        line += f"{parameters:,} parameters; {where}"
+        if progress.step:
+            line += f"; from epoch {progress.epoch + 1}, step {progress.step + 1}"
+        print(line)
 
     def step(self, progress, loss):
         if self.bar is None:
-            description = f"epoch {progress.epoch + 1}/{self.epochs}"
             self.bar = tqdm(
                 total=self.steps,
                 initial=progress.batch - 1,
-                desc=description,
+                desc=f"epoch {progress.epoch + 1}/{self.epochs}",
                 leave=False,
                 disable=None,
             )
         self.bar.update()
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
-    def epoch(self, figures, curve):
+    def epoch(self, row, curve):
         self.close()
-        line = f"epoch {figures['epoch']}/{self.epochs}  lr {figures['lr']:.4g}  train {figures['train_loss']:.4f} "
-        line += f"{figures['train_acc']:.2f} %"
+        parts = [
+            f"epoch {row['epoch']}/{self.epochs}  lr {row['lr']:.4g}",
+            f"train {row['train_loss']:.4f} {row['train_acc']:.2f} %",
+        ]
         for prefix, name in (("", curve), ("ema_", f"{curve} (ema)")):
-            if figures.get(f"{prefix}{curve}_acc") is not None:
-                line += f"  {name} {figures[f'{prefix}{curve}_loss']:.4f} {figures[f'{prefix}{curve}_acc']:.2f} %"
-        print(f"{line}  {figures['images_per_second']:.0f} images/s", flush=True)
+            accuracy = row.get(f"{prefix}{curve}_acc")
+            if accuracy is not None:
+                parts.append(f"{name} {row[f'{prefix}{curve}_loss']:.4f} {accuracy:.2f} %")
+        print("  ".join([*parts, f"{row['images_per_second']:.0f} images/s"]), flush=True)
 
     def close(self):
         if self.bar is not None:

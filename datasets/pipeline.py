@@ -1,0 +1,1 @@
+from datasets.augment import Pipeline

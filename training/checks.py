@@ -1,0 +1,79 @@
+"""What can be refused before any data is loaded or any model is built."""
+
+import os
+
+import models
+from common.errors import UserError
+from models import lora
+from models.weights import weights_file
+from training import run_directory
+from training.initial_model import model_options
+
+
+def check_arguments(args, saved, ranks):
+    """Raises UserError for arguments that contradict each other or the model."""
+    _check_batches(args, ranks)
+    _check_transfer(args, saved)
+    if args.cutout >= args.image_size:
+        size = args.image_size
+        raise UserError(f"--cutout {args.cutout} removes the whole image of {size} px", 2)
+    warmup = args.warmup_epochs
+    if warmup is not None and warmup >= args.epochs and args.schedule != "constant":
+        epochs = args.epochs
+        raise UserError(f"--warmup-epochs {warmup:g} is as long as the run ({epochs} epochs)", 2)
+    if args.output_dir and saved is None and ranks.first:
+        run_directory.refuse_if_taken(args.output_dir)
+    models.describe(args.model, 10, args.image_size, model_options(args))
+
+
+def _check_batches(args, ranks):
+    smallest, whose = args.batch_size, f"of --batch-size {args.batch_size}"
+    if ranks.world > 1:
+        smallest = 2 * (args.batch_size // 2 // ranks.world)  # see data.rank_rows
+        whose += " that a process has"
+    if args.accumulate > smallest:
+        raise UserError(
+            f"--accumulate {args.accumulate} is more than the {smallest} images {whose}", 2
+        )
+    if args.batch_size % args.repeated_augment:
+        repeats = f"--repeated-augment {args.repeated_augment}"
+        raise UserError(f"--batch-size {args.batch_size} is not a multiple of {repeats}", 2)
+
+
+def _check_transfer(args, saved):
+    if args.weights and saved is None:
+        weights_file(args.weights)
+    if args.pretrained:
+        models.require_published(args.model)
+    if not args.freeze_backbone:
+        return
+    if not (args.pretrained or args.weights):
+        raise UserError(
+            "--freeze-backbone needs trained weights: --pretrained or --weights FILE", 2
+        )
+    mixing = args.mixup or args.cutmix or args.cutout or args.random_erasing
+    if args.augment != "none" or mixing:
+        raise UserError(
+            "--freeze-backbone computes features once, without augmentation: add --augment none", 2
+        )
+
+
+def check_fitting(args, saved):
+    """Raises UserError for the options of train_sota.py that don't go together."""
+    both_asked = args.origin["accumulate"] == args.origin["micro_batch"] == "command line"
+    if args.micro_batch != 0 and both_asked:
+        raise UserError("--accumulate and --micro-batch both split the batch: give one of them", 2)
+    if args.lora_rank and args.freeze_backbone:
+        raise UserError("--lora-rank and --freeze-backbone exclude each other: give one of them", 2)
+    if args.lora_rank:
+        lora.require_peft()
+    if not args.fsdp:
+        return
+    if args.freeze_backbone or args.optimizer == "muon" or args.amp == "fp16":
+        raise UserError(
+            "--fsdp can't be used with --freeze-backbone, --optimizer muon or --amp fp16", 2
+        )
+    if args.lora_rank or args.ema_device != "same":
+        raise UserError("--fsdp can't be used with --lora-rank or --ema-device cpu", 2)
+    if "RANK" not in os.environ and saved is None:
+        raise UserError("--fsdp needs several processes: use torchrun --nproc-per-node=N", 2)

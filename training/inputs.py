@@ -1,0 +1,86 @@
+"""The batches that a run trains, evaluates and tests on."""
+
+from dataclasses import dataclass
+
+import data
+from datasets.pipeline import Pipeline
+from training import linear_probe
+
+LARGEST_EVALUATION_BATCH = 500  # images per rank
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Batches of a run's images, or of their features where the backbone is frozen.
+
+    normalization: (mean, std) of each channel; images_at_once: of an evaluation, per rank.
+    """
+
+    args: object
+    split: object
+    normalization: tuple
+    ranks: object
+    dtype: object
+    images_at_once: int
+
+    def train(self, model):
+        args = self.args
+        options = {"seed": args.seed, "repeats": args.repeated_augment}
+        if args.freeze_backbone:
+            return self._features(model, self.split.train, args.batch_size, **options)
+        transforms = () if args.augment == "none" else args.augment.split(",")
+        pipeline = Pipeline(
+            *self.normalization,
+            args.image_size,
+            transforms,
+            num_classes=self.split.num_classes,
+            crop_mode=args.crop_padding,
+            cutout_size=args.cutout,
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            mix_probability=args.mix_prob,
+            erasing=args.random_erasing,
+        )
+        return self._batches(self.split.train, args.batch_size, pipeline, args.resident, **options)
+
+    def evaluation(self, model):
+        """Of the images that the accuracy curve follows."""
+        examples, batch_size = self.split.val or self.split.test, self._evaluation_batch
+        if self.args.freeze_backbone:
+            return self._features(model, examples, batch_size, shuffle=False)
+        return self._images(examples)
+
+    def test(self):
+        return self._images(self.split.test)
+
+    @property
+    def _evaluation_batch(self):
+        return self.images_at_once * self.ranks.world
+
+    def _images(self, examples):
+        pipeline, resident = Pipeline(*self.normalization, self.args.image_size), self.args.resident
+        return self._batches(examples, self._evaluation_batch, pipeline, resident, shuffle=False)
+
+    def _batches(self, examples, batch_size, pipeline, resident, **options):
+        place = {"device": self.ranks.device, "rank": self.ranks.rank, "world": self.ranks.world}
+        return data.Batches(examples, batch_size, pipeline, resident=resident, **place, **options)
+
+    def _features(self, model, examples, batch_size, **options):
+        images = data.Batches(
+            examples,
+            self.images_at_once,
+            Pipeline(*self.normalization, self.args.image_size),
+            device=self.ranks.device,
+            shuffle=False,
+            resident=self.args.resident,
+        )
+        features = linear_probe.features(model, images, self.dtype)
+        pipeline = linear_probe.IdentityPipeline()
+        return self._batches(features, batch_size, pipeline, "device", **options)
+
+
+def images_at_once(args, accumulate=None):
+    """Of an evaluation, per rank: four times those of a training step, because nothing is kept for a
+    backward pass."""
+    part = max(1, args.batch_size // (accumulate or args.accumulate))
+    return min(LARGEST_EVALUATION_BATCH, 4 * part)

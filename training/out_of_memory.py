@@ -1,0 +1,48 @@
+"""Running out of memory: recognised among other errors, and explained."""
+
+import contextlib
+
+import torch
+
+from common.errors import UserError, first_line
+
+MESSAGES = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Failed to CUDA calloc",
+)
+
+
+def is_out_of_memory(error):
+    """Whether CUDA, one of its libraries, the CPU allocator or Python ran out of memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(message in str(error) for message in MESSAGES)
+
+
+@contextlib.contextmanager
+def explained(args, ranks, accumulate=None):
+    """Turns running out of memory in the block into a UserError that says what to try.
+
+    accumulate: parts of a batch, where they differ from args.accumulate.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        parts = accumulate or args.accumulate
+        images = -(-args.batch_size // (ranks.world * parts))
+        if images == 1:
+            advice = "--grad-checkpointing, or --ema-device cpu or --lora-rank 16 of train_sota.py"
+        elif "micro_batch" in args:
+            advice = f"--micro-batch {images // 2}"
+        else:
+            advice = f"--accumulate {2 * parts}"
+        raise UserError(
+            f"out of memory with {images} images of {args.image_size} px at once: try {advice}; "
+            f"saved files are complete ({first_line(error)[:120]})"
+        ) from error
