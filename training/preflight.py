@@ -85,8 +85,8 @@ def _verdict(args, need, share, free):
         verdict = f"does not fit, {most} at once would" if most else "does not fit"
     return (
         f"needs {in_gb(need.total(wanted))} GB for {_count(wanted, 'image')} at once, "
-        f"{_count(-(-share // wanted), 'time')} for a batch of {share}; {in_gb(free)} GB are free, of "
-        f"which a tenth is kept spare: {verdict}"
+        f"{_count(-(-share // wanted), 'time')} for a batch of {share}; {in_gb(free)} GB are free, "
+        f"of which a tenth is kept spare: {verdict}"
     )
 
 
