@@ -17,7 +17,7 @@ except ImportError:  # Windows
 
 
 def select_device(name):
-    """torch.device for "auto" (CUDA, else Apple's MPS, else the CPU) or a name. Raises UserError."""
+    """torch.device for "auto" (CUDA, else MPS, else the CPU) or a name. Raises UserError."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -178,8 +178,8 @@ def evaluate_epoch(state, batches, curve, step, stop=None):
             number = state.progress.step
             raise NonFiniteLoss(
                 f"the {curve.name} loss after step {number} (epoch {epoch}) is {metrics['loss']}, "
-                f"with learning rate {step.lr_at(number - 1):.4g}: stopped; last.pt is the last good "
-                f"state; try a smaller --lr"
+                f"with learning rate {step.lr_at(number - 1):.4g}: stopped; last.pt is the last "
+                f"good state; try a smaller --lr"
             )
         return list(metrics.values())
 

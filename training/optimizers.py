@@ -10,7 +10,7 @@ from models import classifiers
 
 # The defaults of each optimizer. SGD: arXiv 1512.03385 with the weight decay of 1605.07146. Adam:
 # the plain baseline, without anything else. AdamW: arXiv 2010.11929 and 2201.03545. Muon: updates
-# scaled to the size of AdamW's (arXiv 2502.16982), with the rate that suited short runs of ResNet-20.
+# scaled to the size of AdamW's (arXiv 2502.16982), with a rate for short runs of ResNet-20.
 # fmt: off
 OPTIMIZERS = {
     "sgd": dict(lr=0.1, momentum=0.9, weight_decay=5e-4),

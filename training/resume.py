@@ -167,7 +167,7 @@ def check_epochs(args, saved, steps_per_epoch):
     new = schedules.Plan.of(args, steps_per_epoch).lr_at
     if any(old(step) != new(step) for step in range(progress["step"])):
         raise UserError(
-            f"{asked}: with the {args.schedule} schedule, the learning rates so far would have been "
+            f"{asked}: with the {args.schedule} schedule, the learning rates so far would be "
             f"different from those over {before['epochs']} epochs: start a new run (a constant "
             f"schedule can be extended)",
             2,
