@@ -186,18 +186,18 @@ class Progress:
             if run.state == "new":
                 self.seconds.setdefault(run.label, []).append(seconds)
         words = [f"{self.done}/{self.total}", run.path.name, result, clock(seconds)]
-        print("  ".join(words + self.estimated_time(remaining)), flush=True)
+        if remaining:
+            words.append(self.estimated_time(remaining))
+        print("  ".join(words), flush=True)
 
     def estimated_time(self, runs):
-        """[how long `runs` will take]: as long as earlier runs of their experiments, or the mean."""
-        if not runs:
-            return []
+        """The time for `runs`, if each takes as long as earlier runs of its experiment or of all."""
         if not self.estimate or not self.seconds:
-            return [f"{len(runs)} to go"]
+            return f"{len(runs)} to go"
         means = {label: sum(times) / len(times) for label, times in self.seconds.items()}
         usual = sum(means.values()) / len(means)
         seconds = [means.get(run.label, usual) for run in runs]
-        return [f"about {clock(max(sum(seconds) / self.places, *seconds))} left"]
+        return f"about {clock(max(sum(seconds) / self.places, *seconds))} left"
 
 
 def clock(seconds):
