@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers.paths import ROOT
 
 from common import checkpoint
 from common.errors import UserError

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from helpers.paths import ROOT
 
 from common import command_line
 from common.errors import UserError

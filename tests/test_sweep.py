@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers.paths import ROOT
 from helpers.sweeps import TINY
 from PIL import Image
 
