@@ -47,11 +47,6 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
-def flag(name):
-    """The option of an argument: "batch_size" -> "--batch-size"."""
-    return f"--{name.replace('_', '-')}"
-
-
 def number(kind=float, low=None, high=None, above=None):
     """An argparse type: a finite number with low <= number <= high and number > above."""
     bounds = ((low, "at least"), (above, "above"), (high, "at most"))

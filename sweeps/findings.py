@@ -78,7 +78,7 @@ def differences(comparisons, finished):
 
 def origin(finished):
     """A sentence with the data, versions and devices of the runs, as in their config.json."""
-    configs = [metrics.read_json(run.path / "config.json") for run in finished]
+    configs = [files.read_json(run.path / "config.json") for run in finished]
     facts = {
         "dataset": [run.args.dataset for run in finished],
         "epochs": [run.args.epochs for run in finished],

@@ -16,6 +16,7 @@ from common.errors import UserError, first_line
 from training import devices, terminal
 
 CLUSTER = "slurm"  # submitit's name of it; tests use "local"
+POLL_SECONDS = 0.1
 
 
 def places(device, jobs):
@@ -152,7 +153,7 @@ def execute(runs, start, places, progress):
                         failed[run] = failure_reason(run, job.process, status)
                     seconds = time.monotonic() - job.started
                     progress.report(run, seconds, failed.get(run), [*active, *waiting])
-                time.sleep(0.1)
+                time.sleep(POLL_SECONDS)
         finally:
             for job in active.values():
                 job.process.send_signal(signal.SIGTERM)
@@ -191,7 +192,7 @@ class Progress:
         print("  ".join(words), flush=True)
 
     def estimated_time(self, runs):
-        """The time for `runs`, if each takes as long as earlier runs of its experiment or of all."""
+        """The time for `runs` if they take as long as earlier runs of their experiments, or of all."""
         if not self.estimate or not self.seconds:
             return f"{len(runs)} to go"
         means = {label: sum(times) / len(times) for label, times in self.seconds.items()}

@@ -17,17 +17,16 @@ from pathlib import Path
 
 import data
 import models
-from analysis import metrics
-from common import command_line
-from common.command_line import flag
+from common import command_line, files, scopes
 from common.errors import UserError
+from common.scopes import flag
 from common.text import printable
 from sweeps.suites import DECIDED, SUITES
 from training import experiment, run_directory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Arguments that say where a run is executed or stored, not what it is.
-PLACE = {"device", "data_dir", "data_url", "output_dir", "resume", "resume_previous", "config"}
+PLACE = scopes.names("call") | {"device", "data_dir", "data_url"}
 
 
 @dataclass(eq=False)
@@ -60,7 +59,7 @@ class Run:
 
     @property
     def summary(self):
-        return metrics.read_json(self.path / "summary.json")
+        return files.read_json(self.path / "summary.json")
 
     @property
     def finished(self):
@@ -132,7 +131,7 @@ def _state(run):
     if not present:
         run_directory.refuse_if_taken(run.path)
         return "new"
-    config = metrics.read_json(run.path / "config.json")
+    config = files.read_json(run.path / "config.json")
     if not isinstance(config.get("arguments"), dict):
         raise UserError(
             f"{run.path} holds {', '.join(present)} but no readable config.json: remove it", 2

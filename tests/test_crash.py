@@ -84,6 +84,7 @@ def check(directory, saved):
         run.close()
 
 
+@pytest.mark.slow
 def test_every_state_that_a_power_cut_can_leave_is_resumed(recorded, tmp_path):
     operations, saves = recorded
     seen, number = set(), 0

@@ -22,7 +22,7 @@ from datasets import archives
 from training import experiment, run_directory
 
 FUZZ = settings(
-    max_examples=100,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     database=None,

@@ -44,6 +44,8 @@ def run(tmp_path, monkeypatch, few_shapes):
     monkeypatch.setattr(shapes, "load_shapes", lambda: few_shapes)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.setattr(findings.curves, "draw", lambda groups, path: path.touch())
+    monkeypatch.setattr(launch, "END_WITH_PARENT", [])
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
 
     def run(*arguments, suite=TINY):
         monkeypatch.setitem(suites.SUITES, "tiny", suite)

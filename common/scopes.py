@@ -1,0 +1,36 @@
+"""What an argument of a training script is about. Everything that treats arguments differently asks this table.
+
+identity   decides what a run computes: fixed when it resumes; runs that differ in it are different experiments
+machine    where and how it is computed, or what it is called: may change when a run resumes
+call       concerns one call of the script: never taken from --config
+"""
+
+_IDENTITY = """
+    model model_arg pretrained weights freeze_backbone lora_rank layer_decay
+    dataset image_size val_size limit_train limit_test skip_bad_images
+    epochs batch_size optimizer lr momentum weight_decay schedule warmup_epochs label_smoothing
+    ema_decay drop_path clip_grad accumulate
+    augment crop_padding mixup cutmix mix_prob cutout random_erasing repeated_augment
+    sync_bn seed eval_every
+"""
+_MACHINE = """
+    data_dir data_url resident device amp compile grad_checkpointing deterministic tag
+    micro_batch ema_device fsdp
+"""
+_CALL = "output_dir resume resume_previous config list_models dry_run gpu_memory smoke"
+
+SCOPES = (
+    dict.fromkeys(_IDENTITY.split(), "identity")
+    | dict.fromkeys(_MACHINE.split(), "machine")
+    | dict.fromkeys(_CALL.split(), "call")
+)
+
+
+def names(*scopes):
+    """The names of the arguments with one of these scopes."""
+    return {name for name, scope in SCOPES.items() if scope in scopes}
+
+
+def flag(name):
+    """The option of an argument: "batch_size" -> "--batch-size"."""
+    return f"--{name.replace('_', '-')}"
