@@ -41,7 +41,7 @@ def build_parser():
     count = dict(type=command_line.number(int, low=0), metavar="N")
     positive = dict(type=command_line.number(int, low=1), metavar="N")
     add("suite", metavar="SUITE", choices=SUITES, help=f"one of {', '.join(SUITES)}")
-    add("--seeds", **count, nargs="+", default=[0, 1, 2], help="a run of each experiment for each")
+    add("--seeds", **count, nargs="+", default=[0, 1, 2], help="seeds of each experiment")
     jobs = "concurrent runs (default: 1; SLURM: all), each on a GPU or with a share of the CPU"
     add("--jobs", **positive, help=jobs)
     add("--dry-run", action="store_true", help="print the commands and exit")

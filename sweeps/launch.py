@@ -192,7 +192,7 @@ class Progress:
         print("  ".join(words), flush=True)
 
     def estimated_time(self, runs):
-        """The time for `runs` if they take as long as earlier runs of their experiments, or of all."""
+        """The time for `runs`, if each takes as long as earlier ones of its experiment (or all)."""
         if not self.estimate or not self.seconds:
             return f"{len(runs)} to go"
         means = {label: sum(times) / len(times) for label, times in self.seconds.items()}

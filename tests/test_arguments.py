@@ -205,8 +205,11 @@ def test_help_shows_every_argument_and_its_default(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    common = """model model-arg dataset data-dir data-url image-size epochs batch-size optimizer lr momentum weight-decay
-        schedule warmup-epochs label-smoothing augment mixup cutmix cutout ema-decay clip-grad accumulate amp compile
-        deterministic device seed val-size eval-every output-dir tag resume config limit-train limit-test list-models"""
+    common = """
+        model model-arg dataset data-dir data-url image-size epochs batch-size optimizer lr momentum
+        weight-decay schedule warmup-epochs label-smoothing augment mixup cutmix cutout ema-decay
+        clip-grad accumulate amp compile deterministic device seed val-size eval-every output-dir
+        tag resume config limit-train limit-test list-models
+    """
     assert all(f"--{option} " in text for option in common.split())
     assert "(without a recipe: 128)" in text and "default: None" not in text

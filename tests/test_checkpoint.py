@@ -1,4 +1,4 @@
-"""A checkpoint is the old file or the new one; damaged and hostile files are refused, and run nothing."""
+"""A checkpoint is the old or the new file; damaged and hostile files are refused, run nothing."""
 
 import os
 import pickle

@@ -84,7 +84,7 @@ def test_a_script_ends_with_one_line_and_a_status(error, status, line, capsys):
 
 
 def start_help(stdout):
-    """compare_runs.py --help, which writes its text when it ends, since PYTHONUNBUFFERED isn't set."""
+    """compare_runs.py --help. It writes at its end, because PYTHONUNBUFFERED is not set."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     command = [sys.executable, ROOT / "compare_runs.py", "--help"]
     return subprocess.Popen(

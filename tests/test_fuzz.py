@@ -85,9 +85,7 @@ def resolve(*argv):
 
 
 @FUZZ
-@given(
-    st.lists(st.sampled_from([*OPTIONS, *WORDS, *NUMBERS]) | st.text(max_size=6), max_size=6)
-)
+@given(st.lists(st.sampled_from([*OPTIONS, *WORDS, *NUMBERS]) | st.text(max_size=6), max_size=6))
 def test_command_lines(words):
     found = refuses_in_one_line(resolve, *(word.replace("\0", "") for word in words))
     if found:
