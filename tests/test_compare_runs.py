@@ -38,6 +38,7 @@ def test_a_table_and_a_picture_beside_the_runs(tmp_path, capsys, monkeypatch):
     )
 
 
+@pytest.mark.extras("plotly")
 def test_every_kind_of_output_in_one_go(tmp_path, capsys, monkeypatch):
     pytest.importorskip("plotly", reason="no plotly")
     monkeypatch.chdir(tmp_path)

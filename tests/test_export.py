@@ -26,6 +26,7 @@ def turned():
     return exif
 
 
+@pytest.mark.extras("onnxscript", "onnxruntime")
 @pytest.mark.parametrize("kind", export.FILES)
 def test_the_file_gives_the_checkpoints_logits_and_its_readme_runs(tmp_path, kind):
     if kind == "onnx":
@@ -66,6 +67,7 @@ def test_the_file_gives_the_checkpoints_logits_and_its_readme_runs(tmp_path, kin
     assert done.stdout == wanted, done.stderr
 
 
+@pytest.mark.extras("onnxscript", "onnxruntime")
 @pytest.mark.parametrize("kind", ["onnx", "torchscript"])
 @pytest.mark.parametrize(
     ("model", "options"),

@@ -163,6 +163,7 @@ def test_the_largest_micro_batch_leaves_a_tenth():
     assert need.total(80) <= 1000
 
 
+@pytest.mark.extras("peft")
 def test_adapters_are_counted_as_peft_makes_them():
     pytest.importorskip("peft")
     name, rank = "timm/eva02_large_patch14_448", 4

@@ -30,6 +30,7 @@ def page(tmp_path):
     return tmp_path / "report.html"
 
 
+@pytest.mark.extras("plotly")
 def test_the_page_needs_nothing_else_and_names_do_nothing(page):
     text = page.read_text()
     assert not re.findall(r"""<(?:script|link|img)[^>]*(?:src|href)=["'](?!data:)""", text)
@@ -69,6 +70,7 @@ def test_unreadable_example_images_are_left_out_with_a_note(tmp_path, capsys, mo
         )
 
 
+@pytest.mark.extras("plotly", "playwright", "chromium")
 def test_in_a_browser(page):
     """It renders, sorts by clicks, hides a curve, and the console stays empty: no error, nothing asked of a network."""
     api = pytest.importorskip("playwright.sync_api", reason="no playwright")

@@ -40,6 +40,7 @@ def test_an_answer_is_the_models_and_names_what_it_looks_at(tmp_path):
     assert len(named) == 2 and looked is None
 
 
+@pytest.mark.extras("gradio", "playwright", "chromium")
 def test_in_a_browser(tmp_path):
     pytest.importorskip("gradio", reason="no gradio")
     api = pytest.importorskip("playwright.sync_api", reason="no playwright")
