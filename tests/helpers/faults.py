@@ -160,7 +160,7 @@ def kill_in_save(number, stage):
         return open_file
 
     def die_in_write(file, write, data):
-        if file.tell() > 20_000:
+        if file.tell() + len(data) > 20_000:
             write(data[: len(data) // 2])
             file.flush()
             die()
