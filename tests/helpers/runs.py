@@ -12,14 +12,19 @@ import torch
 from common import checkpoint
 from training.terminal import ProgressDisplay
 
-TINY = "--dataset shapes --limit-train 96 --limit-test 50 --batch-size 32 --model resnet20".split()
-CNN = "--model timm/test_resnet --model-arg channels=(4,8,8,16) --model-arg stem_width=8".split()
-VIT = "--model vit_custom --model-arg width=24 --model-arg depth=2 --model-arg heads=2".split()
+
+def words(text):
+    return text.split()
+
+
+TINY = words("--dataset shapes --limit-train 96 --limit-test 50 --batch-size 32 --model resnet20")
+CNN = words("--model timm/test_resnet --model-arg channels=(4,8,8,16) --model-arg stem_width=8")
+VIT = words("--model vit_custom --model-arg width=24 --model-arg depth=2 --model-arg heads=2")
 # Three steps per epoch, a moving average, and a test at the end.
-OPTIONS = [*TINY, *CNN, *"--device cpu --epochs 3 --ema-decay 0.8".split()]
-OPTIONS += "--val-size 10 --batch-size 28".split()
-# So that a run can be extended.
-CONSTANT = "--schedule constant --warmup-epochs 0 --ema-decay 0.8".split()
+RUN = TINY + words("--device cpu --epochs 3 --ema-decay 0.8 --val-size 10 --batch-size 28")
+OPTIONS = RUN + CNN
+# A run that can be extended.
+CONSTANT = words("--schedule constant --warmup-epochs 0 --ema-decay 0.8")
 
 TIMINGS = ("epoch_seconds", "images_per_second", "peak_memory_mb")
 
