@@ -12,8 +12,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Read once in a process, and tests of --deterministic come late.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-pytest.register_assert_rewrite("helpers")
-
 import torch
 from helpers.extras import pytest_runtest_makereport  # noqa: F401
 from helpers.paths import ROOT
