@@ -68,6 +68,15 @@ def write_json(path, value):
         file.write(json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path):
+    """The object in a JSON file; {} if the file is missing, damaged or holds anything else."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError):  # RecursionError: thousands of nested brackets
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def make_directory(path):
     """Makes a directory and its parents; they are on the disk when this returns."""
     path = Path(path)
