@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from samples import write_checkpoint
+from helpers.samples import write_checkpoint
 
 import data
 import show_example
