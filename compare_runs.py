@@ -6,8 +6,8 @@
     python compare_runs.py runs/* --watch
 
 Runs that differ by their seed only share one row and one curve. metrics.csv files of other programs
-can be compared, too, if they have an epoch and a loss or an accuracy. Figures are written beside the
-runs (runs/comparison.png), where git ignores them, unless --output says otherwise.
+need an epoch and a loss or an accuracy. Figures are written into the directory of the runs
+(runs/comparison.png), where git ignores them, unless --output is given.
 """
 
 import sys

@@ -17,6 +17,7 @@ from analysis.panels import PANELS, SIZES, X_TITLES, Size
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.2, 1, 1.2)), (0, (1, 1)))
 MARKERS = (None, "o", "s", "^", "D", "v", "P")
 POINTS = "osD^vPX*<>"
+POINT_STYLE = dict(markersize=7, markeredgecolor="white", markeredgewidth=0.6, linestyle="")
 MOST = 24  # groups with a colour and a name of their own; of more groups, only the TOP best
 TOP = 12
 CURVES_WITH_RAW = 8  # up to so many smoothed curves are drawn with the original values behind them
@@ -101,21 +102,20 @@ def line_style(place):
 
 def _curves(plt, groups, panels, options):
     figure, axes = _subplots(plt, len(panels), options.size)
-    drawn = {}
+    drawn = []  # (axis, its curves, digits of their values)
     for axis, (name, title) in zip(axes.flat, panels.items()):
         axis.set_title(title)
-        drawn[axis] = _draw_panel(axis, name, groups, options)
+        curves = _draw_panel(axis, name, groups, options)
+        drawn.append((axis, curves, 3 if name.endswith("loss") else 2))
     handles = {}
-    for curve in (curve for curves in drawn.values() for curve in curves):
-        handles.setdefault(curve.label, curve.line)
+    for _, curves, _ in drawn:
+        for curve in curves:
+            handles.setdefault(curve.label, curve.line)
     _add_legend(figure, handles, groups, options.size)
-    notes = {}
-    for (axis, curves), name in zip(drawn.items(), panels):
-        digits = 3 if name.endswith("loss") else 2
-        notes[axis] = _annotate_ends(axis, curves, digits, options.size)
+    notes = [_annotate_ends(*panel, options.size) for panel in drawn]
     figure.draw_without_rendering()  # only now the axes have their final size
-    for axis, annotations in notes.items():
-        _separate(axis, annotations)
+    for axis, axis_notes in zip(axes.flat, notes):
+        _separate(axis, axis_notes)
     return figure
 
 
@@ -142,7 +142,10 @@ def _draw_panel(axis, name, groups, options):
         if place is None:
             continue
         if len(std):
-            _draw_band(axis, line, _smoothed(std, options.smooth), logarithmic)
+            std = _smoothed(std, options.smooth)
+            lowest = 1e-9 + 0.5 * smooth.min() if logarithmic else -np.inf
+            low, colour = np.maximum(smooth - std, lowest), style["color"]
+            axis.fill_between(x, low, smooth + std, color=colour, alpha=0.15, linewidth=0)
         label = group.label
         if len(measured_on) > 1 and len(groups) <= MOST and group.measured_on:
             label += f", {group.measured_on}"
@@ -161,14 +164,6 @@ def _draw_panel(axis, name, groups, options):
     return curves
 
 
-def _draw_band(axis, line, std, logarithmic):
-    x, y = line.get_data()
-    low = y - std
-    if logarithmic:
-        low = np.maximum(low, 1e-9 + 0.5 * y.min())
-    axis.fill_between(x, low, y + std, color=line.get_color(), alpha=0.15, linewidth=0)
-
-
 def _smoothed(values, window):
     """Centred moving mean over `window` values, over fewer at the ends."""
     if window <= 1 or len(values) < 2:
@@ -182,28 +177,19 @@ def _annotate_ends(axis, curves, digits, size):
     from matplotlib.transforms import ScaledTranslation
 
     points = 10 if len(curves) < 8 else 18
-    inches = axis.figure.dpi_scale_trans
-    margin = axis.transAxes + ScaledTranslation(points / 72, 0, inches)
+    shift = ScaledTranslation(points / 72, 0, axis.figure.dpi_scale_trans)
+    style = dict(textcoords=axis.transAxes + shift, fontsize=size.font * 0.8, va="center")
     arrow = dict(arrowstyle="-", lw=0.5, alpha=0.6, relpos=(0, 0.5), shrinkA=0, shrinkB=1)
     last_x = max((curve.x for curve in curves), default=0)
-    annotations = []
+    notes = []
     for curve in curves:
-        colour = curve.line.get_color()
-        ends_early = curve.x <= 0.98 * last_x
-        annotation = axis.annotate(
-            f"{curve.last:.{digits}f}",
-            (curve.x, curve.y),
-            xytext=(1, 0.5),
-            textcoords=margin,
-            color=_darker(colour),
-            fontsize=size.font * 0.8,
-            va="center",
-            annotation_clip=False,
-            # dotted: not to be taken for a curve that continues
-            arrowprops=arrow | {"color": colour, "linestyle": ":" if ends_early else "-"},
-        )
-        annotations.append(annotation)
-    return annotations
+        text, colour = f"{curve.last:.{digits}f}", curve.line.get_color()
+        # Dotted after an early end: not to be taken for a curve that continues.
+        arrow |= {"color": colour, "linestyle": "-" if curve.x > 0.98 * last_x else ":"}
+        style |= {"color": _darker(colour), "arrowprops": arrow.copy()}
+        end = (curve.x, curve.y)
+        notes.append(axis.annotate(text, end, xytext=(1, 0.5), annotation_clip=False, **style))
+    return notes
 
 
 def _darker(colour):
@@ -233,13 +219,12 @@ def _separate(axis, annotations):
 
 
 def spread(wanted, gap, low, high):
-    """Places at least `gap` apart, within low and high if they fit, and as near as possible to
-    the wanted ones (sorted).
+    """Places at least `gap` apart, from low to high if they fit, as near as possible to `wanted`.
 
-    Neighbours that are too near form a block around the mean of their wishes (pool adjacent
+    wanted is sorted. Neighbours that are too near form a block around their mean (pool adjacent
     violators).
     """
-    blocks = []  # [sum of the first place that each member wishes for the block, number of members]
+    blocks = []  # [sum of the starts that its members want, number of members]
 
     def start(block):
         total, count = block
@@ -320,13 +305,10 @@ def _draw_cost(axis, name, title, groups):
             yerr=accuracy.std,
             capsize=2,
             elinewidth=0.8,
-            linestyle="",
             color=line_style(place)["color"],
             marker="." if place is None else POINTS[i % len(POINTS)],
             zorder=2 if place is None else 3,
-            markersize=7,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
+            **POINT_STYLE,
         )
         if place is not None:
             handles[group.label] = artist[0]

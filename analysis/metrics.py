@@ -35,35 +35,20 @@ EVALUATIONS = {
     "test": "test",
     "eval": "evaluation",
 }
-# What other programs call a split and a metric.
-SPLIT_NAMES = {
-    "train": ("train", "training", "tr"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test",),
-    "eval": ("eval", "evaluation"),
+SPLITS, METRICS = ("train", "val", "test", "eval"), ("loss", "acc", "top5")
+# fmt: off
+SYNONYMS = {  # what other programs call them
+    "training": "train", "tr": "train", "valid": "val", "validation": "val", "dev": "val",
+    "evaluation": "eval", "accuracy": "acc", "acc1": "acc", "top1": "acc", "prec1": "acc",
+    "acc5": "top5", "prec5": "top5",
 }
-METRIC_NAMES = {
-    "loss": ("loss",),
-    "acc": ("acc", "accuracy", "top1", "acc1", "acc_1", "top_1", "prec1"),
-    "top5": ("top5", "acc5", "acc_5", "top_5", "prec5"),
+# fmt: on
+# Words in either order; a metric without a split is the training's, as in Keras.
+COLUMN_NAMES = {
+    frozenset((split, metric)): f"{split}_{metric}" for split in SPLITS for metric in METRICS
 }
+COLUMN_NAMES |= {frozenset((metric,)): f"train_{metric}" for metric in METRICS}
 OTHER_COLUMNS = ("epoch", "step", "epoch_seconds", "images_per_second")
-
-
-def _column_names():
-    """{a name in a file: our name}. A metric without a split is the training's, as in Keras."""
-    names = {}
-    for metric, words in METRIC_NAMES.items():
-        for word in words:
-            names[word] = f"train_{metric}"
-            for split, split_words in SPLIT_NAMES.items():
-                for split_word in split_words:
-                    names[f"{split_word}_{word}"] = f"{split}_{metric}"
-                    names[f"{word}_{split_word}"] = f"{split}_{metric}"
-    return names
-
-
-COLUMN_NAMES = _column_names()
 
 
 def read_table(path, keep_torn_line=False):
@@ -96,21 +81,17 @@ def read_arguments(directory):
 def find_metrics(patterns):
     """The metrics.csv files that paths and patterns name, each once, in order.
 
-    A run's file is named even before it exists. Raises UserError for a path that doesn't exist, and
-    if nothing is found.
+    Includes files that a run hasn't written yet. Raises UserError for a path without metrics.
     """
     found = {}
     for pattern in patterns:
-        is_pattern = glob.has_magic(pattern) and not Path(pattern).exists()
-        for path in map(Path, sorted(glob.glob(pattern)) if is_pattern else [pattern]):
+        paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern)) or [pattern]
+        for path in map(Path, paths):
             file = path / "metrics.csv" if path.is_dir() else path
-            of_run = file.name == "metrics.csv"
-            if of_run and (file.parent / "config.json").is_file():
+            is_started = file.name == "metrics.csv" and (file.parent / "config.json").is_file()
+            if is_started or (file.is_file() and file.suffix == ".csv"):
                 found.setdefault(file.resolve(), file)
-            elif file.is_file():
-                if file.suffix == ".csv":
-                    found.setdefault(file.resolve(), file)
-            elif not is_pattern and not path.exists() and not (of_run and path.parent.is_dir()):
+            elif not path.exists():
                 raise UserError(f"no metrics at {path}: {HINT}", status=2)
     if not found:
         raise UserError(f"no metrics at {' '.join(patterns)[:200]}: {HINT}", status=2)
@@ -125,11 +106,11 @@ class Run:
 
     def __init__(self, path):
         self.path = path = Path(path)
-        in_run_directory = path.name == "metrics.csv"
-        self.name = printable(path.resolve().parent.name if in_run_directory else path.stem)
+        self.in_directory = path.name == "metrics.csv"
+        self.name = printable(path.resolve().parent.name if self.in_directory else path.stem)
         self.is_ours = (path.parent / "config.json").is_file()
-        self.summary = read_json(path.parent / "summary.json") if in_run_directory else {}
-        config = read_json(path.parent / "config.json") if in_run_directory else {}
+        self.summary = read_json(path.parent / "summary.json") if self.in_directory else {}
+        config = read_json(path.parent / "config.json") if self.in_directory else {}
         self.arguments = _dict_or_empty(config.get("arguments"))
         self.origins = _dict_or_empty(config.get("from"))  # where each argument's value came from
         self.problem, self.epochs, self.columns, self.evaluation = "", [], {}, ""
@@ -154,8 +135,8 @@ class Run:
                 by_epoch.setdefault(int(epoch) if epoch.is_integer() else epoch, {}).update(known)
         if not by_epoch:
             raise UserError("has no finished epoch")
-        names = header_of.keys() - {"", "epoch"}
-        columns = {name: [row.get(name) for row in by_epoch.values()] for name in names}
+        rows, names = by_epoch.values(), [name for name in header_of if name not in ("", "epoch")]
+        columns = {name: [row.get(name) for row in rows] for name in names}
         if not any(name.endswith(("loss", "acc")) for name in columns):
             found = ", ".join(map(printable, headers))[:200]
             raise UserError(f"has no column of a loss or an accuracy: it has {found}")
@@ -163,7 +144,7 @@ class Run:
             _make_percent(columns)
         shown = (name for name in EVALUATIONS if {f"{name}_acc", f"{name}_loss"} & set(columns))
         self.evaluation = next(shown, "")
-        for metric in METRIC_NAMES:
+        for metric in METRICS:
             columns[f"eval_{metric}"] = columns.get(f"{self.evaluation}_{metric}", [])
         self.epochs, self.columns = list(by_epoch), columns
 
@@ -175,10 +156,7 @@ class Run:
 
     @cached_property
     def status(self):
-        """finished, interrupted, failed (why), running, unfinished or broken (why).
-
-        "" for another program's file.
-        """
+        """finished, interrupted, failed: why, running, unfinished, broken: why; "" if not ours."""
         status = self.summary.get("status")
         stopped = status in ("failed", "interrupted")
         if self.problem not in ("", NO_EPOCH_YET) and not stopped:
@@ -270,10 +248,9 @@ class Run:
 
 
 def load_runs(patterns):
-    """The runs at paths and patterns, with names that differ.
+    """The runs at paths and patterns, with names that differ; unreadable ones are named on stderr.
 
-    Runs that can't be read are named on stderr. Raises UserError if none has a curve, or if no two
-    share one.
+    Raises UserError if none has a curve, or if no two share one.
     """
     runs = [Run(path) for path in find_metrics(patterns)]
     readable = [run for run in runs if run.epochs]
@@ -287,10 +264,8 @@ def load_runs(patterns):
     names = Counter(run.name for run in runs)
     for run in runs:
         if names[run.name] > 1:
-            parts = run.path.resolve().parts
-            run.name = printable(
-                "/".join(parts[-3:-1] if parts[-1] == "metrics.csv" else parts[-2:])
-            )
+            path = run.path.resolve()
+            run.name = printable("/".join((path.parent if run.in_directory else path).parts[-2:]))
     return runs
 
 
@@ -298,11 +273,9 @@ def _check_common_curve(runs):
     curves = [[name for name in PANELS["curves"] if run.curve(name)[0]] for run in runs]
     counts = Counter(itertools.chain(*curves))
     if len(runs) > 1 and max(counts.values(), default=0) < 2:
-        found = "; ".join(
-            f"{run.name} has {', '.join(sorted(names)) or 'no numbers'}"
-            for run, names in zip(runs[:3], curves)
-        )
-        raise UserError(f"these files have no curve in common: {found}")
+        names = [", ".join(sorted(curve)) or "no numbers" for curve in curves]
+        found = [f"{run.name} has {text}" for run, text in zip(runs[:3], names)]
+        raise UserError(f"these files have no curve in common: {'; '.join(found)}")
 
 
 def _canonical(name):
@@ -310,7 +283,9 @@ def _canonical(name):
     name = re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
     if name in OTHER_COLUMNS or name.startswith("ema_"):
         return name
-    return COLUMN_NAMES.get(name.removesuffix("_epoch"), "")
+    name = re.sub("(acc|top)_([15])", r"\1\2", name.removesuffix("_epoch"))
+    words = frozenset(SYNONYMS.get(word, word) for word in name.split("_"))
+    return COLUMN_NAMES.get(words, "")
 
 
 def _make_percent(columns):

@@ -14,17 +14,12 @@ from typing import NamedTuple
 from common.errors import UserError
 
 # Arguments that say where, when and how a run was started, not what it computes.
+# fmt: off
 PLACE = {
-    "seed",
-    "output_dir",
-    "resume",
-    "resume_previous",
-    "config",
-    "list_models",
-    "tag",
-    "data_url",
+    "seed", "output_dir", "resume", "resume_previous", "config", "list_models", "tag", "data_url",
     "device",
 }
+# fmt: on
 # Arguments that the machine may have chosen, and may choose otherwise for another seed.
 FITTED_TO_MEMORY = ("micro_batch", "accumulate")
 
@@ -59,12 +54,13 @@ def summarize(values):
 class Group:
     """Runs of one experiment, shown as one row and one curve. A single run is a group, too.
 
-    Only its finished runs count, if there are any. Of runs with equal seed and arguments only the last
+    Only finished runs count, if there are any. Of runs with equal seed and arguments only the last
     counts: they are not independent.
     """
 
     def __init__(self, name, runs):
-        self.name, self.runs, self._bands = name, runs, {}
+        self.name, self.runs = name, runs
+        self._bands = {}  # results of band
         finished = [run for run in runs if run.status == "finished"]
         candidates = finished or [run for run in runs if run.epochs] or runs
         by_experiment = {(_key(run, ("arguments",)), run.seed): run for run in candidates}
@@ -95,13 +91,12 @@ class Group:
 
     @property
     def measured_on(self):
-        return ", ".join(dict.fromkeys(run.measured_on for run in self.counted if run.measured_on))
+        return _unique(run.measured_on for run in self.counted)
 
     @property
     def reported(self):
         """Which epoch the test accuracy is of: the last, or the best on held-out images."""
-        reported = (run.summary.get("reported") for run in self.counted)
-        return ", ".join(dict.fromkeys(str(text) for text in reported if text))
+        return _unique(run.summary.get("reported") for run in self.counted)
 
     @property
     def tests(self):
@@ -162,6 +157,10 @@ class Group:
 def _fast_std(values, mean):
     """The sample standard deviation; statistics.stdev computes with fractions and is slow."""
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def _unique(texts):
+    return ", ".join(dict.fromkeys(str(text) for text in texts if text))
 
 
 def _all_equal(values):

@@ -160,7 +160,7 @@ def _images(groups):
 
 
 def _read_png(path):
-    """The bytes of a PNG file. Raises OSError, or ValueError for a file that doesn't fit the page."""
+    """The bytes of a PNG file. Raises OSError, and ValueError for a file that doesn't fit."""
     if path.stat().st_size > MAX_IMAGE_BYTES:
         raise ValueError(f"more than {MAX_IMAGE_BYTES:,} bytes")
     contents = path.read_bytes()
