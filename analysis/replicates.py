@@ -23,15 +23,14 @@ PLACE = {
 # Arguments that the machine may have chosen, and may choose otherwise for another seed.
 FITTED_TO_MEMORY = ("micro_batch", "accumulate")
 
-# Student's t below which 97.5 % lie, for 1 to 30 degrees of freedom, then for 40, 60 and 120.
+# Student's t below which 97.5 % lie, by degrees of freedom.
 # fmt: off
-T975 = (
+T975 = dict(enumerate((
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)
+), start=1)) | {40: 2.021, 60: 2.000, 120: 1.980}
 # fmt: on
-T975_BEYOND = ((120, 1.980), (60, 2.000), (40, 2.021))
 
 
 class MeanStd(NamedTuple):
@@ -293,8 +292,6 @@ def _standard_error(values):
 
 
 def t975(freedom):
-    """Student's t below which 97.5 % lie, of the next smaller degrees of freedom in the table."""
-    freedom = max(1, int(freedom + 1e-9))
-    if freedom <= len(T975):
-        return T975[freedom - 1]
-    return next((t for least, t in T975_BEYOND if freedom >= least), T975[-1])
+    """Student's t below which 97.5 % lie; between two entries of T975 the larger value."""
+    freedom = max(1, freedom + 1e-9)
+    return T975[max(tabulated for tabulated in T975 if tabulated <= freedom)]

@@ -146,7 +146,8 @@ def compare(groups, columns=None, baseline=None):
             raise UserError(f"--columns {key}: must be one of {names}", status=2)
     rows = [_row(group, baseline, arguments) for group in groups]
     if not columns:
-        wanted = [key for key in wanted if key in ("run", "status") or not _is_empty(key, rows)]
+        filled = {key for row in rows for key, value in row.items() if value not in (None, "")}
+        wanted = [key for key in wanted if key in filled | {"run", "status"}]
         if all(len(group.runs) == 1 for group in groups):
             wanted.remove("n")
     return Table(
@@ -154,10 +155,6 @@ def compare(groups, columns=None, baseline=None):
         rows=[{key: row.get(key) for key in wanted} for row in rows],
         sentences=list(_sentences(groups, baseline, common)),
     )
-
-
-def _is_empty(key, rows):
-    return all(row.get(key) in (None, "") for row in rows)
 
 
 def _row(group, baseline, arguments):
@@ -327,15 +324,12 @@ def latex_table(rows):
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
+# fmt: off
 LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 } | {mark: f"\\{mark}" for mark in "&%$#_{}"}
+# fmt: on
 
 
 def _latex(text):

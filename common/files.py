@@ -69,10 +69,10 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The object in a JSON file; {} if the file is missing, damaged or holds anything else."""
+    """The object in a JSON file; {} where there is none."""
     try:
         value = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError):  # RecursionError: thousands of nested brackets
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from helpers.figures import cut_texts, overlaps, text_boxes
 from helpers.samples import write, write_seeds
 
 from analysis import curves, figures, metrics, panels, replicates
@@ -11,12 +12,11 @@ from analysis import curves, figures, metrics, panels, replicates
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Keeps the figures that would be saved."""
+    """Keeps the figures that would be saved; saving them takes longer than the tests."""
     kept = []
     monkeypatch.setattr(figures, "save", lambda figure, path, dpi: kept.append(figure))
     yield kept
-    for figure in kept:
-        figures.pyplot().close(figure)
+    figures.pyplot().close("all")
 
 
 def groups_in(tmp_path):
@@ -34,44 +34,36 @@ def similar_groups(tmp_path, count):
     return groups_in(tmp_path)
 
 
-def visible_texts(figure):
-    """Texts that are drawn: tick labels beyond the ends of an axis exist, too, but are not."""
-    import matplotlib.text
-
+def hidden_labels(figure):
+    """Labels of ticks beyond the ends of an axis, which exist but are not drawn."""
     hidden = set()
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         low, high = sorted(axis.get_view_interval())
         for tick in axis.get_major_ticks() + axis.get_minor_ticks():
             if not low <= tick.get_loc() <= high:
                 hidden |= {tick.label1, tick.label2}
-    texts = [text for text in figure.findobj(matplotlib.text.Text) if text not in hidden]
-    return [text for text in texts if text.get_text().strip() and text.get_visible()]
+    return hidden
 
 
 @pytest.mark.parametrize(
     ("count", "size"), [(1, "screen"), (2, "column"), (5, "page"), (20, "screen"), (20, "column")]
 )
 def test_no_text_covers_another_or_is_cut(tmp_path, drawn, count, size):
-    from matplotlib.text import Text
-
     groups = similar_groups(tmp_path, count)
     for panel in ("curves", "efficiency", "bars"):
-        curves.draw(groups, "x.png", panel, size=size)
+        curves.draw(groups, tmp_path / "x.png", panel, size=size)
     for figure in drawn:
-        figure.canvas.draw()
-        renderer = figure.canvas.get_renderer()
-        # Of the letters: an annotation's own extent includes its line.
-        boxes = [Text.get_window_extent(text, renderer) for text in visible_texts(figure)]
+        boxes = text_boxes(figure)
+        hidden = hidden_labels(figure)
+        boxes = [(text, box) for text, box in boxes if text not in hidden]
         assert len(boxes) > count
-        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-        page = figure.bbox.padded(1)
-        assert all(page.contains(*box.min) and page.contains(*box.max) for box in boxes)
+        assert overlaps(boxes) == [] and cut_texts(figure, boxes) == []
 
 
 def test_ends_are_the_last_values_and_bands_one_deviation(tmp_path, drawn):
     write_seeds(tmp_path, "a", [90.0, 94.0])
     for smooth in (1, 2):
-        curves.draw(groups_in(tmp_path), "x.png", smooth=smooth)
+        curves.draw(groups_in(tmp_path), tmp_path / "x.png", smooth=smooth)
         accuracy = drawn[-1].axes[3]
         assert [text.get_text() for text in accuracy.texts] == ["92.00"]  # not smoothed
     (band,) = drawn[0].axes[3].collections
@@ -86,7 +78,7 @@ def test_curves_differ_in_grey():
 
 
 def test_of_very_many_runs_the_best_have_names(tmp_path, drawn):
-    curves.draw(similar_groups(tmp_path, 30), "x.png")
+    curves.draw(similar_groups(tmp_path, 30), tmp_path / "x.png")
     names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert len(names) == 13 and names[0].endswith("run_29") and names[-1] == "18 others"
 

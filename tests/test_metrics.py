@@ -43,7 +43,8 @@ def test_averaged_weights_and_held_out_images_are_preferred(tmp_path):
 OTHER_PROGRAMS = {
     "Keras": (
         "epoch,accuracy,loss,val_accuracy,val_loss", ("0,0.5,1.5,0.25,2", "1,0.75,1,0.5,1"),
-        {"train_acc": ((0, 1), (50, 75)), "eval_acc": ((0, 1), (25, 50)), "eval_loss": ((0, 1), (2, 1))},
+        {"train_acc": ((0, 1), (50, 75)), "eval_acc": ((0, 1), (25, 50)),
+         "eval_loss": ((0, 1), (2, 1))},
     ),
     "a row for each split": (
         "epoch,step,train/loss,val/acc", ("0,9,1.5,", "0,9,,0.3", "1,19,1.25,", "1,19,,0.4"),
@@ -56,7 +57,9 @@ OTHER_PROGRAMS = {
     "semicolons": ("Epoch;Valid Acc", ("1.0;44", "1.5;45"), {"eval_acc": ((1, 1.5), (44, 45))}),
     "epoch last": ("test_acc,epoch", ("44.25,3",), {"eval_acc": ((3,), (44.25,))}),
     "first of two": ("epoch,test_acc,test_top1", ("1,40,50",), {"eval_acc": ((1,), (40,))}),
-    "byte-order mark, NaN": ("\ufeffepoch,loss,x", ("1,nan,y", "2,1.5,"), {"train_loss": ((2,), (1.5,))}),
+    "byte-order mark, NaN": (
+        "\ufeffepoch,loss,x", ("1,nan,y", "2,1.5,"), {"train_loss": ((2,), (1.5,))},
+    ),
 }
 # fmt: on
 
