@@ -95,12 +95,10 @@ def figure_files(args, groups):
 
 def _default_file(groups):
     """comparison.png in the directory of a single run, or in the one that holds all runs."""
-    directories = {run.path.resolve().parent for group in groups for run in group.runs}
+    directories = {run.path.parent for group in groups for run in group.runs}
     if len(directories) > 1:
         directories = {directory.parent for directory in directories}
-    here = Path.cwd()
-    directory = directories.pop() if len(directories) == 1 else here
-    directory = directory.relative_to(here) if directory.is_relative_to(here) else directory
+    directory = directories.pop() if len(directories) == 1 else Path()
     return directory / "comparison.png"
 
 
@@ -108,14 +106,13 @@ def check_files(args):
     """Raises UserError for a file that can't be written, before any work is done."""
     if not args.no_figures:
         figures.check_places(args.output)
-    suffixes = tuple(tables.SUFFIXES.values())
-    wanted = [("--table", path, suffixes) for path in args.table]
+    outputs = [("--table", path, tuple(tables.SUFFIXES.values())) for path in args.table]
     if args.html:
-        wanted.append(("--html", args.html, (".html",)))
-    for option, path, suffixes in wanted:
+        outputs.append(("--html", args.html, (".html",)))
+    for option, path, suffixes in outputs:
         if not path.endswith(suffixes) or not Path(path).parent.is_dir():
-            kinds = " or ".join(suffixes)
-            raise UserError(f"{option} {path}: must be a {kinds} file in an existing directory", 2)
+            kind = f"a {' or '.join(suffixes)} file in an existing directory"
+            raise UserError(f"{option} {path}: must be {kind}", status=2)
 
 
 def compare(args):

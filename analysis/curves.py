@@ -78,7 +78,7 @@ def _accuracy(group):
     return group.accuracy.mean if group.accuracy else -math.inf
 
 
-def _places(groups):
+def _style_numbers(groups):
     """For each group the number of its line style; None for groups that are only drawn in grey."""
     if len(groups) <= MOST:
         return list(range(len(groups)))
@@ -86,17 +86,17 @@ def _places(groups):
     return [best.index(i) if i in best else None for i in range(len(groups))]
 
 
-def line_style(place):
-    """Arguments of matplotlib's plot for a curve; place: see _places."""
-    if place is None:
+def line_style(number):
+    """Arguments of matplotlib's plot for a curve; number: see _style_numbers."""
+    if number is None:
         return dict(color=figures.QUIET, linestyle="-", linewidth=0.6, alpha=0.6, zorder=1)
     return dict(
-        color=figures.COLOURS[place % len(figures.COLOURS)],
-        linestyle=LINE_STYLES[place % len(LINE_STYLES)],
-        marker=MARKERS[place // len(LINE_STYLES) % len(MARKERS)],
+        color=figures.COLOURS[number % len(figures.COLOURS)],
+        linestyle=LINE_STYLES[number % len(LINE_STYLES)],
+        marker=MARKERS[number // len(LINE_STYLES) % len(MARKERS)],
         markersize=3.5,
         linewidth=1.4,
-        zorder=2.1 - place / 1000,
+        zorder=2.1 - number / 1000,
     )
 
 
@@ -124,22 +124,22 @@ def _draw_panel(axis, name, groups, options):
     logarithmic = options.log and not name.endswith("_acc")
     measured_on = {group.measured_on.removesuffix(" (ema)") for group in groups} - {""}
     curves, ends = [], set()
-    for i, (group, place) in enumerate(zip(groups, _places(groups))):
+    for i, (group, number) in enumerate(zip(groups, _style_numbers(groups))):
         x, mean, std = (np.asarray(values, dtype=float) for values in group.band(name, options.x))
         if not len(x):
             continue
         ends |= {x[0], x[-1]}
-        style = line_style(place)
+        style = line_style(number)
         style["linewidth"] *= options.size.font / 10
         smooth = _smoothed(mean, options.smooth)
-        if options.smooth > 1 and place is not None and len(groups) <= CURVES_WITH_RAW:
+        if options.smooth > 1 and number is not None and len(groups) <= CURVES_WITH_RAW:
             faint = dict(alpha=0.25, linewidth=0.6, linestyle="-", marker=None)
             axis.plot(x, mean, **style | faint)
         if len(x) == 1:
             style["marker"] = "o"
         some_points = (0.05 * (i % 3), 0.18) if len(x) > 12 else None
         (line,) = axis.plot(x, smooth, markevery=some_points, **style)
-        if place is None:
+        if number is None:
             continue
         if len(std):
             std = _smoothed(std, options.smooth)
@@ -295,7 +295,7 @@ def _efficiency(plt, groups, size):
 def _draw_cost(axis, name, title, groups):
     """Draws a point for each group and the Pareto front; returns {label: artist}."""
     points, handles = [], {}
-    for i, (group, place) in enumerate(zip(groups, _places(groups))):
+    for i, (group, number) in enumerate(zip(groups, _style_numbers(groups))):
         cost, accuracy = group.scalar(name), group.accuracy
         if cost is None or accuracy is None or cost.mean <= 0:
             continue
@@ -305,12 +305,12 @@ def _draw_cost(axis, name, title, groups):
             yerr=accuracy.std,
             capsize=2,
             elinewidth=0.8,
-            color=line_style(place)["color"],
-            marker="." if place is None else POINTS[i % len(POINTS)],
-            zorder=2 if place is None else 3,
+            color=line_style(number)["color"],
+            marker="." if number is None else POINTS[i % len(POINTS)],
+            zorder=2 if number is None else 3,
             **POINT_STYLE,
         )
-        if place is not None:
+        if number is not None:
             handles[group.label] = artist[0]
     axis.set_xlabel(title)
     figures.tidy(axis)
@@ -363,7 +363,7 @@ def _draw_bar(axis, row, group, font):
     text = f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
     low, high = min(mean - (std or 0), *tests), max(mean + (std or 0), *tests)
     if high > 50:
-        place = dict(xy=(low, row), xytext=(-6, 0), ha="right")
+        position = dict(xy=(low, row), xytext=(-6, 0), ha="right")
     else:
-        place = dict(xy=(high, row), xytext=(6, 0))
-    axis.annotate(text, **place, textcoords="offset points", va="center", fontsize=font)
+        position = dict(xy=(high, row), xytext=(6, 0))
+    axis.annotate(text, **position, textcoords="offset points", va="center", fontsize=font)
