@@ -101,10 +101,8 @@ class Group:
     def tests(self):
         """{seed: test accuracy} of the runs that have one; {path: …} if a seed occurs twice."""
         tested = [run for run in self.counted if run.accuracy is not None]
-        by_seed = {run.seed: run.accuracy for run in tested}
-        return (
-            by_seed if len(by_seed) == len(tested) else {run.path: run.accuracy for run in tested}
-        )
+        seeds_differ = len({run.seed for run in tested}) == len(tested)
+        return {run.seed if seeds_differ else run.path: run.accuracy for run in tested}
 
     @property
     def accuracy(self):
