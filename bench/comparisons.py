@@ -338,8 +338,8 @@ def accuracies(patterns):
     """{model: mean test accuracy in percent} of finished runs."""
     found = {}
     for run in metrics.load_runs(patterns):
-        if run.figure("test") is not None:
-            found.setdefault(run.arguments.get("model"), []).append(run.figure("test"))
+        if run.scalars["test"] is not None:
+            found.setdefault(run.arguments.get("model"), []).append(run.scalars["test"])
     return {model: statistics.mean(values) for model, values in found.items()}
 
 

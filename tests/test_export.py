@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from samples import write_checkpoint
+from helpers.samples import write_checkpoint
 
 import show_example
 from common.errors import UserError

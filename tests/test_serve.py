@@ -10,8 +10,8 @@ import urllib.request
 import pytest
 import torch
 from conftest import ROOT
+from helpers.samples import write_checkpoint
 from PIL import Image
-from samples import write_checkpoint
 
 from show import predict, serve
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from samples import write_checkpoint
+from helpers.samples import write_checkpoint
 
 import data
 import show_example
@@ -146,7 +146,7 @@ def test_several_checkpoints_must_know_the_same_classes(path, tmp_path):
         (["--checkpoint", "a", "b", "--report"], "--report takes one checkpoint"),
         (["--dataset", "folder", "--data-dir", "nowhere"], "no folder nowhere"),
         (["--output", "no/where.png"], "--output"),
-        (["--output", "picture.bmp"], "it takes a name that ends in"),
+        (["--output", "picture.bmp"], "must end in"),
     ],
 )
 def test_what_can_not_be_shown_is_named(path, tmp_path, arguments, message):

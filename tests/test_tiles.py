@@ -3,17 +3,15 @@
 import matplotlib
 import pytest
 import torch
-from test_curves import drawn, extent, overlaps
+from helpers.figures import cut_texts, drawn, overlaps, text_boxes  # noqa: F401 (a fixture)
 
 from analysis import figures
 from show import tiles
 
-__all__ = ["drawn"]  # a fixture
-
 
 @pytest.mark.parametrize(("count", "models"), [(1, 1), (3, 1), (9, 1), (1, 3), (4, 2)])
 @pytest.mark.parametrize("explained", [False, True])
-def test_no_text_covers_another_and_none_is_cut(tmp_path, drawn, count, models, explained):
+def test_no_text_covers_another_and_none_is_cut(tmp_path, drawn, count, models, explained):  # noqa: F811
     labels = [f"a class with a name that is long {i}" if i else "$x_1$" for i in range(10)]
     top = torch.rand(count, 4).sort(1, descending=True).values
     heat = torch.rand(count, 32, 32) if explained else None
@@ -25,25 +23,12 @@ def test_no_text_covers_another_and_none_is_cut(tmp_path, drawn, count, models, 
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     tiles.draw(answers, ["test 12345"] * count, images, [3] * count, labels, tmp_path / "x.png")
     (figure,) = drawn
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    texts = [
-        text
-        for text in figure.findobj(matplotlib.text.Text)
-        if text.get_text().strip() and text.get_visible()
-    ]
-    texts = [
-        text for text in texts if extent(text, renderer).width > 1
-    ]  # switched-off axes keep texts that aren't drawn
-    assert len(texts) >= count * (2 + 8 * models) and overlaps(texts, renderer) == []
-    for text in texts:
-        box = extent(text, renderer)
-        assert (
-            box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1
-        ), text
+    boxes = text_boxes(figure)
+    assert len(boxes) >= count * (2 + 8 * models)
+    assert overlaps(boxes) == [] and cut_texts(figure, boxes) == []
 
 
-def test_pictures_are_enlarged_without_blur_and_colours_say_what_is_right(tmp_path, drawn):
+def test_pictures_are_enlarged_without_blur_and_colours_say_what_is_right(tmp_path, drawn):  # noqa: F811
     answers = [
         tiles.Answer("x", torch.tensor([[0.7, 0.2], [0.6, 0.3]]), torch.tensor([[0, 1], [1, 0]]))
     ]
