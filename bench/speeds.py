@@ -277,7 +277,7 @@ def _make_directory(path):
 
 
 def write(rows, directory, heading, accuracy=None):
-    """Writes models.csv (in the units of its columns), models.md and models.png; returns their paths.
+    """Writes models.csv (in its columns' units), models.md and models.png; returns the paths.
 
     accuracy: {model: test accuracy in percent} to draw against speed, instead of parameters.
     """

@@ -9,11 +9,13 @@ the corruption, the strength and its place in the batch, so accuracies can be co
 models here, but not with published results on CIFAR-10-C.
 """
 
+import io
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as TF
+from PIL import Image
 
 from data import derive_seed
 
@@ -152,7 +154,13 @@ def pixelate(x, factor, generator):
 
 
 def jpeg(x, quality, generator):
-    return TF.jpeg(_to_uint8(x).cpu(), quality).to(x.device).float() / 255
+    """By PIL: torchvision's JPEG functions are deprecated."""
+    decoded = []
+    for image in _to_uint8(x).permute(0, 2, 3, 1).cpu().numpy():
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        decoded.append(torch.from_numpy(np.array(Image.open(file))))
+    return torch.stack(decoded).permute(0, 3, 1, 2).to(x.device).float() / 255
 
 
 CORRUPTIONS = {
