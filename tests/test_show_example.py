@@ -36,6 +36,7 @@ def show(capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_by_its_moving_average(train, show):
     run = train("--epochs", 1, "--ema-decay", 0.5)
     assert len(show(run).splitlines()) == 17
