@@ -58,8 +58,8 @@ def random_examples(count):
 
 
 def _loader(dataset, args):
-    workers = dict(num_workers=args.workers)
-    return DataLoader(dataset, args.batch_size, shuffle=True, drop_last=True, **workers)
+    options = dict(shuffle=True, drop_last=True, num_workers=args.workers)
+    return DataLoader(dataset, args.batch_size, **options)
 
 
 def _report(seconds, images, ours):
@@ -122,11 +122,8 @@ def measure_epoch(args, device):
         plain_model = create(compiled=False, memory_format=torch.contiguous_format)
         loader = _loader(PilDataset(examples, image_size=size), args)
         functions[PLAIN] = _plain_epoch(plain_model, loader, device)
-    compiled = ", compiled" if args.compile else ""
-    print(
-        f"an epoch of {name}, {size} px, batch {args.batch_size}, {len(batches)} steps, "
-        f"amp {args.amp}{compiled}:"
-    )
+    setting = f"batch {args.batch_size}, {len(batches)} steps, amp {args.amp}"
+    print(f"an epoch of {name}, {size} px, {setting}{', compiled' if args.compile else ''}:")
     seconds = measure.in_turn(device, args.rounds, **functions)
     _report(seconds, len(batches) * args.batch_size, FIT)
     overhead = measure.ratio(seconds, FIT, BARE, ".3f")
@@ -220,37 +217,23 @@ def measure_checkpoint(args, device):
             save()
             run.wait()
 
-        extra_bytes = _extra_memory(foreground)
+        process = torch.device("cpu")
+        measure.reset_peak(process)
+        before = measure.peak(process) or 0
+        foreground()
+        extra_bytes = (measure.peak(process) or 0) - before
         size = (run.path / "last.pt").stat().st_size
         functions = dict(step=step, foreground=foreground, save=save, wait=run.wait)
         seconds = measure.in_turn(device, args.rounds, **functions)
         run.close()
-    print(f"{name}: last.pt {size / 2**20:.0f} MB, with best.pt; ", end="")
-    _report_saving(seconds, args)
-    if extra_bytes is not None:
-        print(
-            f"memory of the process: at most {extra_bytes / 2**20:.0f} MB more while it saves, "
-            f"{extra_bytes / size:.2f} times the file"
-        )
-
-
-def _extra_memory(function):
-    """Bytes that a call adds to the peak memory of the process, or None if that isn't known."""
-    process = torch.device("cpu")
-    measure.reset_peak(process)
-    before = measure.peak(process)
-    function()
-    return None if before is None else measure.peak(process) - before
-
-
-def _report_saving(seconds, args):
     steps = args.images // args.batch_size
-    print(
-        f"an epoch is {args.images:,} images in batches of {args.batch_size} ({steps} times a step)"
-    )
-    for name, title in (("save", "training waits"), ("foreground", "in the foreground")):
-        times = zip(seconds["step"], seconds[name])
+    epoch = f"{args.images:,} images in batches of {args.batch_size} ({steps} times a step)"
+    print(f"{name}: last.pt {size / 2**20:.0f} MB, with best.pt; an epoch is {epoch}")
+    for key, title in (("save", "training waits"), ("foreground", "in the foreground")):
+        times = zip(seconds["step"], seconds[key])
         shares = [100 * saving / (saving + steps * step) for step, saving in times]
-        milliseconds = measure.spread([1000 * value for value in seconds[name]], ".0f")
+        milliseconds = measure.spread([1000 * value for value in seconds[key]], ".0f")
         print(f"{title}: {milliseconds} ms, {measure.spread(shares)} % of an epoch")
     print(f"training waits for {measure.ratio(seconds, 'save', 'foreground')} of it")
+    extra = f"at most {extra_bytes / 2**20:.0f} MB more, {extra_bytes / size:.2f} times the file"
+    print(f"memory of the process while it saves: {extra}")

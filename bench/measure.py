@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,8 +63,19 @@ def ratio(seconds, name, other, style=".2f"):
     return spread([a / b for a, b in zip(seconds[name], seconds[other])], style)
 
 
-def median_ms(seconds, name):
-    return 1000 * statistics.median(seconds[name])
+def print_headings(title, name, other):
+    print(f"{title}{name + ' ms':>9}{other + ' ms':>9}  {name} / {other}")
+
+
+def print_steps(title, steps, args, device):
+    """Prints milliseconds of two training steps, on 32x32 images of 100 classes, and the ratio."""
+    first, second = (
+        partial(step, *ready_batch(args.batch_size, 32, 100, device)) for step in steps
+    )
+    seconds = in_turn(device, args.rounds, first=first, second=second)
+    ms = [1000 * statistics.median(values) for values in seconds.values()]
+    result = ratio(seconds, "first", "second")
+    print(f"{title}{ms[0]:>9.1f}{ms[1]:>9.1f}  {result}", flush=True)
 
 
 def rate(value):

@@ -1,7 +1,7 @@
 """The table of models: size, work, memory and speed on this machine; as CSV, Markdown and a plot.
 
-    setup = Setup(torch.device("cpu"), amp="off", batch_size=16, rounds=5)
-    write([measure_model("resnet18", setup)], "out", heading)
+    row = measure_model(Case("resnet18", args, device), batch_size=16, rounds=5, ceilings={})
+    write([row], "out", heading)
 
 The row of a model that doesn't fit says so. On a CPU this is computed beforehand, since the system
 would kill the process; on CUDA, batches are halved until one fits.
@@ -12,7 +12,6 @@ import gc
 import io
 import statistics
 import textwrap
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -53,36 +52,22 @@ TIMES = tuple(
 )
 
 
-@dataclass
-class Setup:
-    """How models are measured. image_size, classes: instead of those a model is published with."""
-
-    device: torch.device
-    amp: str
-    batch_size: int  # at most
-    rounds: int
-    image_size: int | None = None
-    classes: int | None = None
-    ceilings: dict = field(default_factory=dict)  # {dtype: FLOP/s}, see measure.flop_ceiling
-
-
 class Case:
-    """A model as a Setup has it measured. Raises UserError for an unknown name."""
+    """A model as the arguments have it measured. Raises UserError for a wrong name or size."""
 
-    def __init__(self, name, setup):
+    def __init__(self, name, args, device):
         listed = models.MODELS.get(name)
         published = listed.image_size if listed else native_size(name.removeprefix("timm/"))
-        self.name, self.device = name, setup.device
-        self.size = setup.image_size or published
-        self.classes = setup.classes or (listed.classes if listed else 1000)
+        self.name, self.device = name, device
+        self.size = args.image_size or published
+        self.classes = args.classes or (listed.classes if listed else 1000)
         self.options = models.parse_options([], name, self.size)
-        in_fp32 = setup.amp == "auto" and models.prefers_fp32(name, setup.device)
-        self.dtype = None if in_fp32 else mixed_precision.amp_dtype(setup.amp, setup.device)
-        default = "sgd" if listed else "adamw"
-        self.optimizer = models.recipe(name).get("optimizer", default)
+        in_fp32 = args.amp == "auto" and models.prefers_fp32(name, device)
+        self.dtype = None if in_fp32 else mixed_precision.amp_dtype(args.amp, device)
+        self.optimizer = models.recipe(name).get("optimizer", "sgd" if listed else "adamw")
 
     def describe(self):
-        """(parameters, multiply-accumulates). Raises UserError for a size that doesn't fit."""
+        """(parameters, multiply-accumulates of one image)."""
         return models.describe(self.name, self.classes, self.size, self.options)
 
     def create(self):
@@ -92,57 +77,47 @@ class Case:
     def memory_need(self):
         with torch.device("meta"):
             model = self.create()
-        kind, optimizer = self.device.type, self.optimizer
-        return memory.training_need(
-            model, self.size, device=kind, dtype=self.dtype, optimizer=optimizer, ema=False
-        )
+        options = dict(device=self.device.type, dtype=self.dtype, optimizer=self.optimizer)
+        return memory.training_need(model, self.size, ema=False, **options)
 
 
 def print_table(args, device):
-    """The table: a row for each model as soon as it is measured, then the files."""
+    """Prints a row for each model as soon as it is measured, then writes the files."""
     accuracy = accuracies(args.runs) if args.runs else None
     names = [models.canonical(name) for name in args.models or SUITES[args.suite]]
     if args.output:
         _make_directory(args.output)
-    options = ("amp", "batch_size", "rounds", "image_size", "classes")
-    setup = Setup(device, **{name: getattr(args, name) for name in options})
-    for case in [Case(name, setup) for name in names]:
-        if args.models or args.image_size:
-            case.describe()  # raises before anything is measured
-    for dtype in dict.fromkeys((None, mixed_precision.amp_dtype(args.amp, device))):
-        setup.ceilings[dtype] = measure.flop_ceiling(device, dtype, args.rounds)
-    ceilings = ", ".join(
-        f"{value / 1e12:.2f} TFLOP/s in {_type_name(dtype)}"
-        for dtype, value in setup.ceilings.items()
-    )
-    print(f"ceiling, measured with products of square matrices: {ceilings}")
+    cases = [Case(name, args, device) for name in names]
+    if args.models or args.image_size:
+        for case in cases:
+            case.describe()  # wrong sizes are refused before anything is measured
+    types = dict.fromkeys((None, mixed_precision.amp_dtype(args.amp, device)))
+    ceilings = {dtype: measure.flop_ceiling(device, dtype, args.rounds) for dtype in types}
+    pairs = [f"{flops / 1e12:.2f} TFLOP/s in {_type_name(t)}" for t, flops in ceilings.items()]
+    ceiling = f"ceiling, measured with products of square matrices: {', '.join(pairs)}"
+    print(ceiling)
     rows = []
-    for name in names:
-        rows.append(measure_model(name, setup))
+    for case in cases:
+        rows.append(measure_model(case, args.batch_size, args.rounds, ceilings))
         print(line(rows[-1], with_headings=len(rows) == 1), flush=True)
     if args.output:
-        rounds = f"median of {args.rounds} rounds"
-        heading = f"{measure.machine(device)}; {rounds}; ceiling: {ceilings}"
+        heading = f"{measure.machine(device)}; median of {args.rounds} rounds; {ceiling}"
         print("written:", *write(rows, args.output, heading, accuracy))
 
 
 def print_precisions(args, device):
-    """For each model, the milliseconds of a training step in bf16 and fp32, and their ratio."""
-    print(f"{'model':<30}{'parameters':>14}{'GMACs':>9}{'bf16 ms':>9}{'fp32 ms':>9}  bf16 / fp32")
+    """Prints each model's size, a training step in bf16 and in fp32, and their ratio."""
+    size = f"{'model':<30}{'parameters':>14}{'GMACs':>9}"
+    measure.print_headings(size, "bf16", "fp32")
     for name in map(models.canonical, args.models or SUITES["table"]):
         options = models.parse_options([], name, 32)
         parameters, macs = models.describe(name, 100, 32, options)
         model = measure.to_device(models.create_model(name, 100, **options), device)
         optimizer = measure.create_optimizer(model)
-        batch, steps = measure.ready_batch(args.batch_size, 32, 100, device), {}
-        for key, dtype in (("bf16", torch.bfloat16), ("fp32", None)):
-            step = measure.training_step(model, optimizer, device, dtype)
-            steps[key] = lambda step=step, batch=batch: step(*batch)
-        seconds = measure.in_turn(device, args.rounds, **steps)
-        bf16, fp32 = (measure.median_ms(seconds, key) for key in steps)
+        bf16 = measure.training_step(model, optimizer, device, torch.bfloat16)
+        fp32 = measure.training_step(model, optimizer, device)
         size = f"{name:<30}{parameters:>14,}{macs / 1e9:>9.3f}"
-        ratio = measure.ratio(seconds, "bf16", "fp32")
-        print(f"{size}{bf16:>9.1f}{fp32:>9.1f}  {ratio}", flush=True)
+        measure.print_steps(size, (bf16, fp32), args, device)
 
 
 def accuracies(patterns):
@@ -157,16 +132,15 @@ def accuracies(patterns):
 # ---- a row ---------------------------------------------------------------------------------------
 
 
-def measure_model(name, setup):
+def measure_model(case, batch_size, rounds, ceilings):
     """The keys of COLUMNS and TIMES, None where there is no number; activations are of one image.
 
-    "status" says what could not be measured, and why. Raises UserError for a wrong name or size.
+    batch_size: at most; ceilings: {dtype: FLOP/s}. "status" says why a model was not measured.
     """
-    case, device = Case(name, setup), setup.device
     parameters, macs = case.describe()
-    need, free = case.memory_need(), memory.available(device)
+    need, free = case.memory_need(), memory.available(case.device)
     row = dict.fromkeys((*COLUMNS, *TIMES)) | {
-        "model": name,
+        "model": case.name,
         "image_size": case.size,
         "classes": case.classes,
         "parameters": parameters,
@@ -176,36 +150,34 @@ def measure_model(name, setup):
         "optimizer": case.optimizer,
         "status": "",
     }
-    batch_size = setup.batch_size
-    if device.type != "cuda":
+    if case.device.type != "cuda":
         batch_size = min(batch_size, need.largest(free))
     while batch_size:
         try:
-            return row | {"batch_size": batch_size} | _speed(case, setup, batch_size)
+            measured = _speed(case, batch_size, rounds, ceilings.get(case.dtype))
+            return row | {"batch_size": batch_size} | measured
         except RuntimeError as error:
             if not memory.is_out_of_memory(error):
                 raise
         finally:
             gc.collect()
-            if device.type == "cuda":
+            if case.device.type == "cuda":
                 torch.cuda.empty_cache()
         batch_size //= 2
-    row["status"] = (
-        f"does not fit: one image needs {need.total(1) / GB:.1f} GB; {free / GB:.1f} GB are free, "
-        f"of which a tenth is kept in reserve"
-    )
+    needed, free = f"{need.total(1) / GB:.1f} GB", f"{free / GB:.1f} GB"
+    row["status"] = f"does not fit: one image needs {needed}; {free} are free, 10 % kept in reserve"
     return row
 
 
-def _speed(case, setup, batch_size):
+def _speed(case, batch_size, rounds, ceiling):
     """The measured values of a row."""
-    device, dtype = setup.device, case.dtype
+    device, dtype = case.device, case.dtype
     measure.reset_peak(device)
     model = measure.to_device(case.create(), device, dtype)
     inputs, targets = measure.ready_batch(batch_size, case.size, case.classes, device)
     optimizer = measure.create_optimizer(model, case.optimizer)
     step = measure.training_step(model, optimizer, device, dtype)
-    train = measure.repeated(device, setup.rounds, lambda: step(inputs, targets))
+    train = measure.repeated(device, rounds, lambda: step(inputs, targets))
     peak = measure.peak(device)
     model.eval()
 
@@ -214,10 +186,9 @@ def _speed(case, setup, batch_size):
         with mixed_precision.autocast(device, dtype):
             model(inputs)
 
-    inference = measure.repeated(device, setup.rounds, infer)
+    inference = measure.repeated(device, rounds, infer)
     flops = measure.step_flops(case.name, case.classes, case.size, case.options)
     flops_per_second = flops * batch_size / statistics.median(train)
-    ceiling = setup.ceilings.get(dtype)
     values = {
         "peak_memory_bytes": peak,
         "train_flops_per_second": flops_per_second,
@@ -247,7 +218,7 @@ def cells(row):
     texts = {}
     for key, (heading, style, unit) in COLUMNS.items():
         is_number = callable(style) and row[key] is not None
-        texts[heading] = style(row[key]) if is_number else tables.show(row[key], style, unit)
+        texts[heading] = style(row[key] / unit) if is_number else tables.show(row[key], style, unit)
     if row["train_ms"] is not None:
         least, most = row["train_ms_least"], row["train_ms_most"]
         texts["step ms"] = f"{row['train_ms']:.1f} ({least:.1f} to {most:.1f})"
@@ -255,18 +226,15 @@ def cells(row):
 
 
 def line(row, with_headings=False):
-    """A row as a line for the terminal."""
-    texts, widths = cells(row), {"model": 26, "parameters": 13, "step ms": 24}
-    headings = list(texts)
-
-    def format_line(values):
-        pairs = zip(values, headings)
-        padded = [text.rjust(max(len(h), widths.get(h, 7))) for text, h in pairs]
-        padded[0] = values[0].ljust(widths["model"])
-        return "  ".join(padded).rstrip()
-
-    text = format_line(list(texts.values()))
-    return f"{format_line(headings)}\n{text}" if with_headings else text
+    """A row as a line for the terminal, below the headings if they are wanted."""
+    texts, lines = cells(row), []
+    for values in (texts.keys(), texts.values()) if with_headings else (texts.values(),):
+        padded = []
+        for heading, text in zip(texts, values):
+            width = {"parameters": 13, "step ms": 24}.get(heading, max(7, len(heading)))
+            padded.append(f"{text:<26}" if heading == "model" else f"{text:>{width}}")
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
 
 
 def _make_directory(path):
@@ -282,9 +250,7 @@ def write(rows, directory, heading, accuracy=None):
     accuracy: {model: test accuracy in percent} to draw against speed, instead of parameters.
     """
     _make_directory(directory)
-    csv_file, markdown_file, plot = (
-        Path(directory) / f"models.{end}" for end in ("csv", "md", "png")
-    )
+    csv_file, markdown_file = Path(directory) / "models.csv", Path(directory) / "models.md"
     text = io.StringIO()
     keys = dict.fromkeys(key for row in rows for key in row)
     writer = csv.DictWriter(text, keys, lineterminator="\n")
@@ -294,6 +260,7 @@ def write(rows, directory, heading, accuracy=None):
     figures.write(csv_file, text.getvalue().encode())
     table = tables.markdown_table([cells(row) for row in rows])
     figures.write(markdown_file, f"{tables.markdown_text(heading)}\n\n{table}".encode())
+    plot = Path(directory) / "models.png"
     drawn = draw(rows, plot, heading, accuracy)
     return [csv_file, markdown_file, plot] if drawn else [csv_file, markdown_file]
 

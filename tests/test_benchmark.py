@@ -151,7 +151,8 @@ def test_large_models_are_not_built_where_they_do_not_fit(run, monkeypatch):
 
 def test_batches_are_halved_until_one_fits(monkeypatch):
     tried, ready_batch = [], measure.ready_batch
-    setup = speeds.Setup(CPU, amp="off", batch_size=12, rounds=1, image_size=16)
+    words = ["models", "--amp", "off", "--image-size", "16"]
+    case = speeds.Case("resnet20", benchmark.build_parser().parse_args(words), CPU)
 
     def limited(largest, size, *rest):
         tried.append(size)
@@ -160,10 +161,10 @@ def test_batches_are_halved_until_one_fits(monkeypatch):
         return ready_batch(size, *rest)
 
     monkeypatch.setattr(measure, "ready_batch", lambda *args: limited(3, *args))
-    row = speeds.measure_model("resnet20", setup)
+    row = speeds.measure_model(case, 12, 1, {})
     assert tried == [12, 6, 3] and row["batch_size"] == 3 and row["status"] == ""
     monkeypatch.setattr(measure, "ready_batch", lambda *args: limited(0, *args))
-    row = speeds.measure_model("resnet20", setup)
+    row = speeds.measure_model(case, 12, 1, {})
     assert row["batch_size"] is None and row["train_ms"] is None and "does not fit" in row["status"]
 
 
