@@ -69,9 +69,8 @@ def print_headings(title, name, other):
 
 def print_steps(title, steps, args, device):
     """Prints milliseconds of two training steps, on 32x32 images of 100 classes, and the ratio."""
-    first, second = (
-        partial(step, *ready_batch(args.batch_size, 32, 100, device)) for step in steps
-    )
+    batch = ready_batch(args.batch_size, 32, 100, device)
+    first, second = (partial(step, *batch) for step in steps)
     seconds = in_turn(device, args.rounds, first=first, second=second)
     ms = [1000 * statistics.median(values) for values in seconds.values()]
     result = ratio(seconds, "first", "second")

@@ -2,8 +2,8 @@
 
     heat, method = explain(model, inputs, classes)       # (B, H, W) in [0, 1], "Grad-CAM"
 
-Grad-CAM (arXiv 1610.02391) sums the channels of the last feature map, weighted by the mean gradient
-of the class's logit. Attention rollout (arXiv 2005.00928) multiplies the attention of all blocks,
+Grad-CAM (arXiv 1610.02391): the channels of the last feature map, weighted by the mean gradient of
+the class's logit. Attention rollout (arXiv 2005.00928): the product of all blocks' attention,
 averaged over heads, with half of it replaced by the residual connection. It doesn't depend on the
 class: it shows where information comes from, not what supports an answer.
 """
@@ -84,15 +84,12 @@ def _last_map_layer(model, inputs):
                 hooks.enter_context(module.register_forward_hook(record))
         model(inputs)
     maps = [i for i, (_, is_map) in enumerate(calls) if is_map]
-    sizes = [_own_parameters(module) for module, _ in calls]
+    # Parameters are counted once, in the modules without children.
+    leaves = [() if any(module.children()) else module.parameters() for module, _ in calls]
+    sizes = [sum(p.numel() for p in parameters) for parameters in leaves]
     if not maps or sum(sizes[maps[-1] + 1 :]) > 0.5 * sum(sizes):
         return None
     return calls[maps[-1]][0]
-
-
-def _own_parameters(module):
-    """Parameters of a module without children; 0 for a container, whose children are counted."""
-    return 0 if any(module.children()) else sum(p.numel() for p in module.parameters())
 
 
 def _is_map(out, batch):

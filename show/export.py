@@ -12,7 +12,6 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import torch
@@ -54,14 +53,19 @@ def export(predictor, kind, directory):
     )
     _check_readme(readme_file)
     model = Deployed(copy.deepcopy(predictor.model).cpu(), card).eval()
-    temporary = directory / f".{file.name}.tmp"
-    with _output_directory(directory):
-        try:
-            checked = _write_and_check(kind, model, card, temporary)
-            figures.write(readme_file, readme(predictor, kind).encode())
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+    temporary, is_new = directory / f".{file.name}.tmp", not directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {directory} can't be made: {error.strerror}", 2) from error
+    try:
+        checked = _write_and_check(kind, model, card, temporary)
+        figures.write(readme_file, readme(predictor, kind).encode())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+        if is_new and not any(directory.iterdir()):
+            directory.rmdir()
     megabytes = file.stat().st_size / 2**20
     return f"{file} ({megabytes:.1f} MB): {checked}; how to use it: {readme_file}"
 
@@ -78,22 +82,6 @@ def _check_readme(path):
     if MARKER not in lines:
         message = f"{path} was not written by --export: choose another directory with --output"
         raise UserError(message, status=2)
-
-
-@contextmanager
-def _output_directory(path):
-    """Makes a directory, and removes it at the end if it is new and nothing was written into it."""
-    is_new = not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {path} can't be made: {error.strerror}", status=2) from error
-    try:
-        yield
-    finally:
-        if is_new:
-            with suppress(OSError):
-                path.rmdir()
 
 
 @torch.no_grad()

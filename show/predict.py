@@ -102,10 +102,10 @@ def load_all(paths, device):
     """A Predictor for each path, with distinct names. Raises UserError if their classes differ."""
     predictors = [Predictor(path, device) for path in paths]
     first = predictors[0]
-    for other in predictors[1:]:
+    for other in predictors:
         if other.classes != first.classes:
-            message = f"{first.path} and {other.path} can't be compared: their classes differ"
-            raise UserError(message)
+            both = f"{first.path} and {other.path}"
+            raise UserError(f"{both} can't be compared: their classes differ")
     names = [predictor.name for predictor in predictors]
     for number, predictor in enumerate(predictors, 1):
         if names.count(predictor.name) > 1:

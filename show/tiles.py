@@ -45,9 +45,8 @@ def answer(predictor, logits, images, topk, explained):
 
 
 def draw(answers, selection, classes, path):
-    """Draws a grid of images for one Answer, and a row for each image for several of them."""
-    plt = figures.pyplot(8.5)
-    figure = plt.figure()
+    """Writes a figure: a grid of images for one Answer, a row for each image for several."""
+    figure = figures.pyplot(8.5).figure()
     if len(answers) == 1:
         _draw_grid(figure, answers[0], selection, classes)
     else:
@@ -62,8 +61,7 @@ def _draw_grid(figure, answer, selection, classes):
     width = 2 * TILE + SMALL_GAP if explained else TILE
     size = (width, TITLE + TILE + MARGIN + bars_height)
     for tile, x, y in _tiles(figure, selection, classes, columns, size):
-        tile.draw_title(x, y, answer)
-        tile.draw_image(x, y + TITLE, TILE)
+        tile.draw_image(x, y, TILE, marked=answer)
         if explained:
             tile.draw_heat(x + TILE + SMALL_GAP, y + TITLE, TILE, answer)
         tile.draw_bars(x, y + TITLE + TILE + MARGIN, width, answer)
@@ -75,8 +73,7 @@ def _draw_rows(figure, answers, selection, classes):
     answer_width = (TILE + GAP) * (2 if explained else 1)
     size = (side + GAP + len(answers) * answer_width, TITLE + side)
     for tile, x, y in _tiles(figure, selection, classes, 1, size, header=HEADER):
-        tile.draw_title(x, y)
-        tile.draw_image(x, y + TITLE, side)
+        tile.draw_image(x, y, side)
         for k, answer in enumerate(answers):
             left = x + side + GAP + k * answer_width
             if tile.i == 0:
@@ -130,17 +127,15 @@ class Tile:
             return ""
         return " ✓" if answer.classes[self.i, 0] == self.true else " ✗"
 
-    def draw_title(self, x, y, marked=None):
-        """The image's name and class; marked: an Answer whose mark follows the class."""
+    def draw_image(self, x, y, side, marked=None):
+        """The image below its name and class; marked: an Answer whose mark follows the class."""
         name = figures.plain(self.selection.names[self.i], 26)
         self.text(x, y + 0.14, name, fontsize=7.5, color="#666666")
         if self.true is not None:
             mark = self.mark(marked) if marked else ""
             text = figures.plain(self.classes[self.true], 22) + mark
             self.text(x, y + 0.31, text, weight="bold")
-
-    def draw_image(self, x, y, side):
-        self.axes(x, y, side, side).imshow(self.image, interpolation="nearest")
+        self.axes(x, y + TITLE, side, side).imshow(self.image, interpolation="nearest")
 
     def draw_heat(self, x, y, side, answer):
         """The image in grey; over it, in colour and more opaque, where the model looks."""
@@ -159,7 +154,7 @@ class Tile:
         classes, probabilities = answer.classes[self.i].tolist(), answer.probabilities[self.i]
         axis = self.axes(x, y, width, LINE * len(classes))
         axis.set(xlim=(0, 1), ylim=(len(classes), 0))
-        most_letters = int(width * 72 / 4.9) - 9
+        most_letters = int(width * 72 / 4.9) - 9  # beside the percentage
         for k, (label, probability) in enumerate(zip(classes, probabilities.tolist())):
             colour = figures.OTHER
             if label == self.true:
