@@ -75,7 +75,12 @@ def test_saves_are_timed_against_an_epoch(run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", benchmark.TWINS)
+LARGE = ("resnet34", "resnet101", "resnet152")  # variants of resnet18 and resnet50
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in benchmark.TWINS]
+)
 def test_a_twin_has_the_same_size_and_work(name):
     def size_and_work(create):
         with torch.device("meta"), FlopCounterMode(display=False) as counter:

@@ -29,7 +29,9 @@ def require(kind):
         pytest.importorskip("onnxruntime", reason="no onnxruntime")
 
 
-@pytest.mark.parametrize("kind", export.FORMATS)
+@pytest.mark.parametrize(
+    "kind", ["onnx", "torchscript", pytest.param("safetensors", marks=pytest.mark.slow)]
+)
 def test_the_file_gives_the_checkpoints_logits_and_its_readme_runs(tmp_path, kind):
     require(kind)
     predictor, out = load(write_checkpoint(tmp_path / "run", classes=HOSTILE)), tmp_path / "out"
