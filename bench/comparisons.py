@@ -6,6 +6,7 @@ plain training loop as in tutorials.
 
 import itertools
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -183,6 +184,11 @@ def _plain_epoch(model, loader, device):
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
+def _best(last):
+    """What best.pt holds, from the copied state of last.pt."""
+    return {"state_dict": last["ema"]["average"]}
+
+
 def measure_checkpoint(args, device):
     """Saving after an epoch that is the best so far: SGD's state and a moving average.
 
@@ -193,13 +199,14 @@ def measure_checkpoint(args, device):
     model = measure.to_device(models.create_model(name, 10), device)
     optimizer, ema = measure.create_optimizer(model), moving_average.Ema(model, 0.999)
     update = measure.training_step(model, optimizer, device, dtype)
-    batch = measure.ready_batch(args.batch_size, 32, 10, device)
 
-    def step():
-        update(*batch)
+    def step(inputs, targets):
+        update(inputs, targets)
         ema.update()
 
-    step()  # creates the optimizer's state
+    # Creates the optimizer's state. Two images: memory that a large batch has left to the process
+    # would hide what saving takes.
+    step(*measure.ready_batch(2, 32, 10, device))
     state = {
         "state_dict": model.state_dict(),
         "ema": ema.state_dict(),
@@ -210,8 +217,7 @@ def measure_checkpoint(args, device):
         run = run_directory.RunDir.create(Path(directory) / "run", {})
 
         def save():
-            best = {"state_dict": state["ema"]["average"]}
-            run.end_epoch({"epoch": 1, "step": 1}, state, lambda last: best)
+            run.end_epoch({"epoch": 1, "step": 1}, state, _best)
 
         def foreground():
             save()
@@ -223,7 +229,8 @@ def measure_checkpoint(args, device):
         foreground()
         extra_bytes = (measure.peak(process) or 0) - before
         size = (run.path / "last.pt").stat().st_size
-        functions = dict(step=step, foreground=foreground, save=save, wait=run.wait)
+        train = partial(step, *measure.ready_batch(args.batch_size, 32, 10, device))
+        functions = dict(step=train, foreground=foreground, save=save, wait=run.wait)
         seconds = measure.in_turn(device, args.rounds, **functions)
         run.close()
     steps = args.images // args.batch_size

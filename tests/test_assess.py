@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from samples import write_checkpoint
+from helpers.samples import write_checkpoint
 
 import show_example
 from datasets import shapes

@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 from helpers.errors import refused
+from helpers.samples import write_checkpoint
 from PIL import Image
-from samples import write_checkpoint
 
 import show_example
 from show import export, predict

@@ -10,8 +10,8 @@ from contextlib import closing
 
 import pytest
 import torch
+from helpers.samples import write_checkpoint
 from PIL import Image
-from samples import write_checkpoint
 
 import show_example
 from show import predict, serve

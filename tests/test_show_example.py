@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 from helpers.errors import refused
+from helpers.samples import write_checkpoint
 from PIL import Image
-from samples import write_checkpoint
 
 import data
 import show_example

@@ -1,6 +1,6 @@
-"""Figures as they are drawn, and where their texts are."""
+"""Figures as they are saved, and where their texts are."""
 
-import matplotlib.pyplot
+import matplotlib
 import pytest
 from matplotlib.text import Text
 
@@ -9,10 +9,18 @@ from analysis import figures
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are drawn, instead of being saved."""
-    kept = []
-    monkeypatch.setattr(figures, "save", lambda figure, path, dpi: kept.append(figure))
+    """The figures that were saved, kept open."""
+    matplotlib.use("Agg")
+    kept, save = [], figures.save
+
+    def keep(figure, path, dpi):
+        kept.append(figure)
+        monkeypatch.setattr("matplotlib.pyplot.close", lambda figure: None)
+        save(figure, path, dpi)
+
+    monkeypatch.setattr(figures, "save", keep)
     yield kept
+    monkeypatch.undo()
     matplotlib.pyplot.close("all")
 
 
