@@ -106,7 +106,7 @@ def show(args, predictors):
     from show import tiles
 
     selection, name = select(args, predictors)
-    names, file, answers = predictors[0].classes, None, []
+    classes, file, answers = predictors[0].classes, None, []
     if len(selection.images):
         for predictor in predictors:
             logits = predictor.logits(selection.images)
@@ -114,26 +114,30 @@ def show(args, predictors):
             answers.append(answer)
         name += "-explained" if args.explain else ""
         file = str(args.output or predictors[0].path.parent / f"{name}.png")
-        tiles.draw(answers, selection, names, file)
+        tiles.draw(answers, selection, classes, file)
     images = []
     for i, image in enumerate(selection.names):
-        truth = None if selection.truth is None else names[selection.truth[i]]
+        truth = None if selection.truth is None else classes[selection.truth[i]]
         images.append({"picture": image, "truth": truth, "answers": []})
         for predictor, answer in zip(predictors, answers):
             top = zip(answer.classes[i].tolist(), answer.probabilities[i].tolist())
-            top = [{"class": names[c], "probability": p} for c, p in top]
+            top = [{"class": classes[c], "probability": p} for c, p in top]
             images[i]["answers"].append({"checkpoint": str(predictor.path), "top": top})
     if args.json:
         print(json.dumps({"pictures": images, "picture_file": file}, indent=2))
         return
+    print_answers(images, predictors)
+    if file:
+        print(f"figure: {file}")
+
+
+def print_answers(images, predictors):
     for image in images:
         truth = "" if image["truth"] is None else f" ({image['truth']})"
         for predictor, answer in zip(predictors, image["answers"]):
             model = f" {predictor.name}" if len(predictors) > 1 else ""
             top = (f"{each['class']} {100 * each['probability']:.1f} %" for each in answer["top"])
             print(printable(f"{image['picture']}{truth}{model}: {', '.join(top)}"))
-    if file:
-        print(f"figure: {file}")
 
 
 def main(argv=None):
