@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_sources import archive_contents, pickled, publish, write_archive
+from helpers.archives import archive_contents, pickled, publish, write_archive
 
 import models
 import train
