@@ -31,8 +31,8 @@ from bench.measure import (
 )
 from data import Batches
 from datasets.archives import ARCHIVES
-from datasets.augment import Pipeline
 from datasets.examples import Examples
+from datasets.pipeline import Pipeline
 from training import devices, loop, mixed_precision, moving_average, optimizers, run_directory
 
 MEAN, STD = ARCHIVES["cifar10"].mean, ARCHIVES["cifar10"].std

@@ -9,9 +9,9 @@ import json
 
 import torch
 
-import data
 from analysis import figures
 from common.text import printable
+from datasets.splits import stratified
 from show import corruptions
 
 BINS = 15
@@ -28,7 +28,7 @@ def measure(predictor, split, corrupted=500):
     logits = predictor.logits(test.images)
     found = classification(logits, test.labels, classes)
     if 0 < corrupted < len(test):
-        test = test.take(data.stratified(test.labels, corrupted))
+        test = test.take(stratified(test.labels, corrupted))
         logits = predictor.logits(test.images)
     accuracies = {
         name: [

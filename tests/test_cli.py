@@ -12,7 +12,7 @@ import models
 import train
 from common import command_line
 from common.errors import UserError
-from datasets import augment
+from datasets.pipeline import TRANSFORMS
 from training import arguments, experiment, optimizers
 
 
@@ -155,7 +155,7 @@ def test_what_belongs_to_one_call_is_not_taken_from_a_config():
 
 def test_what_is_named_without_torch_is_what_there_is():
     assert arguments.DATASETS == data.DATASETS and set(arguments.AUGMENTATIONS) == set(
-        augment.TRANSFORMS
+        TRANSFORMS
     )
 
 

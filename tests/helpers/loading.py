@@ -56,6 +56,9 @@ def train_with_little_memory(directory, image_size, megabytes):
 def _train(directory, image_size, megabytes):
     import resource
 
+    from PIL import Image, ImageOps  # noqa: F401
+
+    Image.init()  # imports the decoders
     torch.set_num_threads(1)
     status = Path("/proc/self/status").read_text().splitlines()
     used = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmData:"))
