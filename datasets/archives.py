@@ -131,10 +131,8 @@ def _fetch(url, part, size):
             raise ValueError(f"it offers {offered} bytes, not the published {size}")
         start = present if resumed else 0
         part.parent.mkdir(parents=True, exist_ok=True)
-        bar = tqdm(
-            total=size, initial=start, desc=part.stem, unit="B", unit_scale=True,
-            disable=None, leave=False,
-        )  # fmt: skip
+        options = dict(unit="B", unit_scale=True, disable=None, leave=False)
+        bar = tqdm(total=size, initial=start, desc=part.stem, **options)
         with open(part, "ab" if resumed else "wb") as file, bar:
             # read1 returns what has arrived, so that it is kept if the connection breaks.
             while block := response.read1(2**18):
@@ -196,18 +194,18 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _examples(archive, members, names):
-    rows, labels = [], []
+    blocks, labels = [], []
     for name in names:
-        member_labels, data = members[name][archive.label_key], np.asarray(members[name]["data"])
+        member = members.pop(name)
+        member_labels, data = member[archive.label_key], np.asarray(member["data"])
         if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
             raise ValueError(f"{name} holds {data.dtype} {data.shape}, not uint8 (N, 3072)")
         if len(data) != len(member_labels):
             raise ValueError(f"{name} has {len(data)} images and {len(member_labels)} labels")
-        rows.append(data)
+        planes = torch.from_numpy(data).view(-1, 3, 32, 32)
+        blocks.append(planes.contiguous(memory_format=torch.channels_last))
         labels.extend(member_labels)
     labels = np.array(labels, dtype=np.int64)
     if not len(labels) or labels.min() < 0 or labels.max() >= archive.num_classes:
         raise ValueError(f"labels must be 0 to {archive.num_classes - 1}")
-    images = torch.from_numpy(np.concatenate(rows)).view(-1, 3, 32, 32)
-    images = images.contiguous(memory_format=torch.channels_last)
-    return Examples(images, torch.from_numpy(labels))
+    return Examples(torch.cat(blocks), torch.from_numpy(labels))

@@ -102,19 +102,17 @@ def resize(images, size):
     return tvf.resize(images, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
-def random_resized_crop(
-    images, generator, size=None, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation="bilinear"
-):
+def random_resized_crop(images, generator, size=None, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
     """Resizes a random box of each image to (size, size) (arXiv 1409.4842, section 6).
 
     size: by default the height; scale and ratio: ranges of the box's area and aspect ratio.
     """
     boxes = random_boxes(generator, len(images), images.shape[-2:], scale, ratio)
-    return resized_crop(images, boxes, size or images.shape[2], interpolation)
+    return resized_crop(images, boxes, size or images.shape[2])
 
 
 def random_boxes(generator, count, image_shape, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """Boxes as torchvision's RandomResizedCrop draws them: top, left, height, width, int64 (4, count).
+    """Boxes of torchvision's RandomResizedCrop: top, left, height, width, int64 (4, count).
 
     A box is the first of ten attempts that fits, or the largest central one of an allowed ratio.
     """
@@ -136,20 +134,20 @@ def random_boxes(generator, count, image_shape, scale=(0.08, 1.0), ratio=(3 / 4,
     return torch.stack([top, left, h, w])
 
 
-def resized_crop(images, boxes, size, interpolation="bilinear"):
-    """Resizes a box of each image to (size, size), antialiased; boxes: see random_boxes.
+def resized_crop(images, boxes, size):
+    """Resizes a box of each image to (size, size), bilinear and antialiased; see random_boxes.
 
     torchvision's resized_crop takes one box for all images. With a box per image, the resize is two
     products with matrices that depend on the box.
     """
     top, left, height, width = to_device(boxes, images.device)
-    rows = _resize_matrices(top, height, images.shape[2], size, interpolation)
-    columns = _resize_matrices(left, width, images.shape[3], size, interpolation)
+    rows = _resize_matrices(top, height, images.shape[2], size)
+    columns = _resize_matrices(left, width, images.shape[3], size)
     out = rows[:, None] @ images.float() @ columns[:, None].transpose(2, 3)  # (B, 3, size, size)
     return like(out, images)
 
 
-def _resize_matrices(start, length, full, size, interpolation):
+def _resize_matrices(start, length, full, size):
     """(B, size, full) that resample `length` pixels from `start` on to `size`; rows sum to one."""
     start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
     scale = length.float() / size
@@ -157,21 +155,9 @@ def _resize_matrices(start, length, full, size, interpolation):
     target = torch.arange(size, device=start.device).view(1, -1, 1)
     centre = start + scale * (target + 0.5)
     source = torch.arange(full, device=start.device).view(1, 1, -1)
-    kernel = _triangle if interpolation == "bilinear" else _cubic
-    weights = kernel(((source + 0.5 - centre) / stretch).abs())
+    weights = (1 - ((source + 0.5 - centre) / stretch).abs()).clamp_(min=0)
     weights *= (source >= start) & (source < start + length)
     return weights / weights.sum(2, keepdim=True)
-
-
-def _triangle(distance):
-    return (1 - distance).clamp_(min=0)
-
-
-def _cubic(x):
-    """The cubic kernel with a = -0.5 of antialiased resizing."""
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 # ---- colour: adjust_* take float pixel values (0 to 255), which they may overwrite ----
@@ -223,7 +209,7 @@ def adjust_hue(x, turn):
 
 
 def color_jitter(images, generator, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0):
-    """Adjusts brightness, contrast and saturation by factors in [1 - b, 1 + b], hue by [-h, h] turns.
+    """Scales brightness, contrast, saturation by [1 - b, 1 + b] and turns the hue by [-h, h].
 
     Always in this order; torchvision's ColorJitter draws the order as well.
     """
@@ -261,8 +247,8 @@ def _scale_and_bias(mean, std, pixels, device):
 def box_masks(centres, sides, images, dtype=torch.float32):
     """Masks (B, C, H, W): one inside boxes of `sides` (B, 2) around `centres` (B, 2), zero outside.
 
-    Boxes are clipped at the borders. Masks have all channels: on a CPU, broadcasting over the channels
-    of a channels_last batch takes ten times as long.
+    Boxes are clipped at the borders. Masks have all channels: on a CPU, broadcasting over channels
+    takes ten times as long if the batch is stored as channels_last.
     """
     batch, channels, height, width = images.shape
     start = centres - (sides / 2).floor()
@@ -275,26 +261,23 @@ def box_masks(centres, sides, images, dtype=torch.float32):
     return inside.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _fill_boxes(images, centres, sides, fill):
+def _erase(images, centres, sides):
+    """Sets boxes to zero, which is the mean colour of normalised images."""
     inside = box_masks(centres, sides, images, torch.uint8).view(torch.bool)
-    fill = torch.full((), fill, dtype=images.dtype, device=images.device)
-    return torch.where(inside, fill, images)
+    return torch.where(inside, torch.zeros((), dtype=images.dtype, device=images.device), images)
 
 
-def cutout(images, generator, size, fill=0.0):
-    """Fills a square of `size` pixels around a random pixel of each image (arXiv 1708.04552).
-
-    Any dtype. On normalised images the fill 0 is the mean colour.
-    """
+def cutout(images, generator, size):
+    """Erases a square of `size` pixels around a random pixel of each image (arXiv 1708.04552)."""
     centres = (rand(generator, len(images), 2) * torch.tensor(images.shape[-2:])).floor()
     sides = torch.full((len(images), 2), float(size))
-    return _fill_boxes(images, centres, sides, fill)
+    return _erase(images, centres, sides)
 
 
-def random_erasing(images, generator, probability, area=(0.02, 1 / 3), aspect=0.3, fill=0.0):
-    """Fills a random box of each image with the given probability (arXiv 1708.04896). Any dtype.
+def random_erasing(images, generator, probability, area=(0.02, 1 / 3), aspect=0.3):
+    """Erases a random box of each image with the given probability (arXiv 1708.04896).
 
-    area: range of the box's share of the image; aspect: smallest height / width (largest: 1 / aspect).
+    area: range of the box's share of the image; aspect: smallest height / width, or width / height.
     """
     draws = rand(generator, len(images), 5)
     size = torch.tensor(images.shape[-2:])
@@ -304,4 +287,4 @@ def random_erasing(images, generator, probability, area=(0.02, 1 / 3), aspect=0.
     sides = torch.minimum(sides.round().clamp(min=1), size)
     start = (draws[:, 2:4] * (size - sides + 1)).floor()
     sides = sides * (draws[:, 4:] < probability)
-    return _fill_boxes(images, start + (sides / 2).floor(), sides, fill)
+    return _erase(images, start + (sides / 2).floor(), sides)

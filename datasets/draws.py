@@ -1,4 +1,4 @@
-"""Random numbers for a batch, one row per image, drawn on the CPU: all devices see the same batches."""
+"""Random numbers for a batch, one row per image, drawn on the CPU: the same for all devices."""
 
 import torch
 
@@ -44,7 +44,7 @@ def _draw(generator, count, sample):
 
 
 def to_device(values, device):
-    """Sends draws to a device. CUDA copies small pageable tensors at the call, so we needn't wait."""
+    """Sends draws to a device. CUDA copies small pageable tensors at the call: no need to wait."""
     return values.to(device, non_blocking=device.type == "cuda")
 
 

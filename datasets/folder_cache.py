@@ -1,12 +1,12 @@
 """The decoded images of a folder in one file that is mapped into memory.
 
     folder_cache.write(path, listing, side, results, count)
-    cached = folder_cache.read(path, listing)       # None if there is no file of this listing
-    cached.images.gather(index)                     # uint8 (B, S, S, 3)
+    images, unreadable = folder_cache.read(path, listing)
+    images.gather(index)                            # uint8 (B, S, S, 3)
 
 The file holds: images, uint8 (N, S, S, 3); a table with a row per image (CRC-32, channel sums, sums
-of squares); a header in JSON; a trailer with the SHA-256 of table and header. Opening reads only table
-and header. An image is compared with its CRC when a process first reads it.
+of squares); a header in JSON; a trailer with the SHA-256 of table and header. Opening reads only
+table and header. An image is compared with its CRC when a process first reads it.
 
 The file is written with ordinary writes, not through the mapping: on a full disk a write raises an
 error, but a store to a mapped page kills the process.
@@ -22,7 +22,6 @@ import shutil
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -52,9 +51,6 @@ class CachedImages:
         # torch warns that the tensor isn't writable; nothing writes to it.
         with warnings.catch_warnings(action="ignore"):
             self.tensor = torch.from_numpy(pixels)
-
-    def __len__(self):
-        return len(self.table)
 
     @property
     def shape(self):
@@ -121,21 +117,13 @@ class CachedImages:
             raise UserError(message) from error
 
 
-@dataclass(frozen=True)
-class Cached:
-    """The images of a folder, and the positions of unreadable files in its listing."""
-
-    images: CachedImages
-    unreadable: list
-
-
 def table_row(image):
     """The table's row for an image, uint8 (S, S, 3)."""
     return np.concatenate(([zlib.crc32(np.ascontiguousarray(image))], channel_sums(image)))
 
 
 def write(path, listing, side, results, count):
-    """Writes a cache of `count` images, and opens it.
+    """Writes a cache of `count` images, and reads it.
 
     results: (image, table_row) for each file of the listing, or None for an unreadable one. Raises
     OSError if there is no space, before the first result, or if the file can't be written. On any
@@ -160,7 +148,7 @@ def write(path, listing, side, results, count):
         end = np.array(rows, dtype="<i8").tobytes() + header
         file.write(end + TRAILER.pack(hashlib.sha256(end).digest(), len(header), MAGIC))
         file.flush()
-        _open(file.name, listing).images.check()
+        _open(file.name, listing)[0].check()
     cached = read(path, listing)
     if cached is None:
         raise OSError(f"another process replaced {path.name}")
@@ -168,12 +156,15 @@ def write(path, listing, side, results, count):
 
 
 def read(path, listing):
-    """The Cached of a listing, or None if there is none. Raises UserError for a damaged file."""
+    """(CachedImages, positions of unreadable files) of a listing, or None if it has no cache.
+
+    Raises UserError for a damaged file.
+    """
     if not path.is_file():
         return None
     cached = _open(path, listing)
-    if cached and cached.images.pixels.nbytes <= CHECKED_AT_ONCE:
-        cached.images.check()
+    if cached and cached[0].pixels.nbytes <= CHECKED_AT_ONCE:
+        cached[0].check()
     return cached
 
 
@@ -188,7 +179,7 @@ def _open(path, listing):
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     side, count = header["side"], header["count"]
     pixels = np.frombuffer(mapped, np.uint8, count * side * side * 3).reshape(count, side, side, 3)
-    return Cached(CachedImages(path, mapped, pixels, table), header["unreadable"])
+    return CachedImages(path, mapped, pixels, table), header["unreadable"]
 
 
 def _read_header(file):

@@ -3,7 +3,7 @@
     split = load_folder(Path("pets"), 64, skip_bad_images=False)
     image = decode("cat.jpg", 32)                   # one file as a square, or why it can't be read
 
-Images are decoded once, into a cache in the folder (folder_cache.py), so a folder may be larger than
+Images are decoded once, into a cache in the folder (folder_cache.py): a folder may be larger than
 memory. If the cache can't be written, the images are kept in memory.
 """
 
@@ -58,7 +58,7 @@ def load_folder(root, image_size, skip_bad_images):
                 # Here, because the threads that decode would disturb each other's warning filters.
                 with warnings.catch_warnings(action="ignore"):
                     cached = _decode_folder(listing, path, image_size, skip_bad_images, notes)
-    images, unreadable = cached.images, set(cached.unreadable)
+    images, unreadable = cached[0], set(cached[1])
     if unreadable:
         first = listing.paths[min(unreadable)]
         notes.append(f"{len(unreadable)} unreadable images were left out, the first is {first}")
@@ -157,15 +157,16 @@ def _list_images(directory):
 
 
 def _decode_folder(listing, path, image_size, skip_bad_images, notes):
-    """The folder_cache.Cached of a listing; if no cache can be written, its images are a tensor.
+    """What folder_cache.read returns; the images are a tensor if no cache can be written.
 
     Images are stored at image_size, or smaller if all are smaller: enlarging is the device's work.
     """
     pool = ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 1))
     try:
-        sides = list(_in_order(pool, _shorter_side, listing.paths))
-        for file, side in zip(listing.paths, sides):
+        sides = []
+        for file, side in zip(listing.paths, _in_order(pool, _shorter_side, listing.paths)):
             _check_readable(file, side, skip_bad_images)
+            sides.append(side)
         good = [side for side in sides if isinstance(side, int)]
         count, size = len(good), min(image_size, max(good, default=image_size))
 
@@ -181,12 +182,20 @@ def _decode_folder(listing, path, image_size, skip_bad_images, notes):
             memory = f"in memory the images need {need / GB:.2f} of {free / GB:.2f} GB"
             raise UserError(f"{reason}, and {memory}")
         notes.append(f"no cache: {reason}; the images are kept in memory")
-        results = list(decoded())
-        images = np.stack([result[0] for result in results if result])
-        unreadable = [number for number, result in enumerate(results) if result is None]
-        return folder_cache.Cached(torch.from_numpy(images), unreadable)
+        return _keep_in_memory(decoded(), (count, size, size, 3))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _keep_in_memory(results, shape):
+    images, unreadable, count = np.empty(shape, dtype=np.uint8), [], 0
+    for number, result in enumerate(results):
+        if result is None:
+            unreadable.append(number)
+        else:
+            images[count] = result[0]
+            count += 1
+    return torch.from_numpy(images[:count]), unreadable
 
 
 def _decode_all(pool, listing, sides, size, skip_bad_images):

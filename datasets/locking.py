@@ -10,8 +10,8 @@ from filelock import FileLock
 def writing(path):
     """A block in which one process at a time creates the file `path`; the others wait.
 
-    The block runs unlocked where a lock can't be had: files are complete or absent anyway. A directory
-    that was made for the file and stays empty is removed.
+    If no lock can be made, the block runs unlocked: files are complete or absent anyway. A new
+    directory that stays empty is removed.
     """
     new_directory = not path.parent.is_dir()
     lock = FileLock(path.with_name(f".{path.name}.lock"))

@@ -11,19 +11,12 @@ from datasets.augment import box_masks, to_nhwc
 from datasets.draws import per_image, rand, rand_beta
 
 
-def mixup(images, targets, generator, alpha=1.0):
-    """Keeps a share of each image, Beta(alpha, alpha), and adds its neighbour (arXiv 1710.09412)."""
-    return _blend(images, targets, per_image(rand_beta(generator, len(images), alpha), images))
-
-
-def cutmix(images, targets, generator, alpha=1.0):
-    """Pastes a box of its neighbour into each image; targets follow areas (arXiv 1905.04899)."""
-    centres, sides = _cutmix_boxes(images, generator, alpha)
-    return _blend(images, targets, 1 - box_masks(centres, sides, images))
-
-
 def mix(images, targets, generator, mixup_alpha, cutmix_alpha, probability):
-    """MixUp or CutMix of each image with the given probability; either if both alphas are set."""
+    """Mixes each image with the given probability; an even choice if both alphas are above 0.
+
+    MixUp (arXiv 1710.09412) keeps a share Beta(alpha, alpha) of the image and adds its neighbour's.
+    CutMix (arXiv 1905.04899) pastes a box of the neighbour; targets are weighted by the areas.
+    """
     draws = rand(generator, len(images), 2)
     mixed = draws[:, 0] < probability
     prefers_mixup = draws[:, 1] < (0.5 if cutmix_alpha else 1.0)

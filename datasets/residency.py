@@ -1,4 +1,4 @@
-"""Where images are: on the device, or on the host, from where batches are sent ahead of the step."""
+"""Where images are: on the device, or on the host, which sends batches ahead of the step."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
