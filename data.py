@@ -155,22 +155,22 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "permutation"))
         return torch.randperm(count, generator=generator).to(device)
 
-    def _distinct(self, number):
-        """The slice of an epoch's order that is the batch of this number, of all ranks."""
-        size = self.batch_size // self.repeats
-        return slice(number * size, min((number + 1) * size, len(self.labels)))
-
     def _index(self, order, number):
         """Indices of the images of a batch on this rank."""
+        distinct = self.batch_size // self.repeats
         # The copies of an image don't follow each other, because neighbours are mixed.
-        index = order[self._distinct(number)].repeat(self.repeats)
+        index = order[number * distinct : (number + 1) * distinct].repeat(self.repeats)
+        if self.world == 1:
+            return index
         return index[rank_rows(len(index), self.rank, self.world)]
 
     def _generator(self, epoch, number):
-        """The generator for the augmentation of a batch."""
+        """The generator for the augmentation of a batch on this rank."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "augment", number))
-        distinct = self._distinct(number)
-        total = self.repeats * (distinct.stop - distinct.start)
+        if self.world == 1:
+            return generator
+        distinct = self.batch_size // self.repeats
+        total = self.repeats * min(distinct, len(self.labels) - number * distinct)
         return RankGenerator(generator, rank_rows(total, self.rank, self.world), total)
 
     def _gather(self, indices):

@@ -354,7 +354,8 @@ def test_damage_of_a_large_cache_is_noticed_on_reading(folder, decoded, monkeypa
 
 FORGED_HEADERS = [
     {"count": 10**18}, {"count": 11}, {"count": "10"}, {"side": -1}, {"side": 2**70},
-    {"side": 32.0}, {"format": 2}, {"listing": None}, {"unreadable": [[]]}, {"unreadable": 1}, [], None,
+    {"side": 32.0}, {"format": 2}, {"listing": None}, {"unreadable": [[]]}, {"unreadable": 1},
+    [], None,
 ]  # fmt: skip
 
 
