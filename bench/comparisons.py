@@ -18,8 +18,8 @@ import models
 from bench import measure
 from data import Batches
 from datasets.archives import ARCHIVES
-from datasets.augment import Pipeline
 from datasets.examples import Examples
+from datasets.pipeline import Pipeline
 from training import devices, mixed_precision, run_directory
 from training.loop import Step, train_epoch
 from training.moving_average import MovingAverage

@@ -11,9 +11,9 @@ import json
 import numpy as np
 import torch
 
-import data
 from analysis import figures
 from common.text import printable
+from datasets.splits import stratified
 from show import corruptions
 
 BINS = 15
@@ -48,7 +48,7 @@ def measure(predictor, split, corrupted=500):
 
 def _robustness(predictor, test, logits, count):
     if 0 < count < len(test):
-        test = test.take(data.stratified(test.labels, count))
+        test = test.take(stratified(test.labels, count))
         logits = predictor.logits(test.images)
 
     def accuracy(name, strength):

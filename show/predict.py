@@ -16,7 +16,7 @@ from analysis import metrics
 from common.errors import UserError
 from common.text import printable
 from datasets import image_folder
-from datasets.augment import Pipeline
+from datasets.pipeline import Pipeline
 from models.weights import load_checkpoint
 
 BATCH = 250

@@ -7,7 +7,7 @@ import models
 import train
 from common import command_line
 from common.errors import UserError
-from datasets import augment
+from datasets.pipeline import TRANSFORMS
 from training import arguments, experiment, optimizers
 
 
@@ -150,7 +150,7 @@ def test_arguments_of_one_call_are_not_taken_from_a_config():
 
 def test_names_for_the_parser_are_those_of_the_code():
     assert arguments.DATASETS == data.DATASETS and set(arguments.AUGMENTATIONS) == set(
-        augment.TRANSFORMS
+        TRANSFORMS
     )
 
 

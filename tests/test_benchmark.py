@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import benchmark
 import models
 from bench import comparisons, measure, speeds, twins
-from datasets.augment import Pipeline
+from datasets.pipeline import Pipeline
 from training import memory
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import models
-from datasets.augment import Pipeline
 from datasets.examples import Examples
+from datasets.pipeline import Pipeline
 from training import devices, linear_probe, loop, mixed_precision, moving_average, optimizers
 from training.distributed import Ranks
 

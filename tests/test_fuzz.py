@@ -9,9 +9,9 @@ from functools import cache
 
 import pytest
 import torch
+from helpers.archives import archive_contents, pickled, publish, write_archive
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_sources import archive_contents, pickled, publish, write_archive
 
 import models
 import train

@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from common.errors import UserError
-from datasets.augment import TRANSFORMS
+from datasets.pipeline import TRANSFORMS
 from models import MODELS, create_model, describe, is_published, parse_options, prefers_fp32, recipe
 from models.cifar_resnet import ECABlock, GhostModule, PadShortcut
 from models.coatnet import Attention, MBConv, SelectiveKernel, Transformer, relative_index

@@ -19,7 +19,7 @@ from common.command_line import Parser, explicit, number, number_or_auto
 from common.errors import UserError
 from common.scopes import SCOPES, flag, names
 from data import DATASETS
-from datasets.augment import TRANSFORMS
+from datasets.pipeline import TRANSFORMS
 from training import resume
 from training.optimizers import OPTIMIZERS
 from training.schedules import SCHEDULES

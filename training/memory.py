@@ -22,6 +22,7 @@ import data
 import models
 from common.errors import UserError
 from common.free_memory import available
+from datasets.residency import resident_bytes
 from models import lora
 from models.weights import classifier_keys
 from training.initial_model import model_options
@@ -284,7 +285,7 @@ def _largest_micro_batch(args, model, split, dtype, ranks, share):
     device = ranks.device
     need = need_of_run(args, split.num_classes, device=device.type, dtype=dtype, world=ranks.world)
     resident = sum(
-        data.resident_bytes(part, device, args.resident)
+        resident_bytes(part, device, args.resident)
         for part in (split.train, split.val or split.test)
     )
     loaded = _bytes([*model.parameters(), *model.buffers()])
