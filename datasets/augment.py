@@ -288,3 +288,12 @@ def random_erasing(images, generator, probability, area=(0.02, 1 / 3), aspect=0.
     start = (draws[:, 2:4] * (size - sides + 1)).floor()
     sides = sides * (draws[:, 4:] < probability)
     return _erase(images, start + (sides / 2).floor(), sides)
+
+
+# What --augment offers besides auto_augment.TRANSFORMS: (images, generator) -> images.
+TRANSFORMS = {
+    "crop": crop,
+    "flip": flip,
+    "color_jitter": color_jitter,
+    "random_resized_crop": random_resized_crop,
+}

@@ -128,3 +128,6 @@ def _recolor(images, op, strength):
         return torch.where(images >= threshold, 255 - images, images)
     factor = per_image(1 + strength, images)
     return ENHANCEMENTS[name](augment.float_planes(images), factor)
+
+
+TRANSFORMS = {"rand_augment": rand_augment, "trivial_augment": trivial_augment}

@@ -2,7 +2,8 @@
 
     inputs, targets = Pipeline(mean, std, 32, ("crop", "flip"))(images, labels, generator)
 
-To add an augmentation, write a function (images, generator) -> images and enter it in TRANSFORMS.
+To add an augmentation, write a function (images, generator) -> images in augment.py and enter it in
+TRANSFORMS there.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -12,14 +13,7 @@ import torch.nn.functional as F
 from datasets import augment, auto_augment
 from datasets.mixing import mix
 
-TRANSFORMS = {
-    "crop": augment.crop,
-    "flip": augment.flip,
-    "color_jitter": augment.color_jitter,
-    "rand_augment": auto_augment.rand_augment,
-    "trivial_augment": auto_augment.trivial_augment,
-    "random_resized_crop": augment.random_resized_crop,
-}
+TRANSFORMS = augment.TRANSFORMS | auto_augment.TRANSFORMS
 
 
 @dataclass(eq=False)
