@@ -50,7 +50,7 @@ class SqueezeExcite(nn.Module):
 
 
 class SelectiveKernel(nn.Module):
-    """Depthwise 3x3, 5x5 and 7x7 in parallel, mixed by a softmax over the three for each channel."""
+    """Depthwise 3x3, 5x5 and 7x7 in parallel, mixed by a softmax over them for each channel."""
 
     def __init__(self, channels, stride, kernels=(3, 5, 7), reduction=8):
         super().__init__()
@@ -72,13 +72,16 @@ def depthwise3(channels, stride):
     return conv_bn(channels, channels, 3, stride, groups=channels)
 
 
+def conv1x1(in_channels, out_channels, bias=True):
+    return nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+
+
 def pool(stride):
     return nn.MaxPool2d(stride) if stride > 1 else nn.Identity()
 
 
 def create_shortcut(in_channels, width, stride, bias=True):
-    same = in_channels == width
-    change = nn.Identity() if same else nn.Conv2d(in_channels, width, 1, bias=bias)
+    change = nn.Identity() if in_channels == width else conv1x1(in_channels, width, bias)
     return nn.Sequential(pool(stride), change)
 
 
@@ -97,7 +100,7 @@ class MBConv(nn.Module):
         *,
         depthwise=depthwise3,
         gate=SqueezeExcite,
-        project=partial(nn.Conv2d, kernel_size=1),
+        project=conv1x1,
         shortcut_bias=True,
     ):
         super().__init__()

@@ -1,7 +1,7 @@
 """Training recipes: the training arguments that suit a model, as tables of plain values.
 
 A recipe holds what differs from the scripts' defaults. lr: step size at the given batch_size;
-mixup, cutmix: alpha of the Beta distribution, 0 is off; mix_prob: share of the batches that are
+mixup, cutmix: alpha of the Beta distribution, 0 is off; mix_prob: share of the images that are
 mixed; clip_grad: largest norm of the gradient; random_erasing: probability for each image;
 layer_decay: factor of the learning rate from a layer to the one before it. The number of warmup
 epochs follows from `epochs` by default: 5 of 200 (arXiv 1706.02677 §2.2).
