@@ -68,58 +68,42 @@ class SelectiveKernel(nn.Module):
         return sum(others, start=first)
 
 
-def depthwise3(channels, stride):
-    return conv_bn(channels, channels, 3, stride, groups=channels)
-
-
-def conv1x1(in_channels, out_channels, bias=True):
-    return nn.Conv2d(in_channels, out_channels, 1, bias=bias)
-
-
 def pool(stride):
     return nn.MaxPool2d(stride) if stride > 1 else nn.Identity()
 
 
 def create_shortcut(in_channels, width, stride, bias=True):
-    change = nn.Identity() if in_channels == width else conv1x1(in_channels, width, bias)
+    same = in_channels == width
+    change = nn.Identity() if same else nn.Conv2d(in_channels, width, 1, bias=bias)
     return nn.Sequential(pool(stride), change)
 
 
 class MBConv(nn.Module):
     """Norm, 1x1 to four times the input width, depthwise, channel gate, 1x1.
 
-    depthwise(channels, stride), gate(channels), project(in_channels, out_channels): make modules.
+    large_kernel: a selective kernel as the depthwise convolution; eca: the variation for CIFAR.
     """
 
     def __init__(
-        self,
-        in_channels,
-        width,
-        stride=1,
-        drop_path=0.0,
-        *,
-        depthwise=depthwise3,
-        gate=SqueezeExcite,
-        project=conv1x1,
-        shortcut_bias=True,
+        self, in_channels, width, stride=1, drop_path=0.0, *, large_kernel=False, eca=False
     ):
         super().__init__()
         hidden = 4 * in_channels
         self.norm = nn.BatchNorm2d(in_channels)
         self.expand = conv_bn(in_channels, hidden, 1)
-        self.depthwise = depthwise(hidden, stride)
-        self.gate = gate(hidden)
-        self.project = project(hidden, width)
+        if large_kernel:
+            self.depthwise = SelectiveKernel(hidden, stride)
+        else:
+            self.depthwise = conv_bn(hidden, hidden, 3, stride, groups=hidden)
+        self.gate = ECA(3) if eca else SqueezeExcite(hidden)
+        self.project = conv_bn(hidden, width, 1) if eca else nn.Conv2d(hidden, width, 1)
         self.drop_path = DropPath(drop_path)
-        self.shortcut = create_shortcut(in_channels, width, stride, shortcut_bias)
-
-    def residual(self, x):
-        x = F.gelu(self.expand(self.norm(x)))
-        x = F.gelu(self.depthwise(x))
-        return self.project(self.gate(x))
+        self.shortcut = create_shortcut(in_channels, width, stride, bias=not eca)
 
     def forward(self, x):
-        return self.shortcut(x) + self.drop_path(self.residual(x))
+        out = F.gelu(self.depthwise(F.gelu(self.expand(self.norm(x)))))
+        out = self.project(self.gate(out))
+        return self.shortcut(x) + self.drop_path(out)
 
 
 def relative_index(size):
@@ -170,26 +154,15 @@ class Attention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Attention, then MLP, each after a layer norm. size: see Attention; gate: follows the MLP."""
+    """Attention, then MLP, each after a layer norm. size: see Attention; eca: as for MBConv."""
 
-    def __init__(
-        self,
-        in_channels,
-        width,
-        stride=1,
-        drop_path=0.0,
-        *,
-        heads,
-        size,
-        bias=True,
-        gate=nn.Identity,
-    ):
+    def __init__(self, in_channels, width, stride=1, drop_path=0.0, *, heads, size, eca=False):
         super().__init__()
         self.norm1, self.norm2 = LayerNorm2d(in_channels), LayerNorm2d(width)
         self.pool = pool(stride)
-        self.attention = Attention(in_channels, width, heads, size, bias)
-        self.mlp = Mlp2d(width, 4 * width, bias)
-        self.gate = gate(width)
+        self.attention = Attention(in_channels, width, heads, size, bias=not eca)
+        self.mlp = Mlp2d(width, 4 * width, bias=not eca)
+        self.gate = ECA(3) if eca else nn.Identity()
         self.drop_path = DropPath(drop_path)
         self.shortcut = create_shortcut(in_channels, width, stride)
 
@@ -241,15 +214,11 @@ def coatnet(num_classes=10, *, widths, depths, large_kernel=False, image_size=32
             size = grid_size(image_size, 2**stage)
             block = partial(Transformer, heads=width // 32, size=size)
         else:
-            block = partial(MBConv, depthwise=SelectiveKernel if large_kernel else depthwise3)
+            block = partial(MBConv, large_kernel=large_kernel)
         stride = 1 if stage == 0 else 2
         blocks += create_stage(block, channels, width, depth, stride, rates)
         channels = width
     return CoAtNet(num_classes, stem, blocks, channels)
-
-
-def eca3(channels):
-    return ECA(3)
 
 
 def coatnet_cifar(
@@ -265,18 +234,16 @@ def coatnet_cifar(
     else:
         stem = [conv_bn(3, channels, 3, stem_stride)]
     stem.append(nn.GELU())
-    project = partial(conv_bn, kernel=1)
-    convolution = partial(MBConv, gate=eca3, project=project, shortcut_bias=False)
     blocks = []
     for stage, (width, depth) in enumerate(zip(widths, depths)):
         if stage < 3:
             stride = 2 if stage == 2 else 1
-            blocks += create_stage(convolution, channels, width, depth, stride, rates)
+            blocks += create_stage(partial(MBConv, eca=True), channels, width, depth, stride, rates)
         else:
             downsample = nn.Conv2d(channels, width, 2, stride=2, bias=False)
             blocks.append(nn.Sequential(downsample, nn.BatchNorm2d(width)))
             size = grid_size(image_size, 2 ** (stage - 1)) if cifar else 0
-            block = partial(Transformer, heads=8, size=size, bias=False, gate=eca3)
+            block = partial(Transformer, heads=8, size=size, eca=True)
             blocks += create_stage(block, width, width, depth, 1, rates)
         channels = width
     return CoAtNet(num_classes, stem, blocks, channels)
