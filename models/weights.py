@@ -164,12 +164,12 @@ def load_checkpoint(path):
 
 def _epoch(contents):
     """The epoch after which weights were saved; None for weights saved within an epoch."""
-    if contents.get("metric"):
-        return int(contents["metric"]["epoch"])
     progress = contents.get("training", {}).get("progress", {})
-    if progress.get("batch") or progress.get("epoch") is None:
-        return None
-    return int(progress["epoch"])
+    if contents.get("metric"):
+        epoch = contents["metric"]["epoch"]
+    else:
+        epoch = None if progress.get("batch") else progress.get("epoch")
+    return None if epoch is None else int(epoch)
 
 
 def _metric(contents):
