@@ -27,7 +27,7 @@ from training.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
 # One small model of each family: tests that take long run on the others only with -m slow.
-QUICK = """resnet20 eca_resnet32 ghost_resnet20 improved_resnet20_convnext ghostnet_100
+QUICK = """resnet20 eca_resnet32 ghost_resnet20 improved_resnet20_convnext
 segnext_mscan_tiny mlp_mixer_tiny vit_custom vit_tiny"""
 
 
@@ -106,7 +106,7 @@ def test_description_counts_parameters_and_work(name):
     assert macs > parameters / 10
 
 
-@cases(condition=lambda entry: entry.original, quick="ghostnet_100 hornet_tiny coatnet_cifar_opt")
+@cases(condition=lambda entry: entry.original, quick="ghostnet_100 coatnet_cifar_opt")
 def test_original_layout_is_kept_as_an_option(name):
     entry, size = MODELS[name], 224
     with torch.device("meta"):
