@@ -209,9 +209,8 @@ def evaluate(
     counts, losses = torch.zeros(3, dtype=torch.int64, device=device), []
     for number, (inputs, labels) in enumerate(batches, 1):
         if len(labels) == 0 and ranks.sharded:
-            model(
-                inputs.new_zeros(1, *inputs.shape[1:])
-            )  # others need this rank's shard of the model
+            # The other ranks need this rank's shard of the model.
+            model(inputs.new_zeros(1, *inputs.shape[1:]))
         if len(labels):  # a rank's part of a small last batch may be empty
             with autocast(device, dtype), fp32_classifier(model, dtype):
                 logits = model(inputs)
