@@ -68,7 +68,11 @@ class Curve:
         return epoch % self.every == 0 or epoch == self.epochs
 
 
-def train_epoch(state, batches, step, stop=None, show=None):
+def never():
+    return False
+
+
+def train_epoch(state, batches, step, stop=never, show=None):
     """Trains what is left of the current epoch; returns its row of metrics.csv so far.
 
     state: training.state.State, changed in place; batches: data.Batches; stop(): asked after each
@@ -83,10 +87,9 @@ def train_epoch(state, batches, step, stop=None, show=None):
     device = next(model.parameters()).device
     several = ranks.world > 1
     purpose = "model" if ranks.first else f"model {ranks.rank}"
-    # fp16: statistics before a step that may be skipped. Checkpointing: those after the forward
-    # pass.
-    buffers = [b for b in model.buffers() if b.is_floating_point()] if scaler.is_enabled() else []
-    before_step = _Snapshot(buffers)
+    # fp16 may skip a step: then the statistics are those before it. With gradient checkpointing,
+    # they are those after the forward pass.
+    before_step = _Snapshot(_float_buffers(model) if scaler.is_enabled() else [])
     after_forward = _Snapshot(_running_statistics(model) if _recomputes(model) else [])
     model.train()
     start = time.perf_counter() - progress.seconds
@@ -99,13 +102,11 @@ def train_epoch(state, batches, step, stop=None, show=None):
         devices.seed_model(step.seed, device, progress.epoch, purpose, progress.batch)
         before_step.take()
         # A rank that was asked to stop says so with its metrics, and all stop after this step.
-        asked = several and bool(stop and stop())
+        asked = several and stop()
         images = batches.batch_size if several else len(targets)
 
-        parts = list(
-            zip(inputs.tensor_split(step.accumulate), targets.tensor_split(step.accumulate))
-        )
-        readbacks = []
+        split = (tensor.tensor_split(step.accumulate) for tensor in (inputs, targets))
+        parts, readbacks = list(zip(*split)), []
         for number, (x, y) in enumerate(parts, 1):
             with _without_synchronisation(model, number < len(parts)):
                 with autocast(device, step.dtype):
@@ -140,7 +141,8 @@ def train_epoch(state, batches, step, stop=None, show=None):
         progress.count_step(images, loss_sum, correct, finite)
         if show:
             show(progress, loss_sum / images)
-        if sums[2] if several else stop and stop():
+        stop_now = sums[2] > 0 if several else stop()
+        if stop_now:
             _check_state(model, optimizer, progress, lr, ranks)  # what is saved now must be good
             progress.seconds = time.perf_counter() - start
             raise Interrupted
@@ -158,7 +160,7 @@ def train_epoch(state, batches, step, stop=None, show=None):
     }
 
 
-def evaluate_epoch(state, batches, curve, step, stop=None):
+def evaluate_epoch(state, batches, curve, step, stop=never):
     """The columns of metrics.csv for the model, and with "ema_" for the moving average.
 
     None in each column where the curve leaves the epoch out. Raises NonFiniteLoss, Interrupted.
@@ -195,7 +197,7 @@ def evaluate_epoch(state, batches, curve, step, stop=None):
 
 @torch.no_grad()
 def evaluate(
-    model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, ranks=None, confusion=None
+    model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=never, ranks=None, confusion=None
 ):
     """{"loss": mean, "acc": top-1 %, "top5": %} over every image once, summed on the device.
 
@@ -222,11 +224,11 @@ def evaluate(
             counts += torch.stack([hits[:, 0].sum(), hits.sum(), count])
             if confusion:
                 confusion(predictions[:, 0], labels)
-        if (ranks.world == 1 or number % POLL_EVERY == 0) and ranks.any(stop and stop()):
+        if (ranks.world == 1 or number % POLL_EVERY == 0) and ranks.any(stop()):
             raise Interrupted
     sums = [*counts.tolist(), sum(torch.stack(losses).tolist()) if losses else 0.0]
     if ranks.world > 1:
-        sums.append(bool(stop and stop()))
+        sums.append(stop())
         sums = ranks.sum(torch.tensor(sums, dtype=torch.float64, device=device)).tolist()
         if sums.pop():
             raise Interrupted
@@ -340,6 +342,10 @@ def _statistics_unchanged(snapshot):
     snapshot.take()
     yield
     snapshot.restore()
+
+
+def _float_buffers(model):
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
 def _running_statistics(model):
