@@ -33,7 +33,7 @@ def resolve(defaults, given):
     given = given | {"resume_previous": used_previous, "output_dir": str(path)}
     try:
         training = saved["training"]
-        values, origin = dict(training["arguments"]), dict(training["origin"])
+        values, origin = defaults | dict(training["arguments"]), dict(training["origin"])
         training["progress"]["epoch"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{_source(path, used_previous)} is not the last.pt of a run") from error

@@ -121,6 +121,8 @@ class RunDir:
         try:
             text = self.metrics_path.read_text()
             lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+            if not lines:  # keep_rows(0) leaves an empty file
+                return []
             header, rows = lines[0], [line for line in lines[1:] if line]
             if "epoch" not in header or any(len(row) != len(header) for row in rows):
                 raise ValueError("a row doesn't fit the header")
