@@ -1,0 +1,334 @@
+"""Memory: counted without allocating it, as a real step takes it; how a batch is split to fit."""
+
+import math
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn as nn
+from helpers.errors import refused
+from helpers.training import CPU, resolve
+
+import models
+import train_sota
+from common import free_memory
+from models import lora
+from training import memory, optimizers, out_of_memory
+from training.distributed import Ranks, gather, shard
+
+EVA02, EVA = "timm/eva02_large_patch14_448", "timm/eva_giant_patch14_336"
+SMALL = {  # model: (options, px)
+    "vit_custom": (dict(width=24, depth=3, heads=2), 32),
+    "timm/convnext_xxlarge": (dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), 64),
+    EVA02: (dict(depth=3, embed_dim=48, num_heads=3, img_size=56), 56),
+    EVA: (dict(depth=3, embed_dim=48, num_heads=3, img_size=56), 56),
+    "resnet20": ({}, 32),
+}
+
+
+def build(name, device="cpu", checkpointing=False):
+    options, size = SMALL[name]
+    with torch.device(device):
+        model = models.create_model(name, 10, **options)
+    if checkpointing:
+        model.set_grad_checkpointing(True)
+    return model.train(), size
+
+
+def weights_of(model):
+    return 4 * sum(p.numel() for p in model.parameters())
+
+
+# ---- activations ---------------------------------------------------------------------------------
+
+
+def test_saved_bytes_of_a_small_network_counted_by_hand():
+    """The inputs, the ReLU's outputs (which the next layer keeps as well), and of the loss the
+    log-probabilities, the labels and the number that the mean divides by."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 20), nn.ReLU(), nn.Linear(20, 7))
+    B = 5
+    saved = memory.saved_bytes(model, torch.zeros(B, 3, 4, 4), None)
+    assert saved.kept == saved.all == 4 * (B * 48 + B * 20 + B * 7 + 1) + 8 * B
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", SMALL)
+def test_activations_are_what_a_real_step_keeps(name, dtype):
+    model, size = build(name)
+    meta, _ = build(name, "meta")
+    models.choose_attention(model, CPU, dtype)
+    models.choose_attention(meta, CPU, dtype)
+    fixed, image = memory.activations(meta, size, device="cpu", dtype=dtype)
+    for B in (3, 8):
+        real = memory.saved_bytes(model, torch.randn(B, 3, size, size), dtype).kept
+        assert fixed + B * image == pytest.approx(real, rel=0.02)
+    # Independent of the batch: autocast's copies of weights, and batch norm's statistics.
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    copies = 2 * sum(layer.weight.numel() for layer in layers) if dtype else 0
+    statistics = sum(8 * m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert fixed == pytest.approx(copies + statistics, rel=0.05, abs=500)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "resnet20"])
+def test_checkpointing_keeps_the_inputs_of_blocks_and_one_block(name):
+    (plain, size), (checkpointed, _) = build(name, "meta"), build(name, "meta", checkpointing=True)
+    how = dict(device="cpu", dtype=torch.bfloat16)
+    fixed, image = memory.activations(plain, size, **how)
+    fixed_again, image_again = memory.activations(checkpointed, size, **how)
+    assert fixed_again == fixed and image / 6 < image_again < image * 0.8
+
+
+def test_counting_restores_the_function_that_checkpoints():
+    model, size = build("vit_custom", checkpointing=True)
+    function = torch.utils.checkpoint.checkpoint
+    memory.saved_bytes(model, torch.zeros(2, 3, size, size), None)
+    assert torch.utils.checkpoint.checkpoint is function
+
+
+def test_norms_keep_fp32_under_autocast_on_cuda():
+    on = {}
+    for device in ("cpu", "cuda"):
+        model, size = build("timm/convnext_xxlarge", "meta")
+        _, on[device] = memory.activations(model, size, device=device, dtype=torch.bfloat16)
+    assert 1.02 < on["cuda"] / on["cpu"] < 1.5
+
+
+# ---- what a run needs ----------------------------------------------------------------------------
+
+
+def arguments(*argv):
+    options, size = SMALL["vit_custom"]
+    words = [word for key, value in options.items() for word in ("--model-arg", f"{key}={value}")]
+    common = ("--model", "vit_custom", *words, "--image-size", size, "--batch-size", 32)
+    return resolve(train_sota, *common, *argv)
+
+
+def need_of(*argv, world=1):
+    args = arguments(*argv)
+    return memory.need_of_run(args, 10, device="cuda", dtype=torch.bfloat16, world=world)
+
+
+def test_weights_gradients_optimizer_state_and_average_are_counted():
+    weights, need = weights_of(build("vit_custom", "meta")[0]), need_of()
+    counted = (need.parameters, need.gradients, need.optimizer, need.average)
+    assert counted == (weights, weights, 2 * weights, weights) and need.host == 4 * weights
+    assert need.fixed == 5 * weights + need.copies and need.total(7) == need.fixed + 7 * need.image
+    assert need_of("--optimizer", "sgd").optimizer == weights
+    assert need_of("--ema-decay", 0).average == 0
+    on_host = need_of("--ema-device", "cpu")
+    assert on_host.average == 0 and on_host.host == need.host + weights
+
+
+def test_a_frozen_backbone_has_gradients_of_its_classifier_only():
+    weights, head = weights_of(build("vit_custom", "meta")[0]), 4 * (24 * 10 + 10)
+    need = need_of("--freeze-backbone", "--weights", "x.pt", "--optimizer", "adamw")
+    assert (need.parameters, need.gradients, need.optimizer) == (weights, head, 2 * head)
+
+
+def test_a_sharded_model_needs_its_share_on_each_device():
+    weights, need = weights_of(build("vit_custom", "meta")[0]), need_of("--fsdp", world=4)
+    assert need.parameters == weights // 4 and need.optimizer == weights // 2
+    assert need.image == need_of().image
+
+
+def test_a_module_that_is_used_twice_is_counted_once():
+    with torch.device("meta"):
+        first, shared = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        blocks = nn.Sequential(shared), nn.Sequential(shared)
+        model = nn.Sequential(first, *blocks, nn.Flatten(), nn.Linear(8 * 16, 10))
+    need = memory.training_need(model, 4, device="cpu", dtype=None, optimizer="sgd")
+    assert need.parameters == 4 * (3 * 8 * 9 + 8 + 8 * 8 * 9 + 8 + 8 * 16 * 10 + 10)
+    assert need.image > 0
+
+
+def test_the_largest_micro_batch_leaves_a_tenth_of_the_memory():
+    state = dict(parameters=40, gradients=40, optimizer=80, average=40)
+    need = memory.Need(**state, copies=0, image=10, host=0)
+    assert [need.largest(free) for free in (100, 222, 234, 1000 / 0.9)] == [0, 0, 1, 80]
+    assert need.total(80) <= 1000
+
+
+def test_adapters_are_counted_as_peft_builds_them():
+    pytest.importorskip("peft")
+    (options, size), rank = SMALL[EVA02], 4
+    layers, needs = lora.linear_layers(EVA02, 10, size, options), []
+    for add in (lora.add_counted, lora.add_adapters):
+        with torch.device("meta"):
+            model = add(models.create_model(EVA02, 10, **options), rank, layers)
+        how = dict(device="cuda", dtype=torch.bfloat16, optimizer="adamw")
+        needs.append(memory.training_need(model, size, **how))
+    assert needs[0] == needs[1]
+    linear = [m for name, m in build(EVA02)[0].named_modules() if name in layers]
+    adapters = sum(rank * (m.in_features + m.out_features) for m in linear)
+    assert needs[0].gradients == 4 * (adapters + 48 * 10 + 10)
+
+
+# ---- splitting a batch ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [1, 2, 7, 16, 33, 128])
+def test_a_batch_is_split_into_the_fewest_parts_that_fit(images):
+    for limit in range(1, images + 3):
+        tried = []
+
+        def fits(count, limit=limit, tried=tried):
+            tried.append(count)
+            return count <= limit
+
+        parts = memory.fewest_parts(images, fits)
+        fewest = next(k for k in range(1, images + 1) if math.ceil(images / k) <= limit)
+        assert math.ceil(images / parts) == math.ceil(images / fewest)
+        assert len(tried) <= 2 * math.log2(images) + 2
+    assert memory.fewest_parts(images, lambda count: False) is None
+
+
+class Limited(nn.Module):
+    """(B, 3, H, W) -> (B, 4); raises the error for more than `most` images."""
+
+    def __init__(self, most, error):
+        super().__init__()
+        self.norm, self.fc, self.most, self.error = nn.BatchNorm2d(3), nn.Linear(3, 4), most, error
+        self.calls = []  # (images, whether there are gradients)
+
+    def forward(self, x):
+        self.calls.append((len(x), self.fc.weight.grad is not None))
+        if len(x) > self.most:
+            raise self.error
+        return self.fc(self.norm(x).mean((2, 3)))
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("CUDA error: out of memory"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_trying_a_step_leaves_the_model_as_it_was(error):
+    model = Limited(4, error)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert memory.step_fits(model, 4, 8, None) and not memory.step_fits(model, 5, 8, None)
+    # The second pass is beside the gradients of the first one.
+    assert model.calls == [(4, False), (4, True), (5, False)]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def split_batches(monkeypatch, free, *argv, ranks=None):
+    """The BatchSplit of a run on a device with `free` bytes before the model was placed."""
+    model, _ = build("vit_custom")
+    monkeypatch.setattr(memory, "available", lambda device: free - weights_of(model))
+    images = SimpleNamespace(nbytes=10**6, cached=False)
+    split = SimpleNamespace(num_classes=10, train=images, val=None, test=images)
+    return memory.split_batches(arguments(*argv), model, split, None, ranks or Ranks(CPU))
+
+
+def test_auto_splits_a_batch_by_the_free_memory(monkeypatch):
+    need = memory.need_of_run(arguments(), 10, device="cpu", dtype=None)
+    assert need.snapshot == need.host  # the copy that is being saved is in the same memory
+    for images, accumulate in ((32, 1), (11, 3)):
+        free = need.total(images) / 0.9 + 10
+        split = split_batches(monkeypatch, free, "--micro-batch", "auto")
+        assert (split.images_at_once, split.accumulate) == (images, accumulate)
+        assert split.automatic == {"micro_batch": images}
+        assert split.derived == {"accumulate": accumulate}
+    with refused("a step of vit_custom with one image needs", "--dry-run"):
+        split_batches(monkeypatch, need.total(1) / 0.9 - 100, "--micro-batch", "auto")
+
+
+@pytest.mark.parametrize(
+    ("argv", "accumulate", "derived"),
+    [
+        (("--micro-batch", 5), 7, {"accumulate": 7}),
+        (("--micro-batch", 0, "--accumulate", 3), 3, {}),
+        (("--accumulate", 4), 4, {"micro_batch": 0}),
+        (("--micro-batch", 4, "--freeze-backbone", "--weights", "x.pt"), 1, {}),
+    ],
+)
+def test_a_given_split_is_not_changed(monkeypatch, argv, accumulate, derived):
+    split = split_batches(monkeypatch, 0, *argv)
+    assert (split.accumulate, split.automatic, split.derived) == (accumulate, {}, derived)
+
+
+@pytest.mark.parametrize(("world", "sync_bn"), [(1, True), (2, False), (2, True)])
+def test_a_gpu_tries_a_step_unless_another_rank_would_wait(monkeypatch, world, sync_bn):
+    """It leaves room for the optimizer's state, the average, the images, and a tenth."""
+    tried = []
+
+    def step_fits(model, images, image_size, dtype, reserve):
+        tried.append((images, reserve))
+        return True
+
+    monkeypatch.setattr(memory, "step_fits", step_fits)
+    monkeypatch.setattr(memory.data, "resident_bytes", lambda *_: 10**6)
+    monkeypatch.setattr(Ranks, "any", lambda self, flag: flag)
+    ranks, options = Ranks(torch.device("cuda"), world=world), ["--sync-bn"] if sync_bn else []
+    split = split_batches(monkeypatch, 10**9, "--micro-batch", "auto", *options, ranks=ranks)
+    assert split.images_at_once == 32 // world
+    if world > 1 and sync_bn:
+        assert not tried
+    else:
+        weights, resident = weights_of(build("vit_custom")[0]), 2 * 10**6
+        spare = int((1 - memory.USABLE) * (10**9 - resident))
+        assert tried == [(32 // world, 3 * weights + resident + spare)]
+
+
+def test_a_shard_of_a_model_is_counted_as_a_shard():
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
+    try:
+        model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64))
+        model = shard(model, Ranks(CPU, rank=1, world=4))
+        assert memory._bytes(model.parameters()) == 4 * (64 * 64 + 3 * 64) // 4
+        state = gather(model.state_dict())  # on the first rank, which writes files
+        assert state["0.weight"] is None and state["1.running_var"].shape == (64,)
+        # torch has no fused kernel for shards.
+        optimizer = optimizers.build_optimizer("sgd", optimizers.param_groups(model, 0.1), 0.1)
+        model(torch.ones(2, 64)).sum().backward()
+        optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# ---- running out of memory -----------------------------------------------------------------------
+
+
+def explained(error, ranks=None, **changes):
+    args = Namespace(**{"batch_size": 64, "accumulate": 2, "image_size": 448} | changes)
+    with out_of_memory.explained(args, ranks or Ranks(CPU)):
+        raise error
+
+
+def test_running_out_of_memory_says_what_to_try():
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.\nmore")
+    message = "out of memory with 32 images of 448 px at once: try"
+    with refused(f"{message} --accumulate 4", "(CUDA out of memory"):
+        explained(error)
+    with refused(f"{message} --micro-batch 16"):
+        explained(error, micro_batch=None)
+    with refused("out of memory with 1 images", "--grad-checkpointing"):
+        explained(MemoryError(), Ranks(CPU, world=32))
+
+
+@pytest.mark.parametrize("text", out_of_memory.MESSAGES)
+def test_errors_of_allocators_and_libraries_are_recognised(text):
+    with refused("out of memory with 32 images"):
+        explained(RuntimeError(f"[enforce fail at x.cpp:1] {text} when calling f"))
+
+
+def test_other_errors_are_not_explained_as_out_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"):
+        explained(RuntimeError("shapes don't fit"))
+
+
+def test_a_container_may_have_less_memory_than_the_machine(tmp_path):
+    assert free_memory._left_in_container(tmp_path) == []
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 50\n")
+    assert free_memory._left_in_container(tmp_path) == [350]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory._left_in_container(tmp_path) == []
+    assert 0 < free_memory.available(CPU) < 2**50
