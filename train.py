@@ -1,13 +1,13 @@
 """Train a convolutional network on small images, from scratch or from published weights.
 
     python train.py --model resnet34 --epochs 500                   # CIFAR-10
-    python train.py --dataset shapes --model resnet20 --epochs 3    # no download, a minute on a laptop
+    python train.py --dataset shapes --model resnet20 --epochs 3    # no download, a minute
     python train.py --model timm/resnet50 --pretrained              # fine-tune published weights
     python train.py --resume runs/<run>                             # bit-identical continuation
     torchrun --nproc-per-node=4 train.py --model resnet50           # several GPUs
 
-RECIPE is for residual networks of 4 to 26 million parameters on CIFAR-10. Models with another recipe
-bring their own (--list-models). `--augment none --optimizer adam` is the baseline to compare with.
+RECIPE is for residual networks of 4 to 26 million parameters on CIFAR-10. Other models bring their
+own (--list-models). `--augment none --optimizer adam` is the baseline to compare with.
 Results, with mean, standard deviation and n: see the README.
 """
 

@@ -44,7 +44,7 @@ from training.run import open_run
 from training.schedules import Plan
 from training.state import Confusion, State
 
-# A tenth of the rate for smaller models, which falls less with depth (arXiv 2211.07636, 2303.11331).
+# A tenth of the rate for smaller models, falling less with depth (arXiv 2211.07636, 2303.11331).
 RECIPE = {
     "model": "eva02_large",
     "epochs": 5,

@@ -1,14 +1,14 @@
 """Train a vision transformer on small images, from scratch or from published weights.
 
     python train_vit.py                                 # vit_small_data, 100 epochs of CIFAR-10
-    python train_vit.py --pretrained                    # ViT-Tiny from ImageNet at 224 px, 10 epochs
+    python train_vit.py --pretrained                    # ViT-Tiny of ImageNet, 224 px, 10 epochs
     python train_vit.py --model vit_tiny --weights model.safetensors --freeze-backbone    # a probe
     python train_vit.py --resume runs/<run>             # bit-identical continuation
 
 RECIPE is what small data needs from scratch, after arXiv 2112.13492: shifted patch tokens and local
 attention are in the model, the rest is here. Starting from weights has a recipe of its own: AdamW
-3e-4, falling by a quarter per layer towards the input, 10 epochs (models/recipes.py). Any other model
-of --list-models can be trained, too. Results, with mean, standard deviation and n: see the README.
+3e-4, falling by a quarter per layer towards the input, 10 epochs (models/recipes.py). Any other
+model of --list-models can be trained, too. Results, with mean, standard deviation and n: README.
 """
 
 from functools import partial

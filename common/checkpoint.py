@@ -1,8 +1,9 @@
 """Checkpoints: files that are complete or absent, and that can't run code.
 
-A checkpoint is a dict of tensors and builtins with a digest of its contents. It is written to a temporary file in the
-same directory, read back and compared, synced to the disk, and only then renamed over the old one: there is a valid file
-at every moment. It is read with weights_only=True and never otherwise.
+A checkpoint is a dict of tensors and builtins with a digest of its contents. It is written to a
+temporary file in the same directory, read back and compared, synced to the disk, and only then
+renamed over the old file: there is a valid file at every moment. Files are always read with
+weights_only=True.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ FORMAT = 1
 
 
 def digest(value):
-    """sha256 (hex) of a tree of dicts, lists, tuples, tensors and builtins: contents, shapes, types and order."""
+    """sha256 (hex) of nested dicts, lists, tuples, tensors and builtins, with types and order."""
     sha = hashlib.sha256()
 
     def add(node):
@@ -45,7 +46,10 @@ def digest(value):
 
 
 def map_tensors(function, value, place=()):
-    """A tree of dicts, lists and tuples with function(tensor, place) in the place of each tensor; place: keys and indices."""
+    """Replaces each tensor in nested dicts, lists and tuples by function(tensor, place).
+
+    place: the keys and indices that lead to the tensor.
+    """
     if isinstance(value, torch.Tensor):
         return function(value.detach(), place)
     if isinstance(value, dict):
@@ -56,26 +60,23 @@ def map_tensors(function, value, place=()):
 
 
 def to_cpu(value):
-    """A tree with its tensors on the CPU, each with a storage of its own size (a view would save its whole base).
+    """Nested values with all tensors on the CPU. Views are copied: saving one saves its storage."""
 
-    Tensors that are so already are not copied.
-    """
-    return map_tensors(
-        lambda t, place: t.to("cpu", copy=t.untyped_storage().nbytes() != t.nbytes), value
-    )
+    def convert(tensor, place):
+        is_view = tensor.untyped_storage().nbytes() != tensor.nbytes
+        return tensor.to("cpu", copy=is_view)
+
+    return map_tensors(convert, value)
 
 
 class Snapshot:
-    """Copies of a state in host memory, so that it can be written while training changes the tensors.
-
-    The same memory is used each time: fresh memory would take longer to get than the copy does.
-    """
+    """Copies a state to host memory, to write it while training continues; the memory is reused."""
 
     def __init__(self):
         self._copies = {}
 
     def take(self, state):
-        """A copy of the tree. It is valid until the next call."""
+        """A copy of the nested state. It is valid until the next call."""
         return map_tensors(self._copy, state)
 
     def _copy(self, tensor, place):
@@ -86,10 +87,11 @@ class Snapshot:
 
 
 class HashedFile:
-    """A file for torch.save that hashes what is written, and keeps the reason of a failure, which torch's writer loses."""
+    """A file that hashes what is written and keeps the error of a write, which torch.save loses."""
 
     def __init__(self, file):
-        self.file, self.flush, self.error, self.hash = file, file.flush, None, hashlib.sha256()
+        self.file, self.flush = file, file.flush
+        self.hash, self.error = hashlib.sha256(), None
 
     def write(self, data):
         self.hash.update(data)
@@ -101,9 +103,9 @@ class HashedFile:
 
 
 def save(state, path, previous=None):
-    """Writes a dict of tensors and builtins to `path`, or leaves the old file as it was and raises UserError.
+    """Writes a dict of tensors and builtins. Raises UserError and keeps the old file if that fails.
 
-    previous: where the old file is kept, see `files.replacing`. Tensors on a GPU are copied to host memory for it.
+    previous: where the old file is kept afterwards, see files.replacing.
     """
     contents, hashed = to_cpu(state), None
     try:
@@ -113,32 +115,31 @@ def save(state, path, previous=None):
             file.flush()
             verify(file.name, hashed.hash.digest())
     except (OSError, RuntimeError) as error:
-        reason = first_line((hashed and hashed.error) or error)
+        cause = hashed.error if hashed and hashed.error else error
         raise UserError(
-            f"{path} could not be written ({reason}); the file before it is untouched"
+            f"{path} could not be written ({first_line(cause)}); the previous file is unchanged"
         ) from error
 
 
 def verify(path, expected):
-    """Raises OSError unless a file has the sha256 `expected` and reads as a checkpoint; takes no memory for its tensors."""
+    """Raises OSError unless a file has the sha256 `expected` and can be read as a checkpoint."""
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").digest() != expected:
             raise OSError("it reads back differently")
     try:
+        # mmap: the tensors take no memory.
         _check_format(load_untrusted(path, mmap=True), path, "checkpoint")
     except UserError as error:
         raise OSError(str(error)) from error
 
 
 def load(path, kind="checkpoint"):
-    """The dict that `save` wrote, on the CPU. Raises UserError for a file that is damaged, foreign or hostile."""
+    """The dict that `save` wrote, on the CPU. Raises UserError for a damaged or foreign file."""
     state = load_untrusted(path, kind)
     _check_format(state, path, kind)
     try:
         intact = digest(state["contents"]) == state["digest"]
-    except (
-        Exception
-    ):  # a tree that is no run's: too deep, or with tensors that have no bytes of their own
+    except Exception:  # not the contents of a run: nested too deeply, or sparse tensors
         intact = False
     if not intact:
         raise UserError(f"{path} is damaged: its contents don't match their digest")
@@ -148,56 +149,40 @@ def load(path, kind="checkpoint"):
 def _check_format(state, path, kind):
     if not isinstance(state, dict) or set(state) != {"format", "digest", "contents"}:
         raise UserError(f"{path} is not a {kind} of this program")
-    if not isinstance(state["format"], int) or state["format"] != FORMAT:
-        raise UserError(
-            f"{path} has format {first_line(state['format'])}; this program reads format {FORMAT}"
-        )
+    found = state["format"]
+    if not isinstance(found, int) or found != FORMAT:
+        raise UserError(f"{path} has format {first_line(found)}; this program reads {FORMAT}")
 
 
 def load_untrusted(path, kind="file", mmap=False):
-    """What torch.save wrote, tensors and builtins only; mmap: tensors are read when they are used.
+    """Loads a file of torch.save with tensors and builtins only. Raises UserError for any other.
 
-    Raises UserError for everything else.
+    mmap: tensors are read from the file when they are used.
     """
     if _unpacks_to_more(path):
         raise UserError(f"{path} was refused: it claims to hold more than its size")
     if not Path(path).is_file():
         raise UserError(f"there is no {kind} {path}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about pickle protocols, on the way to refusing the file
+        with warnings.catch_warnings(action="ignore"):  # about the pickle protocol
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        with open(path, "rb") as file:
-            is_pickle = file.read(1) in (
-                b"P",
-                b"\x80",
-            )  # a zip archive of torch.save, or a bare pickle
-        if is_pickle and ("Unsupported" in str(error) or "GLOBAL" in str(error)):
-            raise UserError(
-                f"{path} was refused: it holds more than tensors and plain values, so loading it could run code"
-            ) from error
-        raise UserError(
-            f"{path} is not a {kind}, or it is damaged ({first_line(error)})"
-        ) from error
-    except Exception as error:  # on foreign bytes the reader stumbles in many ways
-        raise UserError(
-            f"{path} is truncated, damaged or not a {kind} ({first_line(error)})"
-        ) from error
+    except Exception as error:  # torch.load raises many kinds of exceptions for foreign bytes
+        reason = f"is truncated, damaged or not a {kind} ({first_line(error)})"
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            reason = "was refused: it holds more than tensors and plain values, which can run code"
+        raise UserError(f"{path} {reason}") from error
 
 
 def _unpacks_to_more(path):
-    """Whether a zip archive's records are larger than the archive: torch.save packs nothing, a decompression bomb does."""
+    """Whether a zip archive is a decompression bomb: torch.save doesn't compress its records."""
     try:
         with zipfile.ZipFile(path) as archive:
             return sum(record.file_size for record in archive.infolist()) > os.path.getsize(path)
-    except Exception:  # no archive, or a damaged one: torch.load says so
+    except Exception:  # not an archive, or a damaged one: torch.load will raise
         return False
 
 
 def has_its_elements(tensor):
-    """Whether a tensor's elements lie in memory, each for itself, so that copying it takes no more than its file did."""
-    plain = tensor.layout == torch.strided and not tensor.is_meta
-    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    """Whether all elements of a tensor lie in memory, so that a copy is no larger than its file."""
+    dense = tensor.layout == torch.strided and not tensor.is_meta
+    return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

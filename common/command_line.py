@@ -1,13 +1,9 @@
-"""Command lines: the arguments that scripts share, where their values come from, and how a script ends.
-
-A value comes from the command line, else from --config FILE, else from the model's recipe, else from what goes with the
-optimizer, else from the default. `resolve` says for each which it was.
-"""
+"""Command lines: a parser with short errors, types of arguments, and how a script ends."""
 
 import argparse
 import contextlib
-import copy
 import difflib
+import math
 import os
 import signal
 import sys
@@ -18,23 +14,17 @@ from common.text import printable
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, where there is one to show."""
+    """Shows the default of an option, unless it is None, False or an empty list."""
 
     def _get_help_string(self, action):
-        if (
-            action.default is argparse.SUPPRESS
-            or action.default is None
-            or action.default is False
-            or action.default == []
-        ):
+        hidden = (argparse.SUPPRESS, None, False)
+        if any(action.default is value for value in hidden) or action.default == []:
             return action.help or ""
-        if getattr(action, "of_recipe", False):
-            return f"{action.help} (without a recipe: %(default)s)"
         return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, which name the nearest option, and no abbreviations."""
+    """argparse without abbreviations. Its errors have one line and name the nearest option."""
 
     def __init__(self, description, **options):
         super().__init__(
@@ -45,89 +35,90 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
     def parse_args(self, args=None, namespace=None):
-        found, extra = self.parse_known_args(args, namespace)
-        if extra:
-            known = [option for action in self._actions for option in action.option_strings]
-            near = difflib.get_close_matches(extra[0].split("=")[0], known, n=1)
-            self.error(
-                f"unknown argument {extra[0]}"
-                + (f"; did you mean {near[0]}?" if near else " (--help shows all)")
-            )
-        return found
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
+            hint = f"; did you mean {near[0]}?" if near else " (--help shows all)"
+            self.error(f"unknown argument {unknown[0]}{hint}")
+        return parsed
 
 
 def number(kind=float, low=None, high=None, above=None):
-    """An argparse type: a finite number within bounds, refused with a message that names them."""
+    """An argparse type: a finite number with low <= number <= high and number > above."""
+    bounds = ((low, "at least"), (above, "above"), (high, "at most"))
+    limits = " and ".join(f"{words} {bound}" for bound, words in bounds if bound is not None)
+    wanted = ", ".join(filter(None, ["an integer" if kind is int else "a number", limits]))
+    largest = 2**63 if kind is int else math.inf  # torch holds sizes and seeds as int64
 
     def convert(text):
         try:
             value = kind(text)
         except ValueError:
-            value = None
-        words = "a whole number" if kind is int else "a number"
-        bounds = [f"at least {low}"] * (low is not None) + [f"above {above}"] * (above is not None)
-        wanted = " ".join(
-            [words, " and ".join(bounds + [f"at most {high}"] * (high is not None))]
-        ).strip()
+            value = math.nan
         inside = (
-            value is not None
-            and value == value
-            and abs(value)
-            < (2**63 if kind is int else float("inf"))  # what seeds and sizes have room for
+            abs(value) < largest
             and (low is None or value >= low)
             and (high is None or value <= high)
             and (above is None or value > above)
         )
         if not inside:
-            raise argparse.ArgumentTypeError(f"it takes {wanted}, not {text!r}")
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
         return value
 
     return convert
 
 
 def number_or_auto(**bounds):
-    """A number, or None for "auto"."""
+    """An argparse type: a number, or None for "auto"."""
     convert = number(**bounds)
     return lambda text: None if text in ("auto", None) else convert(text)
 
 
-def explicit(parser, argv):
-    """What stands on the command line, without any default."""
-    parser.parse_args(argv)  # for --help and for errors
-    bare = copy.deepcopy(parser)
-    for action in bare._actions:
-        action.default = argparse.SUPPRESS
-    return vars(bare.parse_args(argv))
+def explicit(parser, argv=None):
+    """The arguments that are given on the command line, by name, without any default."""
+    unset = object()
+    values = argparse.Namespace()
+    repeatable = set()
+    for action in parser._actions:
+        if action.default == []:  # argparse appends to a copy of what it finds
+            repeatable.add(action.dest)
+            setattr(values, action.dest, None)
+        elif action.dest != "help":
+            setattr(values, action.dest, unset)
+    parser.parse_args(argv, values)
+    return {
+        name: value
+        for name, value in vars(values).items()
+        if value is not unset and not (name in repeatable and value is None)
+    }
 
 
 def run(main):
-    """Ends a script: its return value is the exit status; what the user can put right is one line, without a traceback."""
-    status = _status(main)
+    """Ends the process with the status that main() returns, or with one line for its error."""
+    status = _exit_status(main)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        # At once, all files being closed: a thread of gloo that frees a tensor while the interpreter is taken down would
-        # abort the process (github.com/pytorch/pytorch/issues/190489), and torchrun would end the others for it.
+        # A gloo thread that frees a tensor during the interpreter's shutdown aborts the process
+        # (github.com/pytorch/pytorch/issues/190489), and torchrun would then stop the other ranks.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 
 
-def _status(main):
-    """The exit status of a script's main, after the line for the user where there is one to say."""
+def _exit_status(main):
     try:
         try:
             return main() or 0
         finally:
-            sys.stdout.flush()  # what was printed is out, or is told of: at the exit it would be too late
+            sys.stdout.flush()  # at interpreter exit it would be too late to handle an error
     except UserError as error:
         status, message = error.status, str(error)
         if status == 2 and os.environ.get("RANK", "0") != "0":
-            time.sleep(
-                30
-            )  # every rank finds the same fault in the command line: the first says it, and torchrun ends all
+            time.sleep(30)  # rank 0 prints the same message, and then torchrun stops all ranks
     except KeyboardInterrupt:
         status, message = 128 + signal.SIGINT, "interrupted"
-    except BrokenPipeError:  # nobody reads on
+    except BrokenPipeError:  # the reader of the output has ended
         _discard(sys.stdout, sys.stderr)
         return 1
     except OSError as error:
@@ -138,7 +129,7 @@ def _status(main):
 
 
 def _discard(*streams):
-    """Lets what could not be written go, which Python would try again at the exit, and complain."""
+    """Drops unwritten output, which Python would try to write again at exit."""
     for stream in streams:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

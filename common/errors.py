@@ -1,11 +1,11 @@
-"""The one exception that is meant for the user."""
+"""The exception whose message is meant for the user, and short messages of other exceptions."""
 
 
 class UserError(Exception):
-    """Something that the user can put right, said in one line.
+    """An error that the user can correct. Its message has one line.
 
-    `cli.run` prints the message without a traceback and exits with `status`: 2 where the command line is wrong, 1 for
-    everything else (a broken file, a loss that is not finite, …).
+    `command_line.run` prints the message without a traceback and exits with `status`: 2 for a wrong
+    command line, 1 for everything else (a damaged file, a loss that is not finite, ...).
     """
 
     def __init__(self, message, status=1):

@@ -1,12 +1,12 @@
 """File operations whose results survive a crash of the process or of the machine.
 
-    with replacing("last.pt", previous="previous.pt") as file:      # the whole file or the old one, never a part
+    with replacing("last.pt", previous="previous.pt") as file:   # the new file or the old one
         file.write(data)
     append("metrics.csv", "1,0.5\\n")
     make_directory("runs/x")
 
-Everything that a run writes goes through the small functions at the end of this file, so that a test can record the
-operations and try every state that a crash could leave on the disk.
+All of them use the small functions at the end of this file, so that a test can record the
+operations and reconstruct every state that a crash could leave on the disk.
 """
 
 import json
@@ -17,14 +17,12 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path, mode="wb", previous=None):
-    """A file to write that takes the place of `path` when the block ends well, and leaves no trace when it doesn't.
+    """Opens a temporary file. It replaces `path` if the block succeeds and is removed if it fails.
 
-    previous: a path in the same directory under which the old file is kept, where the file system has hard links.
+    previous: a path in the same directory where the old file is kept, if hard links are possible.
     """
     path = Path(path)
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid()}.tmp"
-    )  # two processes never write one file
+    temporary = _temporary(path)
     try:
         with open_file(temporary, mode) as file:
             yield file
@@ -33,30 +31,31 @@ def replacing(path, mode="wb", previous=None):
             _keep(path, Path(previous))
         rename(temporary, path)
     except BaseException:
-        with suppress(FileNotFoundError):
-            unlink(temporary)
+        remove(temporary)
         raise
     sync_directory(path.parent)
 
 
+def _temporary(path):
+    """A name in the same directory; the process id keeps two processes apart."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def _keep(path, previous):
-    """Gives the file at `path` a second name, so that it outlives what replaces it: no byte is copied."""
-    second = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
-    try:
-        with suppress(FileNotFoundError):
-            unlink(second)
-        link(path, second)
-        rename(second, previous)
-        unlink(second)  # renaming onto a name of the same file does nothing
-    except (
-        OSError
-    ):  # there is no file yet, or the file system has no hard links: the new file is what matters
-        with suppress(OSError):
-            unlink(second)
+    """Gives the file at `path` the name `previous` as well. Nothing is copied."""
+    temporary = _temporary(previous)
+    # Without an old file or without hard links there is no previous file, and that is no error.
+    with suppress(OSError):
+        remove(temporary)
+        link(path, temporary)
+        rename(temporary, previous)
+    # Renaming does nothing if both names already belong to the same file.
+    with suppress(OSError):
+        remove(temporary)
 
 
 def append(path, text):
-    """Adds text to a file; it is on the disk when this returns."""
+    """Appends text to a file. It is on the disk when this returns."""
     with open_file(path, "a") as file:
         file.write(text)
         sync(file)
@@ -69,16 +68,16 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The object in a JSON file; {} where there is none."""
+    """The object in a JSON file; {} if the file is missing, damaged or holds anything else."""
     try:
         value = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def make_directory(path):
-    """Makes a directory and its parents; they are on the disk when this returns."""
+    """Makes a directory and its parents. They are on the disk when this returns."""
     path = Path(path)
     if path.is_dir():
         return
@@ -89,12 +88,12 @@ def make_directory(path):
 
 
 def remove(path):
-    """Removes a file, if it is there."""
+    """Removes a file if it exists."""
     with suppress(FileNotFoundError):
         unlink(path)
 
 
-# ---- the operations --------------------------------------------------------------------------------------------------
+# The operations.
 
 
 def open_file(path, mode):
@@ -102,7 +101,7 @@ def open_file(path, mode):
 
 
 def sync(file):
-    """What was written to an open file is on the disk when this returns; its name need not be."""
+    """Writes the contents of an open file to the disk, but not its name: see sync_directory."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -124,7 +123,7 @@ def mkdir(path):
 
 
 def sync_directory(path):
-    """The names in a directory are on the disk when this returns; systems other than POSIX can't open a directory."""
+    """Writes the names in a directory to the disk. Only POSIX systems can open a directory."""
     if os.name == "posix":
         directory = os.open(path, os.O_RDONLY)
         try:

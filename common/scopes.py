@@ -1,7 +1,7 @@
-"""What an argument of a training script is about. Everything that treats arguments differently asks this table.
+"""What an argument of a training script is about: the one table that says so.
 
-identity   decides what a run computes: fixed when it resumes; runs that differ in it are different experiments
-machine    where and how it is computed, or what it is called: may change when a run resumes
+identity   decides what a run computes: fixed on resume; runs that differ are other experiments
+machine    where and how it is computed, and what it is called: may change on resume
 call       concerns one call of the script: never taken from --config
 """
 

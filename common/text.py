@@ -2,5 +2,5 @@
 
 
 def printable(text):
-    """Text without line breaks and control characters, which a terminal would obey."""
+    """Text with "?" for line breaks and control characters, which a terminal would execute."""
     return "".join(c if c.isprintable() else "?" for c in text)

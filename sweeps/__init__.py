@@ -1,1 +1,5 @@
-"""Lists of experiments: what they are, how they run, what they say together."""
+"""What sweep.py is made of: lists of experiments that are run over several seeds.
+
+suites: the experiments and questions; plans: the runs of a suite and their state; launch: running
+them here or on a SLURM cluster; findings: tables, curves and differences of the finished runs.
+"""

@@ -1,90 +1,84 @@
-"""What the runs of a sweep say together: tables and curves of the means, and the differences that answer its questions.
+"""Results of a sweep: tables and curves of the means, and differences between experiments.
 
-report("eca", runs, Path("runs/sweep-eca-cifar100"), command="python sweep.py eca")      # runs: plans.Run
+report("eca", runs, Path("runs/sweep-eca-cifar100"), "python sweep.py eca")   # runs: of plans.Run
 """
 
 from analysis import curves, metrics, replicates, tables
 from common import files
 from sweeps.suites import SUITES
 
+COLUMNS = ("experiment", "n", "test", "train", "parameters", "gmacs")
 NOTE = """\
-Differences are of final test accuracy, in points, experiment minus baseline. Standard errors are over seeds: of the mean of
-the pairs' differences where the seeds pair, else Welch's. Intervals are 95 %, by Student's t. They speak of other seeds, not
-of other pictures, and each for itself: of twenty rows without any difference, one is expected to look resolved.
+Differences are of final test accuracy, in points, experiment minus baseline. Standard errors are
+over seeds: of the mean of the paired differences if the experiments share seeds, else Welch's.
+Intervals are 95 %, by Student's t. They describe other seeds, not other images, and hold for each
+row alone: of twenty rows without any difference, one is expected to look resolved.
 """
 
 
 def report(name, runs, root, command):
-    """Prints the tables of the finished runs, and writes results.md and curves.png."""
-    finished, chosen = [run for run in runs if run.finished], SUITES[name]
+    """Prints the tables of the finished runs and writes results.md and curves.png."""
+    finished = [run for run in runs if run.finished]
     if not finished:
         return
-    groups = {
-        label: [run for run in finished if run.label == label] for label in chosen.experiments
-    }
-    groups = {
-        label: [metrics.Run(run.path / "metrics.csv") for run in group]
-        for label, group in groups.items()
-        if group
-    }
-    means, answers = (
-        [replicates.Group(*each) for each in groups.items()],
-        list(differences(chosen.questions, finished)),
-    )
-    experiments = tables.compare(
-        means, ("experiment", "n", "test", "train", "parameters", "gmacs")
-    ).cells()
-    curves.draw(means, root / "curves.png")
+    suite = SUITES[name]
+    groups = []
+    for label in suite.experiments:
+        members = [run for run in finished if run.label == label]
+        if members:
+            read = [metrics.Run(run.path / "metrics.csv") for run in members]
+            groups.append(replicates.Group(label, read))
+    experiments = tables.compare(groups, COLUMNS).cells()
+    answers = list(differences(suite.comparisons(), finished))
+    curves.draw(groups, root / "curves.png")
 
-    text = f"# {name}: {chosen.title}\n\n    {command}\n\n{origin(finished)}\n\n"
+    text = f"# {name}: {suite.title}\n\n    {command}\n\n{origin(finished)}\n\n"
     text += f"{tables.markdown_table(experiments)}\n![means over seeds](curves.png)\n"
     tables.print_table(experiments)
     if answers:
         text += f"\n{tables.markdown_table(answers)}\n{NOTE}"
         print()
         tables.print_table(answers)
-    absent = [run.path.name for run in runs if run not in finished]
-    text += f"\nNot finished: {', '.join(absent)}.\n" if absent else ""
+    unfinished = [run.path.name for run in runs if run not in finished]
+    if unfinished:
+        text += f"\nNot finished: {', '.join(unfinished)}.\n"
     with files.replacing(root / "results.md", "w") as file:
         file.write(text)
     print(f"\ntables: {root / 'results.md'}  curves: {root / 'curves.png'}")
 
 
-def differences(questions, finished):
-    """A row of the table for each pair of experiments that a question names and that has runs."""
-    summaries = {}
+def differences(comparisons, finished):
+    """A table row for each (question, experiment, baseline) that has finished runs."""
+    accuracies, parameters = {}, {}
     for run in finished:
-        summaries.setdefault(run.label, {})[run.args.seed] = run.summary
-    for question, ours, theirs in questions:
-        if ours not in summaries or theirs not in summaries:
+        summary = run.summary
+        accuracies.setdefault(run.label, {})[run.args.seed] = summary["test_acc"]
+        parameters[run.label] = summary["parameters"]
+    for question, experiment, baseline in comparisons:
+        if experiment not in accuracies or baseline not in accuracies:
             continue
-        a, b = (
-            {seed: found["test_acc"] for seed, found in summaries[label].items()}
-            for label in (ours, theirs)
-        )
-        found = replicates.difference(a, b)
-        size, base = (
-            next(iter(summaries[label].values()))["parameters"] for label in (ours, theirs)
-        )
+        found = replicates.difference(accuracies[experiment], accuracies[baseline])
+        ratio = parameters[experiment] / parameters[baseline]
+        error = interval = ""
+        if found.error is not None:
+            error = f"{found.error:.2f}"
+            interval = f"{found.low:+.2f} to {found.high:+.2f}"
         yield {
-            "experiment": ours,
-            "baseline": theirs,
+            "experiment": experiment,
+            "baseline": baseline,
             "difference": f"{found.value:+.2f}",
-            "std error": "" if found.error is None else f"{found.error:.2f}",
-            "95 % interval": ""
-            if found.error is None
-            else f"{found.low:+.2f} to {found.high:+.2f}",
+            "std error": error,
+            "95 % interval": interval,
             "n": found.n,
             "verdict": found.verdict,
-            "parameters": f"{100 * (size / base - 1):+.1f} %",
+            "parameters": f"{100 * (ratio - 1):+.1f} %",
             "question": question,
         }
 
 
 def origin(finished):
-    """What the runs were made from and on, as their config.json says."""
-    configs = [metrics.read_json(run.path / "config.json") for run in finished]
-    commits = [config.get("git") or {"commit": "unknown", "dirty": False} for config in configs]
+    """A sentence with the data, versions and devices of the runs, as in their config.json."""
+    configs = [files.read_json(run.path / "config.json") for run in finished]
     facts = {
         "dataset": [run.args.dataset for run in finished],
         "epochs": [run.args.epochs for run in finished],
@@ -92,11 +86,16 @@ def origin(finished):
         "accuracy of the": [run.summary.get("reported") for run in finished],
         "device": [config.get("device") for config in configs],
         "torch": [config.get("torch") for config in configs],
-        "commit": [each["commit"][:12] + " (changed since)" * each["dirty"] for each in commits],
+        "commit": [commit(config.get("git")) for config in configs],
     }
-    return (
-        "; ".join(
-            f"{fact} {', '.join(map(str, dict.fromkeys(values)))}" for fact, values in facts.items()
-        )
-        + "."
-    )
+    texts = [
+        f"{fact} {', '.join(map(str, dict.fromkeys(values)))}" for fact, values in facts.items()
+    ]
+    return "; ".join(texts) + "."
+
+
+def commit(git):
+    """The commit of a run's config.json; git is None outside a repository."""
+    if not git:
+        return "unknown"
+    return git["commit"][:12] + (" (changed since)" if git["dirty"] else "")

@@ -1,8 +1,4 @@
-"""Makes many runs: several at once on the devices of this machine, or as a SLURM job array.
-
-A run, here, is what plans.py makes: it has a `label` and a `state`, knows the command that makes it and those to `start` it
-or to `go_on` with it, writes to `log`, and is `finished` or not.
-"""
+"""Executes the runs of a sweep (plans.Run) on the devices of this machine or on a SLURM cluster."""
 
 import os
 import shlex
@@ -11,42 +7,44 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from training import devices, terminal
 
-CLUSTER = "slurm"  # of submitit's executors; the tests take "local"
+CLUSTER = "slurm"  # submitit's name of it; tests use "local"
+POLL_SECONDS = 0.1
 
 
 def places(device, jobs):
-    """The environment of each of `jobs` runs at once: a GPU, or its share of the CPU's threads. Raises UserError."""
+    """The environment variables of each of `jobs` concurrent runs: a GPU, or a share of the CPU.
+
+    Raises UserError if the machine has fewer devices or cores.
+    """
     device = devices.select_device(device)
     if device.type == "cuda" and device.index is None:
-        count = torch.cuda.device_count()
-        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-        environments, kind = (
-            [{"CUDA_VISIBLE_DEVICES": name} for name in names.split(",")[:count]],
-            "GPU",
-        )
+        kind, count = "GPU", torch.cuda.device_count()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",")[:count] if visible else map(str, range(count))
+        environments = [{"CUDA_VISIBLE_DEVICES": name} for name in names]
     elif device.type == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        has_affinity = hasattr(os, "sched_getaffinity")
+        kind, count = "core", len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
         threads = str(max(1, torch.get_num_threads() // jobs))
-        environments, kind = [{"OMP_NUM_THREADS": threads} if jobs > 1 else {}] * cores, "core"
+        environments = [{"OMP_NUM_THREADS": threads} if jobs > 1 else {}] * count
     else:
-        environments, kind = [{}], "device"
-    if jobs > (n := len(environments)):
-        raise UserError(
-            f"--jobs {jobs} is more than the {n} {kind}{'s' * (n > 1)} that there {'are' if n > 1 else 'is'}",
-            2,
-        )
+        kind, environments = "device", [{}]
+    if jobs > len(environments):
+        available = f"{len(environments)} {kind}{'' if len(environments) == 1 else 's'}"
+        raise UserError(f"--jobs {jobs} is more than the {available} of this machine", status=2)
     return environments[:jobs]
 
 
-# On Linux a run gets SIGTERM when the sweep dies without a word (PR_SET_PDEATHSIG is 1): nobody would wait for it.
-TIED = [
+# Linux sends a run SIGTERM (15) when the process of its sweep dies: PR_SET_PDEATHSIG is 1.
+END_WITH_PARENT = [
     sys.executable,
     "-c",
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])",
@@ -54,158 +52,154 @@ TIED = [
 
 
 def start_here(run, environment):
-    """Starts a run in a session of its own: Ctrl-C in a terminal reaches it once, by way of `execute`."""
-    command = [*TIED, *run.command] if sys.platform == "linux" else run.command
+    """Starts a run in its own session, so that Ctrl-C reaches it only once, through `execute`."""
+    command = [*END_WITH_PARENT, *run.command] if sys.platform == "linux" else run.command
+    options = dict(start_new_session=True, env=os.environ | environment)
     with open(run.log, "a") as log:
         return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=os.environ | environment,
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **options
         )
 
 
-class Submitted:
-    """A job of submitit, asked like a process."""
+class SubmittedJob:
+    """A job of submitit with the methods of a process."""
 
     def __init__(self, job):
-        self.job, self.reason = job, ""
+        self.job = job
+        self.reason = ""
 
     def poll(self):
         if not self.job.done():
             return None
         try:
             return self.job.result()
-        except Exception as error:  # whatever ended it: its time, its node, an scancel
+        except Exception as error:  # its time limit, a failed node, scancel, ...
             self.reason = first_line(error)
             return 1
 
     def send_signal(self, number):
-        self.job.cancel(
-            check=False
-        )  # SLURM sends SIGTERM to every process of the job, so train.py saves
+        # SLURM sends SIGTERM to all processes of the job, so the run saves.
+        self.job.cancel(check=False)
 
 
 def submit(runs, folder, parameters):
-    """Hands the runs to SLURM as one job array through submitit; {run: Submitted}. Raises UserError.
+    """Submits the runs as one job array; returns {run: SubmittedJob}. Raises UserError.
 
-    parameters: of submitit.AutoExecutor. A job that is preempted and queued again goes on from its run's last.pt; one that
-    reaches its time limit ends as failed, and goes on when the sweep is started again.
+    parameters: of submitit.AutoExecutor. A job that is preempted and queued again resumes its run.
+    A job that reaches its time limit fails; the next sweep resumes its run.
     """
     try:
         import submitit
     except ImportError as error:
-        raise UserError(
-            "--launcher submitit needs the package submitit (pip install submitit)", 2
-        ) from error
+        raise UserError("--launcher submitit needs submitit: pip install submitit", 2) from error
     if CLUSTER == "slurm" and not shutil.which("sbatch"):
-        raise UserError(
-            "--launcher submitit: there is no SLURM here (no sbatch); without it the runs are made here",
-            2,
-        )
-
-    def script(run):
-        """For sh, which becomes train.py: nothing stands between it and SLURM's signals."""
-        last, log = (shlex.quote(str(path)) for path in (run.path / "last.pt", run.log))
-        return f"exec >>{log} 2>&1; [ -f {last} ] && exec {shlex.join(run.go_on)}; exec {shlex.join(run.start)}"
-
+        raise UserError("--launcher submitit: this machine has no SLURM (no sbatch)", status=2)
     try:
         executor = submitit.AutoExecutor(folder, cluster=CLUSTER)
         executor.update_parameters(**parameters)
         with executor.batch():
-            jobs = [
-                executor.submit(subprocess.call, script(run), shell=True, cwd=os.getcwd())
-                for run in runs
-            ]
-    except Exception as error:  # submitit's, SLURM's and the file system's have no class in common
+            call = dict(shell=True, cwd=os.getcwd())
+            jobs = [executor.submit(subprocess.call, shell_script(run), **call) for run in runs]
+    except Exception as error:  # submitit, SLURM and the file system raise unrelated classes
         raise UserError(
-            f"--launcher submitit: the jobs could not be handed over ({first_line(error)})"
+            f"--launcher submitit: the jobs could not be submitted ({first_line(error)})"
         ) from error
-    return {run: Submitted(job) for run, job in zip(runs, jobs)}
+    return {run: SubmittedJob(job) for run, job in zip(runs, jobs)}
 
 
-def execute(runs, start, places, report):
-    """Makes the runs, one at a time at each of `places`; ({run that failed: why}, number of the signal that came, or 0).
+def shell_script(run):
+    """Starts or resumes a run. `exec` replaces the shell, so SLURM's signals reach the run."""
+    last, log = shlex.quote(str(run.path / "last.pt")), shlex.quote(str(run.log))
+    start, resume = shlex.join(run.start_command), shlex.join(run.resume_command)
+    return f"exec >>{log} 2>&1; [ -f {last} ] && exec {resume}; exec {start}"
 
-    start(run, place) -> a process; report(run, seconds, why it failed or "", runs that wait, {runs at work: since when}).
-    The first SIGINT or SIGTERM goes on to the runs at work, which save; a second one ends this at once.
+
+@dataclass
+class ActiveRun:
+    process: subprocess.Popen | SubmittedJob
+    place: object
+    started: float  # time.monotonic()
+
+
+def execute(runs, start, places, progress):
+    """Executes the runs, one at a time in each of `places`.
+
+    start(run, place) returns a process. Returns ({failed run: reason}, number of the received
+    signal or 0). The first SIGINT or SIGTERM is passed on to the active runs, which save and end;
+    a second one ends this process immediately.
     """
-    waiting, places, active, failed, told = list(runs), list(places), {}, {}, False
+    waiting, free, active, failed = list(runs), list(places), {}, {}
     with terminal.StopSignal() as stop:
         try:
+            passed_on = False
             while waiting or active:
-                while waiting and places and not stop():
-                    run, place = waiting.pop(0), places.pop(0)
-                    active[run] = start(run, place), place, time.monotonic()
-                if stop() and not told:
-                    told = True
+                while waiting and free and not stop():
+                    run, place = waiting.pop(0), free.pop(0)
+                    active[run] = ActiveRun(start(run, place), place, time.monotonic())
+                if stop() and not passed_on:
+                    passed_on = True
                     waiting.clear()
-                    for process, _, _ in active.values():
-                        process.send_signal(stop.number)
-                for run, (process, place, since) in list(active.items()):
-                    status = process.poll()
+                    for job in active.values():
+                        job.process.send_signal(stop.number)
+                for run, job in list(active.items()):
+                    status = job.process.poll()
                     if status is None:
                         continue
                     del active[run]
-                    places.append(place)
+                    free.append(job.place)
+                    if stop() and not run.finished:
+                        continue
                     if not run.finished:
-                        if stop():
-                            continue
-                        failed[run] = (
-                            getattr(process, "reason", "")
-                            or f"exit status {status}, {last_line(run.log)}"
-                        )
-                    others = {other: at for other, (_, _, at) in active.items()}
-                    report(run, time.monotonic() - since, failed.get(run, ""), waiting, others)
-                time.sleep(0.1)
+                        failed[run] = failure_reason(run, job.process, status)
+                    seconds = time.monotonic() - job.started
+                    progress.report(run, seconds, failed.get(run), [*active, *waiting])
+                time.sleep(POLL_SECONDS)
         finally:
-            for process, _, _ in active.values():
-                process.send_signal(signal.SIGTERM)
+            for job in active.values():
+                job.process.send_signal(signal.SIGTERM)
     return failed, stop.number
 
 
+def failure_reason(run, process, status):
+    """What submitit says, or the exit status and the last line of the log."""
+    if getattr(process, "reason", ""):
+        return process.reason
+    log = run.log.read_text(errors="replace") if run.log.is_file() else ""
+    lines = log.split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return f"exit status {status}, {last}"
+
+
 class Progress:
-    """A line for each run that ends, and how long the rest will take, judged by what the experiments took so far."""
+    """Prints a line for each run that ends, and estimates the remaining time."""
 
     def __init__(self, runs, places, estimate):
         self.total, self.done = len(runs), sum(run.finished for run in runs)
-        self.places, self.estimate, self.seconds = places, estimate, {}
+        self.places, self.estimate = places, estimate
+        self.seconds = {}  # of the runs that ended, by experiment
 
-    def __call__(self, run, seconds, failure, waiting, active):
+    def report(self, run, seconds, failure, remaining):
         self.done += 1
-        if not failure and run.state == "new":
-            self.seconds.setdefault(run.label, []).append(seconds)
-        said = f"FAILED: {failure} ({run.log})" if failure else f"{run.summary['test_acc']:.2f} %"
-        rest = f"  {self.rest(waiting, active)}" if waiting or active else ""
-        print(
-            f"{self.done}/{self.total}  {run.path.name}  {said}  {clock(seconds)}{rest}", flush=True
-        )
+        if failure:
+            result = f"FAILED: {failure} ({run.log})"
+        else:
+            result = f"{run.summary['test_acc']:.2f} %"
+            if run.state == "new":
+                self.seconds.setdefault(run.label, []).append(seconds)
+        words = [f"{self.done}/{self.total}", run.path.name, result, clock(seconds)]
+        if remaining:
+            words.append(self.estimated_time(remaining))
+        print("  ".join(words), flush=True)
 
-    def rest(self, waiting, active):
-        """The time left if a run takes what its experiment took before, or, where that is not known, what the others took."""
+    def estimated_time(self, runs):
+        """The time for `runs`, if each takes as long as earlier ones of its experiment (or all)."""
         if not self.estimate or not self.seconds:
-            return f"{len(waiting) + len(active)} to go"
+            return f"{len(runs)} to go"
         means = {label: sum(times) / len(times) for label, times in self.seconds.items()}
-        usual, now = sum(means.values()) / len(means), time.monotonic()
-        left = [means.get(run.label, usual) for run in waiting]
-        left += [
-            max(0.0, means.get(run.label, usual) - (now - since)) for run, since in active.items()
-        ]
-        unknown = len({run.label for run in (*waiting, *active)} - set(means))
-        doubt = f" ({unknown} experiment{'s' * (unknown > 1)} not timed yet)" if unknown else ""
-        return f"about {clock(max(sum(left) / self.places, *left))} left{doubt}"
+        usual = sum(means.values()) / len(means)
+        seconds = [means.get(run.label, usual) for run in runs]
+        return f"about {clock(max(sum(seconds) / self.places, *seconds))} left"
 
 
 def clock(seconds):
     return str(timedelta(seconds=round(seconds)))
-
-
-def first_line(error):
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def last_line(path):
-    lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")

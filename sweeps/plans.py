@@ -1,8 +1,8 @@
-"""The runs of a sweep: which ones a suite means, the command that makes each, and how far each is.
+"""The runs of a sweep: which ones a suite consists of, their commands, and the state of each.
 
 runs = plan("eca", {"epochs": 30}, seeds=[0, 1, 2], root=None)      # a list of Run
 check_data(runs[0].args)
-with occupy(runs[0].path.parent):
+with lock(runs[0].path.parent):
     ...                                                             # launch.execute
 """
 
@@ -17,41 +17,41 @@ from pathlib import Path
 
 import data
 import models
-from analysis import metrics
-from common import command_line
+from common import command_line, files, scopes
 from common.errors import UserError
+from common.scopes import flag
 from common.text import printable
 from sweeps.suites import DECIDED, SUITES
-from training import experiment, run_directory
+from training import arguments, run_directory
 
-HERE = Path(__file__).resolve().parents[1]
-# Arguments that say where a run is made or lies, not what it is.
-PLACE = {"device", "data_dir", "data_url", "output_dir", "resume", "resume_previous", "config"}
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Arguments that say where a run is executed or stored, not what it is.
+PLACE = scopes.names("call", "machine")
 
 
 @dataclass(eq=False)
 class Run:
-    """One training: its experiment and place, its script, arguments given and resolved, and how far it was at the start."""
+    """One training run of a sweep."""
 
-    label: str
+    label: str  # its experiment
     path: Path
     script: str
-    given: dict
-    args: argparse.Namespace
-    state: str = "new"  # or "cut off", or "finished"
+    given: dict  # arguments of its command line
+    args: argparse.Namespace  # all of its arguments, resolved
+    state: str = "new"  # or "interrupted" or "finished", before the sweep starts
 
     @property
-    def start(self):
+    def start_command(self):
         return [*python(self.script), *words(self.given), "--output-dir", str(self.path)]
 
     @property
-    def go_on(self):
-        place = {key: self.given[key] for key in PLACE if key in self.given}
+    def resume_command(self):
+        place = {key: value for key, value in self.given.items() if key in PLACE}
         return [*python(self.script), "--resume", str(self.path), *words(place)]
 
     @property
     def command(self):
-        return self.go_on if self.state == "cut off" else self.start
+        return self.resume_command if self.state == "interrupted" else self.start_command
 
     @property
     def log(self):
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def summary(self):
-        return metrics.read_json(self.path / "summary.json")
+        return files.read_json(self.path / "summary.json")
 
     @property
     def finished(self):
@@ -68,122 +68,104 @@ class Run:
 
 def python(script):
     """The beginning of a command line that runs a script of this repository."""
-    return [sys.executable, str(HERE / f"{script}.py")]
-
-
-def flag(name):
-    return f"--{name.replace('_', '-')}"
+    return [sys.executable, str(REPOSITORY / f"{script}.py")]
 
 
 def words(values):
     """Arguments by name as words of a command line."""
-    out = []
+    result = []
     for name, value in values.items():
         for item in value if isinstance(value, list) else [value]:
-            out += (
-                [flag(name)]
-                if item is True
-                else [flag(name), "auto" if item is None else str(item)]
-            )
-    return out
+            if isinstance(item, bool):
+                result.append(flag(name if item else f"no_{name}"))
+            else:
+                result += [flag(name), "auto" if item is None else str(item)]
+    return result
 
 
 def plan(name, given, seeds, root):
-    """The suite's runs, seed after seed, so that the first of them compare all experiments already. Raises UserError."""
-    chosen = SUITES[name]
-    parser = importlib.import_module(chosen.script).build_parser()
-    common = command_line.explicit(parser, shlex.split(chosen.common))
+    """The runs of a suite, seed after seed, so that the first ones compare all experiments.
+
+    given: arguments of the command line; root: the sweep's directory or None. Raises UserError.
+    """
+    suite = SUITES[name]
+    parser = importlib.import_module(suite.script).build_parser()
+    shared = command_line.explicit(parser, shlex.split(suite.shared))
     own = {
         label: command_line.explicit(parser, shlex.split(text))
-        for label, text in chosen.experiments.items()
+        for label, text in suite.experiments.items()
     }
-    given = _weights_for_published(name, given, common, own)
-    needed = {(common | values)["model"] for values in own.values()}
-    missing = sorted(
-        model for model in needed - set(models.MODELS) if not model.startswith("timm/")
-    )
-    if missing or not own:
-        lacks = (
-            f"needs models that are not there: {', '.join(missing)}"
-            if own
-            else "has no experiments: no model is for it"
-        )
-        raise UserError(f"the suite {name} {lacks} (train.py --list-models shows what there is)", 2)
+    if "weights" in given:
+        given = dict(given)
+        _replace_pretrained(name, given.pop("weights"), shared, own)
     decided = sorted(set(given) & DECIDED.union(*own.values()))
     if decided:
-        raise UserError(
-            f"{', '.join(map(flag, decided))}: the suite decides that{' (see --seeds)' * ('seed' in decided)}",
-            2,
-        )
+        hint = " (use --seeds)" if "seed" in decided else ""
+        raise UserError(f"the suite decides {', '.join(map(flag, decided))}{hint}", status=2)
     runs = []
     for seed in seeds:
         for label, values in own.items():
-            asked = common | given | values | {"seed": seed}
-            args, _, _ = experiment.resolve_arguments(parser, words(asked))
+            asked = shared | given | values | {"seed": seed}
+            args, _ = arguments.resolve(parser, given=asked)
             models.parse_options(args.model_arg, args.model)
-            place = root or Path("runs") / f"sweep-{name}-{args.dataset}"
-            runs.append(Run(label, place / f"{label}-s{seed}", chosen.script, asked, args))
-            runs[-1].state = standing(runs[-1])
+            directory = root or Path("runs") / f"sweep-{name}-{args.dataset}"
+            run = Run(label, directory / f"{label}-s{seed}", suite.script, asked, args)
+            run.state = _state(run)
+            runs.append(run)
     return runs
 
 
-def _weights_for_published(name, given, common, own):
-    """The arguments without --weights FILE, which takes the place of --pretrained in the experiments. Raises UserError."""
-    if "weights" not in given:
-        return given
-    held = [each for each in (common, *own.values()) if each.get("pretrained")]
-    if (
-        len(
-            {
-                (common | values)["model"]
-                for values in own.values()
-                if (common | values).get("pretrained")
-            }
-        )
-        != 1
-    ):
-        raise UserError(
-            f"--weights: the suite {name} has not one model that starts from published weights", 2
-        )
-    for each in held:
-        del each["pretrained"]
-        each["weights"] = given["weights"]
-    return {key: value for key, value in given.items() if key != "weights"}
+def _replace_pretrained(name, weights, shared, own):
+    """Puts --weights FILE in the place of --pretrained. Raises UserError if two models need it."""
+    complete = [shared | values for values in own.values()]
+    if len({values["model"] for values in complete if values.get("pretrained")}) != 1:
+        raise UserError(f"--weights: the suite {name} must have one model with --pretrained", 2)
+    for values in (shared, *own.values()):
+        if values.pop("pretrained", False):
+            values["weights"] = weights
 
 
-def standing(run):
-    """How far a run is. Raises UserError where its directory holds another run, or is being written."""
-    held = [name for name in run_directory.FILES if (run.path / name).exists()]
-    if not held:
+def _state(run):
+    """The state of a run. Raises UserError if its directory is in use or holds another run."""
+    present = [name for name in run_directory.FILES if (run.path / name).exists()]
+    if not present:
         run_directory.refuse_if_taken(run.path)
         return "new"
-    config = metrics.read_json(run.path / "config.json")
+    config = files.read_json(run.path / "config.json")
     if not isinstance(config.get("arguments"), dict):
         raise UserError(
-            f"{run.path} holds {', '.join(held)}, but no config.json that can be read: remove it", 2
+            f"{run.path} holds {', '.join(present)} but no readable config.json: remove it", 2
         )
-    origin = config["from"] if isinstance(config.get("from"), dict) else {}
-    wrong = []
-    for key, value in vars(run.args).items():
-        there = config["arguments"].get(key, value)
-        automatic = (value is None and origin.get(key) == "auto") or origin.get(
-            key
-        ) == "--micro-batch"  # set as it began
-        placed = key in PLACE and not (key == "data_dir" and run.args.dataset == "folder")
-        if there != value and not automatic and not placed:
-            wrong.append(f"{flag(key)} is {there} there, not {'auto' if value is None else value}")
-    if wrong:
+    differences = _differences(run.args, config)
+    if differences:
         raise UserError(
-            f"{run.path} holds another run: {'; '.join(wrong)} (another --output-dir leaves it alone)",
-            2,
+            f"{run.path} holds another run: {'; '.join(differences)} (use another --output-dir)", 2
         )
     if not run.finished:
         wait_until_free(run.path)
-    return "finished" if run.finished else "cut off" if (run.path / "last.pt").is_file() else "new"
+    if run.finished:
+        return "finished"
+    return "interrupted" if (run.path / "last.pt").is_file() else "new"
+
+
+def _differences(args, config):
+    """Messages about the arguments of a run's config.json that differ from `args`."""
+    saved, origin = config["arguments"], config.get("from")
+    origin = origin if isinstance(origin, dict) else {}
+    differences = []
+    for key, value in arguments.as_dict(args).items():
+        # Values that the run itself chose when it started.
+        automatic = value is None and origin.get(key) == "auto"
+        cut_to_fit = origin.get(key) == "--micro-batch"
+        place = key in PLACE and not (key == "data_dir" and args.dataset == "folder")
+        if saved.get(key, value) != value and not (automatic or cut_to_fit or place):
+            wanted = "auto" if value is None else value
+            differences.append(f"{flag(key)} is {saved[key]} there, not {wanted}")
+    return differences
 
 
 def wait_until_free(path, seconds=10):
-    """Gives a run whose sweep was killed the time to save. Raises UserError where a process stays at it."""
+    """Waits for a run whose sweep was killed, and that still saves. Raises UserError in the end."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -195,26 +177,17 @@ def wait_until_free(path, seconds=10):
 
 
 def check_data(args):
-    """Loads the data once: what is missing is missing for every run, and is said, or downloaded, before the first."""
+    """Loads the dataset once, so that it is downloaded, or missing, before the first run starts."""
     try:
-        split = data.load(
-            args.dataset,
-            args.data_dir,
-            data_url=args.data_url,
-            image_size=args.image_size,
-            val_size=args.val_size,
-            limit_train=args.limit_train,
-            limit_test=args.limit_test,
-            skip_bad_images=args.skip_bad_images,
-        )
+        split = data.load(args.dataset, args.data_dir, **arguments.data_options(args))
     except UserError as error:
         raise UserError(str(error), status=2) from error
     for note in split.notes:
-        print(printable(f"{split.name}: {note}"), file=sys.stderr)  # it may name a file
+        print(printable(f"{split.name}: {note}"), file=sys.stderr)  # a note may hold a file name
 
 
-def occupy(root):
-    """Makes the sweep's directory and takes its lock: one sweep at a time. Raises UserError."""
+def lock(root):
+    """Makes the sweep's directory and locks it for one process. Raises UserError."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         return contextlib.closing(run_directory.RunDir(root))

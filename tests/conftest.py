@@ -20,6 +20,8 @@ os.environ.setdefault(
 )  # read once in a process, and tests of --deterministic come late
 sys.path.insert(0, str(ROOT))
 
+from helpers.extras import pytest_runtest_makereport  # noqa: E402, F401
+
 from common.errors import UserError  # noqa: E402
 
 

@@ -520,7 +520,7 @@ def train_linear(directory, image_size):
 
     import data
     from common import checkpoint
-    from datasets.augment import Pipeline
+    from datasets.pipeline import Pipeline
     from training import loop
 
     split = data.load("folder", directory, image_size=image_size, val_size=40)

@@ -217,6 +217,7 @@ def weights(tmp_path):
     return path
 
 
+@pytest.mark.extras("peft")
 def test_adapters_learn_and_are_merged_into_plain_weights(train_small, weights, monkeypatch):
     pytest.importorskip("peft")
     directory = train_small(
@@ -249,6 +250,7 @@ def load_weights_into(model, directory):
     return model.eval()
 
 
+@pytest.mark.extras("peft")
 def test_merged_weights_are_the_model_with_adapters(weights):
     pytest.importorskip("peft")
     options = OPTIONS | dict(img_size=56)
@@ -270,6 +272,7 @@ def test_merged_weights_are_the_model_with_adapters(weights):
     assert lora.merged(plain.state_dict()).keys() == plain.state_dict().keys()
 
 
+@pytest.mark.extras("peft")
 def test_an_interrupted_run_with_adapters_goes_on_to_the_same_bits(
     train_small, train, weights, monkeypatch
 ):
@@ -345,6 +348,7 @@ def test_a_smoke_run_goes_the_whole_way(name, tmp_path, monkeypatch, few_shapes,
 # ---- what is refused -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extras("peft")
 @pytest.mark.parametrize(
     ("arguments", "message", "status"),
     [

@@ -12,7 +12,7 @@ import data
 import models
 import train_vit
 from common import checkpoint
-from datasets.augment import Pipeline
+from datasets.pipeline import Pipeline
 from models.weights import load_checkpoint, load_weights
 from training import experiment, linear_probe, loop
 

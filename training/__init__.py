@@ -1,1 +1,25 @@
-"""What the training scripts share."""
+"""What the training scripts share.
+
+arguments          options, their layers of values, what is recorded
+checks             what is refused before any work
+initial_model      the model that a run starts from
+inputs             the batches that a run trains, evaluates and tests on
+loop               the step loop: train_epoch, evaluate
+state              everything that changes while a run trains: the contents of last.pt
+optimizers         parameter groups and optimizers
+schedules          learning rate, warmup and averaging over the length of a run
+moving_average     the moving average of weights
+mixed_precision    autocast
+devices            selecting, seeding and measuring the device
+distributed        several processes; sync_batch_norm: batch norm over all of them
+run                a run in progress: signals, directory, display, its end
+run_directory      config.json, metrics.csv, checkpoints, summary.json
+resume             whether a run may resume, and from what
+environment        what a run is on: versions, device, commit
+tensorboard        images, hyper-parameters and confusion matrix
+terminal           progress display and signal handling
+linear_probe       a classifier on features that are computed once
+memory             what a step needs, and splitting batches to fit
+out_of_memory      running out of memory, explained
+preflight          --dry-run and --smoke of train_sota.py
+"""

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import models
-from common.command_line import Parser, number, number_or_auto
+from common.command_line import Parser, explicit, number, number_or_auto
 from common.errors import UserError
 from common.scopes import SCOPES, flag, names
 from data import DATASETS
-from datasets.augment import TRANSFORMS
+from datasets.pipeline import TRANSFORMS
 from training import resume
 from training.optimizers import OPTIMIZERS
 from training.schedules import SCHEDULES
 
-UNSET = object()
 OTHER_SCRIPTS = {"lora_rank": 0, "micro_batch": 0, "ema_device": "same", "fsdp": False}
 
 
@@ -173,21 +172,10 @@ def add_options(parser, title, options, description=None):
 
 
 def parse(parser, argv=None):
-    """{name: value} of what is on the command line, without defaults."""
-    unset = argparse.Namespace()
-    for action in parser._actions:
-        if action.dest != "help":
-            # None, because argparse appends to a copy of the value that it finds.
-            setattr(unset, action.dest, None if action.default == [] else UNSET)
-    values = vars(parser.parse_args(argv, unset))
-    repeatable = {action.dest for action in parser._actions if action.default == []}
-    given = {
-        name: value
-        for name, value in values.items()
-        if value is not UNSET and not (name in repeatable and value is None)
-    }
+    """{name: value} of what is on the command line, without defaults. Raises UserError."""
+    given = explicit(parser, argv)
     if given.get("batch_size", 0) is None:
-        if "micro_batch" not in values:
+        if all(action.dest != "micro_batch" for action in parser._actions):
             raise UserError("--batch-size auto is an option of train_sota.py: give a number", 2)
         del given["batch_size"]
         given["micro_batch"] = None
@@ -279,6 +267,11 @@ def _without(values, keys):
     return {key: value for key, value in values.items() if key not in keys}
 
 
+def as_dict(args):
+    """{name: value} of all arguments."""
+    return _without(vars(args), {"origin"})
+
+
 def data_options(args):
     """The keyword arguments of data.load."""
     options = ("data_url", "image_size", "val_size", "limit_train", "limit_test", "skip_bad_images")
@@ -293,9 +286,9 @@ def record(args, automatic, derived=None):
 
     automatic: {argument: value} of what "auto" stood for; derived: what --micro-batch changed.
     """
-    values, origin = _without(vars(args), {"origin"}), dict(args.origin)
+    origin = dict(args.origin)
     origin |= dict.fromkeys(automatic, "auto") | dict.fromkeys(derived or {}, "--micro-batch")
-    return values | automatic | (derived or {}), origin
+    return as_dict(args) | automatic | (derived or {}), origin
 
 
 def read_config(path, parser):

@@ -17,7 +17,7 @@ except ImportError:  # Windows
 
 
 def select_device(name):
-    """torch.device for "auto" (CUDA, then Apple's MPS, then the CPU) or a name. Raises UserError."""
+    """torch.device for "auto" (CUDA, else MPS, else the CPU) or a name. Raises UserError."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -41,7 +41,8 @@ def select_device(name):
 
 
 def make_deterministic(on):
-    """Bitwise reproducible for the same seed, machine and versions (on), or the fastest convolutions.
+    """Bitwise reproducible for the same seed, machine and versions (on), or the fastest
+    convolutions.
 
     Either way fp32 is fp32: by default torch lets convolutions round to TF32. Call it before the
     first matrix product on a GPU, which is when cuBLAS reads its setting.
@@ -82,7 +83,9 @@ def reset_peak_memory(device):
 
 
 def peak_memory_mb(device):
-    """Largest memory so far, in MiB: of tensors on a GPU, of the process on a CPU; None if unknown."""
+    """Largest memory so far, in MiB: of tensors on a GPU, of the process on a CPU; None if
+    unknown.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     # Linux's ru_maxrss would include the process that started this one.

@@ -1,14 +1,14 @@
-"""Several processes that train one model (ranks): what torchrun says about them, and what they share.
+"""Several processes that train one model (ranks): what torchrun says about them, what they share.
 
-    torchrun --nproc-per-node=4 train.py …          # each process is a rank with a GPU, or on the CPU
+    torchrun --nproc-per-node=4 train.py …      # each process is a rank, with a GPU or on the CPU
 
     with join(args) as ranks:
-        ranks.sum(torch.tensor([loss_sum, count]))  # over all ranks, on each of them
+        ranks.sum(torch.tensor([loss_sum, count]))      # over all ranks, on each of them
 
-Each rank has the data and works on its rows of each batch (data.rank_rows). Either each has the whole
-model and DistributedDataParallel averages the gradients, or each has a shard of every parameter,
-gradient and optimizer state (`shard`), for models larger than a device. The first rank writes the
-run's directory and prints; the others are silent.
+Each rank has the data and works on its rows of each batch (data.rank_rows). Either each has the
+whole model and DistributedDataParallel averages the gradients, or each has a shard of every
+parameter, gradient and optimizer state (`shard`), for models larger than a device. The first rank
+writes the run's directory and prints; the others are silent.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from common.errors import UserError, first_line
 from training.devices import select_device
 from training.sync_batch_norm import sync_batch_norm
 
-# One rank may decode a folder or write gigabytes to a slow disk while the others wait; the default of
-# nccl is ten minutes.
+# One rank may decode a folder or write gigabytes to a slow disk while the others wait; the
+# default of nccl is ten minutes.
 TIMEOUT = timedelta(hours=2)
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by torchrun
 
@@ -163,8 +163,8 @@ def _read_environment(device, batch_size):
     ]
     if missing:
         raise UserError(
-            f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the processes "
-            f"with torchrun, or unset WORLD_SIZE for one process",
+            f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the "
+            f"processes with torchrun, or unset WORLD_SIZE for one process",
             2,
         )
     rank, world, local, local_world = (int(os.environ[name]) for name in VARIABLES)
@@ -258,7 +258,9 @@ def gather(state):
 
 
 def shard_like(state, like):
-    """{name: tensor} with each tensor sharded as the one of the same name; the opposite of gather."""
+    """{name: tensor} with each tensor sharded as the one of the same name; the opposite of
+    gather.
+    """
     return {key: _shard_tensor(value, like.get(key)) for key, value in state.items()}
 
 

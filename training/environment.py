@@ -4,66 +4,59 @@ import platform
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+PACKAGES = ("torch", "torchvision", "timm", "numpy")
+
 
 def environment(device):
-    """What a run is on: versions, device, git commit, command."""
-
-    def installed(name):
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    packages = ("torch", "torchvision", "timm", "numpy")
+    """{name: JSON value} for config.json."""
+    on_cuda = device.type == "cuda"
+    name = f"{device.type} ({processor()})"
     return {
         "python": platform.python_version(),
-        **{name: installed(name) for name in packages},
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type} ({processor()})",
+        **{package: _version(package) for package in PACKAGES},
+        "cuda": torch.version.cuda if on_cuda else None,
+        "cudnn": torch.backends.cudnn.version() if on_cuda else None,
+        "device": torch.cuda.get_device_name(device) if on_cuda else name,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
-        "git": _git(),
+        "git": _git_state(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def processor():
-    """The processor's name, where the system tells it."""
+    """The name of the processor, where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
+        line = next(line for line in lines if line.startswith("model name"))
+        return line.split(":", 1)[1].strip()
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 
-def _git():
-    """Commit of this code and whether it was changed since, or None outside a repository."""
-
-    def run(*arguments):
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-
+def _git_state():
+    """Commit of this code and whether it was changed since; None outside a repository."""
     try:
-        return {
-            "commit": run("rev-parse", "HEAD"),
-            "dirty": bool(run("status", "--porcelain", "--untracked-files=no")),
-        }
+        changes = _git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(*arguments):
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

@@ -1,4 +1,6 @@
-"""The model that a run starts from: fresh, published, from a file, or as a run that resumes had it."""
+"""The model that a run starts from: fresh, published, from a file, or as a run that resumes had
+it.
+"""
 
 import torch
 
@@ -12,8 +14,8 @@ from training import devices, linear_probe
 def build_model(args, split, saved, lora_rank=0):
     """(model on the CPU, (mean, std) for its images).
 
-    The weights of a run that resumes are loaded later, by State.restore. mean and std are those that
-    the weights were trained with where they are known, else those of the training images.
+    The weights of a run that resumes are loaded later, by State.restore. mean and std are those
+    that the weights were trained with where they are known, else those of the training images.
     """
     options = model_options(args)
     devices.seed_model(args.seed, torch.device("cpu"), 0, "init")

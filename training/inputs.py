@@ -80,7 +80,7 @@ class Inputs:
 
 
 def images_at_once(args, accumulate=None):
-    """Of an evaluation, per rank: four times those of a training step, because nothing is kept for a
-    backward pass."""
+    """Of an evaluation, per rank: four times those of a training step, because nothing is kept
+    for a backward pass."""
     part = max(1, args.batch_size // (accumulate or args.accumulate))
     return min(LARGEST_EVALUATION_BATCH, 4 * part)

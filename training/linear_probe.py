@@ -18,7 +18,8 @@ from training import mixed_precision
 
 
 class Probe(nn.Module):
-    """A frozen network with a trainable classifier. Images (B, 3, H, W) or features (B, D) -> (B, K)
+    """A frozen network with a trainable classifier. Images (B, 3, H, W) or features (B, D) -> (B,
+    K)
 
     Its state dict is the network's own.
     """
@@ -29,8 +30,7 @@ class Probe(nn.Module):
         needed = ("forward_features", "forward_head", "get_classifier")
         if not all(hasattr(model, name) for name in needed):
             raise UserError(
-                "--freeze-backbone: this model doesn't separate its features from its classifier (timm's do)",
-                2,
+                "--freeze-backbone: this model doesn't separate features and head (timm's do)", 2
             )
         if len(heads) != 1 or isinstance(heads[0], nn.ModuleList):  # distilled, or several branches
             raise UserError("--freeze-backbone: this model has several classifiers", 2)
@@ -72,7 +72,7 @@ class IdentityPipeline:
 
 @torch.no_grad()
 def features(probe, batches, dtype=None):
-    """Examples of the features (N, D) float32 of the images of `batches`, which must not shuffle."""
+    """Examples of the features (N, D) float32 of all images; `batches` must not shuffle."""
     probe.eval()
     device, outputs = batches.labels.device, []
     for inputs, _ in batches:
@@ -86,7 +86,8 @@ def features(probe, batches, dtype=None):
 def _check_classifier(probe, image):
     """Raises UserError unless the classifier turns the features into what the network returns.
 
-    Some of timm's have a norm in between (EfficientViT of MSRA), or a convolution as classifier (DLA).
+    Some of timm's have a norm in between (EfficientViT of MSRA), or a convolution as classifier
+    (DLA).
     """
     expected = probe.model(image).float()
     try:

@@ -42,9 +42,9 @@ class Step:
     """How a step is taken.
 
     lr_at: step -> learning rate, times "lr_scale" of a parameter group that has one; loss_fn:
-    (logits float32 (B, K), targets) -> mean loss; dtype: autocast's, None for fp32; accumulate: parts
-    that a batch is split into, with one update for all; clip_grad: largest norm of the gradient (0:
-    no limit); ranks: the processes that train together.
+    (logits float32 (B, K), targets) -> mean loss; dtype: autocast's, None for fp32; accumulate:
+    parts that a batch is split into, with one update for all; clip_grad: largest norm of the
+    gradient (0: no limit); ranks: the processes that train together.
     """
 
     lr_at: Callable
@@ -72,18 +72,19 @@ def train_epoch(state, batches, step, stop=None, show=None):
     """Trains what is left of the current epoch; returns its row of metrics.csv so far.
 
     state: training.state.State, changed in place; batches: data.Batches; stop(): asked after each
-    step; show(progress, loss): called after each step. The row: epoch (from 1), step, lr, train_loss
-    (mean), train_acc (%), over the images of all ranks.
+    step; show(progress, loss): called after each step. The row: epoch (from 1), step, lr,
+    train_loss (mean), train_acc (%), over the images of all ranks.
 
-    Raises Interrupted between two steps when stop() is true, and NonFiniteLoss before an update that
-    would spoil the weights.
+    Raises Interrupted between two steps when stop() is true, and NonFiniteLoss before an update
+    that would spoil the weights.
     """
     optimizer, scaler, progress, ranks = state.optimizer, state.scaler, state.progress, step.ranks
     model = state.parallel_model(ranks)
     device = next(model.parameters()).device
     several = ranks.world > 1
     purpose = "model" if ranks.first else f"model {ranks.rank}"
-    # fp16: statistics before a step that may be skipped. Checkpointing: those after the forward pass.
+    # fp16: statistics before a step that may be skipped. Checkpointing: those after the forward
+    # pass.
     buffers = [b for b in model.buffers() if b.is_floating_point()] if scaler.is_enabled() else []
     before_step = _Snapshot(buffers)
     after_forward = _Snapshot(_running_statistics(model) if _recomputes(model) else [])
@@ -176,9 +177,9 @@ def evaluate_epoch(state, batches, curve, step, stop=None):
         if not math.isfinite(metrics["loss"]):
             number = state.progress.step
             raise NonFiniteLoss(
-                f"the {curve.name} loss after step {number} (epoch {epoch}) is {metrics['loss']}, with "
-                f"learning rate {step.lr_at(number - 1):.4g}: stopped; last.pt is the last good state; "
-                f"try a smaller --lr"
+                f"the {curve.name} loss after step {number} (epoch {epoch}) is {metrics['loss']}, "
+                f"with learning rate {step.lr_at(number - 1):.4g}: stopped; last.pt is the last "
+                f"good state; try a smaller --lr"
             )
         return list(metrics.values())
 
@@ -293,8 +294,8 @@ def _settle_gradient_order(model, inputs, targets, step):
 class _Readback:
     """Numbers from the device, without making it wait.
 
-    On CUDA the copy to the host is queued behind the forward pass, and read while the device works on
-    the backward pass that was queued behind it.
+    On CUDA the copy to the host is queued behind the forward pass, and read while the device
+    works on the backward pass that was queued behind it.
     """
 
     def __init__(self, values):
@@ -378,6 +379,7 @@ def _not_finite(what, progress, lr, after_update=False):
     step = progress.step if after_update else progress.step + 1
     stopped = "stopped" if after_update else "stopped before the update"
     return NonFiniteLoss(
-        f"{what} at step {step} (epoch {progress.epoch + 1}) with learning rate {lr:.4g}: {stopped}; "
-        f"last.pt is the last good state; try a smaller --lr, a longer --warmup-epochs or --clip-grad 1"
+        f"{what} at step {step} (epoch {progress.epoch + 1}) with learning rate {lr:.4g}: {stopped}"
+        f"; last.pt is the last good state; try a smaller --lr, a longer --warmup-epochs or "
+        f"--clip-grad 1"
     )

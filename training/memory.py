@@ -4,9 +4,9 @@ shapes.
     need = training_need(model, 448, device="cuda", dtype=torch.bfloat16, optimizer="adamw")
     need.total(micro_batch=8), need.largest(available(torch.device("cuda")))
 
-The model is on the meta device. Weights, gradients, the optimizer's state and the moving average are
-counted by their elements. Activations are what autograd keeps for the backward pass, each storage
-once; they grow linearly with the batch, so two small batches are enough.
+The model is on the meta device. Weights, gradients, the optimizer's state and the moving average
+are counted by their elements. Activations are what autograd keeps for the backward pass, each
+storage once; they grow linearly with the batch, so two small batches are enough.
 """
 
 import contextlib
@@ -22,14 +22,15 @@ import data
 import models
 from common.errors import UserError
 from common.free_memory import available
+from datasets.residency import resident_bytes
 from models import lora
 from models.weights import classifier_keys
 from training.initial_model import model_options
 from training.inputs import images_at_once
 from training.mixed_precision import autocast
+from training.optimizers import STATES
 from training.out_of_memory import is_out_of_memory
 
-STATES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1}  # tensors of a weight's size per weight
 USABLE = 0.9  # share of the free memory to plan with; see `activations` for what is not counted
 GB = 1e9
 
@@ -66,8 +67,8 @@ def training_need(
 ):
     """The Need of a model on the meta device, which becomes a fake one.
 
-    device: "cpu" or "cuda", need not be present; dtype: autocast's, None for fp32; trained: names of
-    the parameters that are trained (default: those that require gradients).
+    device: "cpu" or "cuda", need not be present; dtype: autocast's, None for fp32; trained: names
+    of the parameters that are trained (default: those that require gradients).
     """
     parameters = _bytes([*model.parameters(), *model.buffers()])
     if trained is None:
@@ -91,10 +92,11 @@ def training_need(
 def activations(model, image_size, *, device, dtype):
     """(bytes independent of the batch, bytes per image) that a step keeps for its backward pass.
 
-    From a forward pass on fake tensors in training mode under autocast. With gradient checkpointing:
-    the inputs of the parts that are recomputed, and the largest part. Independent of the batch are
-    weights cast to autocast's type, kept until the forward pass ends. Not counted: gradients of one
-    layer's outputs, workspaces, the allocator's fragments. torch.compile keeps less than this.
+    From a forward pass on fake tensors in training mode under autocast. With gradient
+    checkpointing: the inputs of the parts that are recomputed, and the largest part. Independent
+    of the batch are weights cast to autocast's type, kept until the forward pass ends. Not
+    counted: gradients of one layer's outputs, workspaces, the allocator's fragments.
+    torch.compile keeps less than this.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         _replace_tensors(model.train(), lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
@@ -252,8 +254,8 @@ class BatchSplit:
 def split_batches(args, model, split, dtype, ranks):
     """The BatchSplit of a run's arguments, the same on all ranks.
 
-    --micro-batch auto is found on CUDA by trying, elsewhere by the estimate against the free memory.
-    Raises UserError where not even one image fits.
+    --micro-batch auto is found on CUDA by trying, elsewhere by the estimate against the free
+    memory. Raises UserError where not even one image fits.
     """
     micro_batch = args.micro_batch
     if _is_more_explicit(args.origin, "accumulate", "micro_batch"):
@@ -283,7 +285,7 @@ def _largest_micro_batch(args, model, split, dtype, ranks, share):
     device = ranks.device
     need = need_of_run(args, split.num_classes, device=device.type, dtype=dtype, world=ranks.world)
     resident = sum(
-        data.resident_bytes(part, device, args.resident)
+        resident_bytes(part, device, args.resident)
         for part in (split.train, split.val or split.test)
     )
     loaded = _bytes([*model.parameters(), *model.buffers()])
@@ -304,8 +306,8 @@ def _largest_micro_batch(args, model, split, dtype, ranks, share):
     if parts is None:
         one, gb = need.total(1) / GB, free / GB
         raise UserError(
-            f"a step of {args.model} with one image needs {one:.2f} GB, and {device} has {gb:.2f} GB "
-            f"free: python train_sota.py --dry-run lists what would make it fit"
+            f"a step of {args.model} with one image needs {one:.2f} GB, and {device} has {gb:.2f} "
+            f"GB free: python train_sota.py --dry-run lists what would make it fit"
         )
     return -(-share // parts)
 

@@ -8,9 +8,9 @@ from timm.optim import Muon, param_groups_layer_decay
 from common.errors import UserError
 from models import classifiers
 
-# The defaults of each optimizer. SGD: arXiv 1512.03385 with the weight decay of 1605.07146. Adam: the
-# plain baseline, without anything else. AdamW: arXiv 2010.11929 and 2201.03545. Muon: updates scaled
-# to the size of AdamW's (arXiv 2502.16982), with the rate that suited ResNet-20 in short runs.
+# The defaults of each optimizer. SGD: arXiv 1512.03385 with the weight decay of 1605.07146. Adam:
+# the plain baseline, without anything else. AdamW: arXiv 2010.11929 and 2201.03545. Muon: updates
+# scaled to the size of AdamW's (arXiv 2502.16982), with a rate for short runs of ResNet-20.
 # fmt: off
 OPTIMIZERS = {
     "sgd": dict(lr=0.1, momentum=0.9, weight_decay=5e-4),
@@ -20,6 +20,8 @@ OPTIMIZERS = {
     "muon": dict(lr=0.01, momentum=0.95, weight_decay=0.05),
 }
 # fmt: on
+# Tensors of a weight's size that each keeps per weight, for the estimate of training/memory.py.
+STATES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1}
 
 
 def create_optimizer(args, model, saved=None, fused=True):
@@ -33,9 +35,9 @@ def create_optimizer(args, model, saved=None, fused=True):
 def build_optimizer(name, groups, lr, momentum=0.9, fused=True):
     """An optimizer of OPTIMIZERS over parameter groups that carry their own weight decay.
 
-    momentum: of SGD (Nesterov) and Muon; the first beta of Adam and AdamW. fused: one kernel for all
-    parameters where the device has one. Leave it out with a GradScaler: torch's fused SGD, whose
-    first step was skipped, continues from momentum that was never initialised.
+    momentum: of SGD (Nesterov) and Muon; the first beta of Adam and AdamW. fused: one kernel for
+    all parameters where the device has one. Leave it out with a GradScaler: torch's fused SGD,
+    whose first step was skipped, continues from momentum that was never initialised.
     """
     first = groups[0]["params"][0]
     sharded = hasattr(first, "full_tensor")  # there is no fused SGD for sharded parameters
@@ -57,9 +59,9 @@ def param_groups(model, weight_decay, layer_decay=1.0):
     """Two groups: weights with decay; norms, biases and model.no_weight_decay() without.
 
     Decaying a norm's scale or a bias only shrinks what the next layer can undo (arXiv 1812.01187
-    §3.1). With layer_decay below 1, there are two groups per layer, with an "lr_scale" that falls by
-    layer_decay from layer to layer towards the input (arXiv 1801.06146 §3.2, 2106.08254). Raises
-    UserError for a model that doesn't define its layers.
+    §3.1). With layer_decay below 1, there are two groups per layer, with an "lr_scale" that falls
+    by layer_decay from layer to layer towards the input (arXiv 1801.06146 §3.2, 2106.08254).
+    Raises UserError for a model that doesn't define its layers.
     """
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     if layer_decay != 1:

@@ -85,8 +85,8 @@ def _verdict(args, need, share, free):
         verdict = f"does not fit, {most} at once would" if most else "does not fit"
     return (
         f"needs {in_gb(need.total(wanted))} GB for {_count(wanted, 'image')} at once, "
-        f"{_count(-(-share // wanted), 'time')} for a batch of {share}; {in_gb(free)} GB are free, of "
-        f"which a tenth is kept spare: {verdict}"
+        f"{_count(-(-share // wanted), 'time')} for a batch of {share}; {in_gb(free)} GB are free, "
+        f"of which a tenth is kept spare: {verdict}"
     )
 
 
@@ -184,7 +184,7 @@ def _small_copy(parser, given):
     if models.is_published(name):
         published = name.removeprefix("timm/")
         if not name.startswith("timm/"):
-            published = models.MODELS[name].fixed["name"]
+            published = models.MODELS[name].timm_name
         options, size = smallest(published)
         name = f"timm/{published}"
         given.setdefault("layer_decay", 0.85)

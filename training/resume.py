@@ -24,7 +24,8 @@ def resolve(defaults, given):
     """
     if "config" in given or "output_dir" in given:
         raise UserError(
-            "--resume takes arguments and directory from the run: leave --config and --output-dir out",
+            "--resume takes its arguments and directory from the run: leave --config and "
+            "--output-dir out",
             2,
         )
     path = run_directory.resolve_path(given["resume"])
@@ -84,7 +85,9 @@ def refuse_misfits(load):
 
 
 def _is_misfit(error):
-    """Whether Module.load_state_dict reports other names or shapes; it reports failed copies, too."""
+    """Whether Module.load_state_dict reports other names or shapes; it reports failed copies,
+    too.
+    """
     text = str(error)
     return text.startswith("Error(s) in loading state_dict") and not out_of_memory.is_out_of_memory(
         error
@@ -135,7 +138,7 @@ def _shorten(value):
 
 
 def check_epochs(args, saved, steps_per_epoch):
-    """Refuses another --epochs where the run would have taken other steps with it from the start."""
+    """Refuses another --epochs with which the run would have taken other steps from the start."""
     if saved is None or args.epochs == saved["training"]["arguments"]["epochs"]:
         return
     before, progress = saved["training"]["arguments"], saved["training"]["progress"]
@@ -146,7 +149,8 @@ def check_epochs(args, saved, steps_per_epoch):
     for epochs in (before["epochs"], args.epochs):
         if progress["epoch"] >= epochs and epochs % args.eval_every:
             raise UserError(
-                f"{asked}: with --eval-every {args.eval_every}, epoch {epochs} would have been evaluated differently from the start: start a new run",
+                f"{asked}: with --eval-every {args.eval_every}, epoch {epochs} would have been "
+                f"evaluated differently from the start: start a new run",
                 2,
             )
 
@@ -155,14 +159,17 @@ def check_epochs(args, saved, steps_per_epoch):
     for name, value in schedules.Plan.of(anew, steps_per_epoch).automatic.items():
         if value != before[name]:
             raise UserError(
-                f"{asked} would have given another {flag(name)} from the start ({value:.6g}, not {before[name]:.6g}): start a new run",
+                f"{asked} would have given another {flag(name)} from the start ({value:.6g}, not "
+                f"{before[name]:.6g}): start a new run",
                 2,
             )
     old = schedules.Plan.of(argparse.Namespace(**before), steps_per_epoch).lr_at
     new = schedules.Plan.of(args, steps_per_epoch).lr_at
     if any(old(step) != new(step) for step in range(progress["step"])):
         raise UserError(
-            f"{asked}: with the {args.schedule} schedule, the learning rates so far would have been different than over {before['epochs']} epochs: start a new run (a constant schedule can be extended)",
+            f"{asked}: with the {args.schedule} schedule, the learning rates so far would be "
+            f"different from those over {before['epochs']} epochs: start a new run (a constant "
+            f"schedule can be extended)",
             2,
         )
 
@@ -184,7 +191,9 @@ def open_directory(args, config, state, saved, curve):
             state.history = _history(rows, state.headline(curve.name))
         if args.resume_previous:
             directory.restore_previous()
-            note = f"{directory.path}/last.pt is damaged: resuming from previous.pt, the save before it"
+            note = (
+                f"{directory.path}/last.pt is damaged: resuming from previous.pt, one save before"
+            )
             print(note, file=sys.stderr)
         directory.note_resumed(config, epoch=progress["epoch"] + 1)
         files.remove(directory.path / "summary.json")  # it is out of date
@@ -205,7 +214,9 @@ def _restore_best(directory, state, saved, curve):
 
 
 def _history(rows, headline):
-    """State.history for a last.pt of an older version, which lacks it: from the rows of metrics.csv."""
+    """State.history for a last.pt of an older version, which lacks it: from the rows of
+    metrics.csv.
+    """
     seconds, history = 0.0, []
     for row in rows:
         try:
@@ -223,6 +234,7 @@ def read_best(directory, epochs):
     metric = contents.get("metric")
     if not isinstance(metric, dict) or metric.get("epoch") not in epochs:
         raise UserError(
-            f"{directory.path}/best.pt is not that of the best epoch, {epochs[0]}, which is to be tested"
+            f"{directory.path}/best.pt is not that of the best epoch, {epochs[0]}, which is to be "
+            f"tested"
         )
     return contents

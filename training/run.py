@@ -30,7 +30,8 @@ from training.terminal import ProgressDisplay, StopSignal
 
 @contextlib.contextmanager
 def open_run(args, split, state, curve, step, train_batches, saved):
-    """A block in which a run trains. Ctrl-C and SIGTERM end it after the step, with its state saved.
+    """A block in which a run trains. Ctrl-C and SIGTERM end it after the step, with its state
+    saved.
 
     curve: loop.Curve; step: loop.Step; saved: the contents of last.pt of a run that resumes.
     """
@@ -97,7 +98,9 @@ class Run:
             tensorboard.write_images(self.directory.events, train_batches, card)
 
     def end_epoch(self, row):
-        """Completes the row, saves last.pt and, for the best epoch so far, best.pt; prints a line."""
+        """Completes the row, saves last.pt and, for the best epoch so far, best.pt; prints a
+        line.
+        """
         state, progress = self.state, self.state.progress
         row["epoch_seconds"] = progress.seconds
         row["images_per_second"] = progress.seen / progress.seconds
@@ -137,7 +140,9 @@ class Run:
                 model.load_state_dict(own)
 
     def finish(self, tested=None):
-        """Writes the summary. tested: the metrics of `test_best`; else the last epoch's are reported."""
+        """Writes the summary. tested: the metrics of `test_best`; else the last epoch's are
+        reported.
+        """
         self.directory.wait()
         self.ranks.sum(self.state.confusion.counts)
         self.exit_status = 0

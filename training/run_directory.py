@@ -4,9 +4,9 @@
     run.save_last(state); run.end_epoch(row, state); run.write_summary("finished", …); run.close()
 
 One process writes to a directory at a time. A row of metrics.csv is on the disk before the
-checkpoint of its epoch, and a run that resumes drops the rows that the checkpoint doesn't know: each
-epoch has one row, whenever the run was killed. The save before the last is kept as previous.pt.
-Training waits only for a copy of its state: a thread writes it.
+checkpoint of its epoch, and a run that resumes drops the rows that the checkpoint doesn't know:
+each epoch has one row, whenever the run was killed. The save before the last is kept as
+previous.pt. Training waits only for a copy of its state: a thread writes it.
 """
 
 import contextlib
@@ -45,8 +45,7 @@ def refuse_if_taken(path):
     taken = ", ".join(name for name in FILES if (path / name).exists())
     if taken:
         raise UserError(
-            f"{path} holds a run already ({taken}): choose another --output-dir, or --resume {path}",
-            2,
+            f"{path} holds a run already ({taken}): use another --output-dir, or --resume {path}", 2
         )
 
 
@@ -162,8 +161,8 @@ class RunDir:
     def log(self, row):
         """Appends a row to metrics.csv and to the TensorBoard events. Raises UserError on failure.
 
-        The keys of the row are the columns. A metrics.csv that another version of this program began
-        keeps its columns, and those that it lacks are added.
+        The keys of the row are the columns. A metrics.csv that another version of this program
+        began keeps its columns, and those that it lacks are added.
         """
         try:
             new = [key for key in row if key not in (self._columns or ())]

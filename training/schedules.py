@@ -13,8 +13,9 @@ def learning_rate(schedule, lr, steps, warmup_steps=0):
     """The learning rate as a function of the global step, 0 … steps - 1.
 
     Linear warmup to `lr` over warmup_steps, then to zero at the end of the run: cosine, linear or
-    one_cycle (linear as well; with a long warmup it is a triangle, arXiv 1708.07120); multi_step (a
-    tenth after half of the steps, a hundredth after three quarters, arXiv 1512.03385 §4.2); constant.
+    one_cycle (linear as well; with a long warmup it is a triangle, arXiv 1708.07120); multi_step
+    (a tenth after half of the steps, a hundredth after three quarters, arXiv 1512.03385 §4.2);
+    constant.
     """
     if schedule not in SCHEDULES:
         known = ", ".join(SCHEDULES)
@@ -42,7 +43,8 @@ def default_warmup(schedule, epochs):
 
 
 def default_ema_decay(steps):
-    """A decay whose horizon, 1 / (1 - decay) steps, is a twentieth of the run, at most 10,000 steps.
+    """A decay whose horizon, 1 / (1 - decay) steps, is a twentieth of the run, at most 10,000
+    steps.
 
     A fixed decay fits one length only: 0.9999 remembers the random initialisation of a run of 5
     epochs.

@@ -57,8 +57,9 @@ class Confusion:
 class State:
     """What trains, what is needed to use its weights (card) and to resume (facts, record).
 
-    facts: what the data is, see resume.data_facts; record: (arguments, origin), see arguments.record;
-    history: [seconds of training, top-1 %, top-5 %] of `reported` at each evaluation.
+    facts: what the data is, see resume.data_facts; record: (arguments, origin), see
+    arguments.record; history: [seconds of training, top-1 %, top-5 %] of `reported` at each
+    evaluation.
     """
 
     model: torch.nn.Module

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run besides its curves: images, hyper-parameters, confusion matrix."""
+"""What TensorBoard shows besides the curves: images, hyper-parameters, confusion matrix."""
 
 import sys
 
@@ -26,10 +26,11 @@ def write_images(events, batches, card):
 
 
 def write_end(directory, arguments, figures, classes, state):
-    """Writes hyper-parameters and confusion matrix. The run is finished: a full disk is only reported.
+    """Writes hyper-parameters and confusion matrix. The run is finished: a full disk is only
+    reported.
 
-    figures: the final accuracies; classes: names; state.confusion.counts: all zero where the run was
-    killed between its last evaluation and its end, and this process made no evaluation.
+    figures: the final accuracies; classes: names; state.confusion.counts: all zero where the run
+    was killed between its last evaluation and its end, and this process made no evaluation.
     """
     counts, step = state.confusion.counts.cpu(), state.progress.step
     try:
@@ -46,7 +47,9 @@ def write_end(directory, arguments, figures, classes, state):
 
 
 def write_hparams(events, arguments, figures):
-    """For the plugin "hparams", in the run's own events: what identifies the run, and its figures."""
+    """For the plugin "hparams", in the run's own events: what identifies the run, and its
+    figures.
+    """
     shown = {
         key: value if isinstance(value, (bool, int, float, str)) else str(value)
         for key, value in arguments.items()
@@ -60,7 +63,7 @@ def write_hparams(events, arguments, figures):
 
 
 def confusion_image(counts):
-    """Counts (K, K) -> float (3, S, S) in [0, 1]. Rows: true classes; blue: the share of the row."""
+    """Counts (K, K) -> float (3, S, S) in [0, 1]. Rows: true class; blue: share of the row."""
     shares = counts.float() / counts.sum(1, keepdim=True).clamp(min=1)
     cell = max(2, min(CELL, 1000 // len(counts)))
     shares = shares.repeat_interleave(cell, 0).repeat_interleave(cell, 1)

@@ -8,9 +8,9 @@ from tqdm import tqdm
 class StopSignal:
     """Becomes true at the first SIGINT or SIGTERM; the second one ends the process at once.
 
-    launched: torchrun started the process. It passes on the signals that SLURM sends to every process
-    anyway, and sends others when a rank ends. Then further SIGTERMs are ignored until the process
-    ends, so that the state can be saved; only a second SIGINT ends it at once.
+    launched: torchrun started the process. It passes on the signals that SLURM sends to every
+    process anyway, and sends others when a rank ends. Then further SIGTERMs are ignored until the
+    process ends, so that the state can be saved; only a second SIGINT ends it at once.
     """
 
     def __init__(self, launched=False):

@@ -1,11 +1,12 @@
-"""What a power cut could leave on a disk: records the file operations of a program, and enumerates the states.
+"""What a power cut could leave on a disk.
 
-    with record(monkeypatch) as operations: ...
-    for files in states(operations, prefix=17): ...        # {path: bytes}
+    recorder = Recorder(monkeypatch)                   # records the file operations of a program
+    for contents in states(recorder.operations): ...   # {path: bytes}
 
-The model is that of "All File Systems Are Not Created Equal" (OSDI 2014), at its weakest: what was written to a file is certain
-only after fsync of the file, and a name (create, rename, link, unlink) only after fsync of its directory. What is not certain
-may be there or not, each for itself; of data, also a part, or a file of the right length that holds zeros.
+The model is that of "All File Systems Are Not Created Equal" (OSDI 2014) with the fewest
+guarantees: data is certain only after fsync of the file, and a name (create, rename, link, unlink)
+only after fsync of its directory. Every uncertain operation may be on the disk or not, independent
+of the others; data may also be there in part, or replaced by zeros of the same length.
 """
 
 import itertools
@@ -21,26 +22,28 @@ class Operation(NamedTuple):
     path: Path
     inode: int = 0
     data: bytes = b""
-    source: Path | None = None  # of a rename: the name that goes
+    source: Path | None = None  # the old name in a rename
 
 
 class Recorder:
-    """Stands in for the operations of the module `files`, does them, and keeps a list of them."""
+    """Replaces the operations of common.files by ones that are also recorded."""
 
     def __init__(self, monkeypatch):
         self.operations, self.inodes, self.numbers = [], {}, itertools.count(1)
-        for name in ("open_file", "sync", "rename", "link", "unlink", "mkdir", "sync_directory"):
+        for name in ("open_file", "sync", "rename", "link", "unlink", "sync_directory"):
             setattr(self, f"real_{name}", getattr(files, name))
             monkeypatch.setattr(files, name, getattr(self, name))
 
+    def record(self, kind, path, **details):
+        self.operations.append(Operation(kind, Path(path), **details))
+
     def open_file(self, path, mode):
         path, file = Path(path), self.real_open_file(path, mode)
-        if (
-            mode != "a" or path not in self.inodes
-        ):  # a new file; nothing here truncates one that has a name
-            assert mode == "a" or path not in self.inodes
+        # No operation truncates a file that has a name already.
+        assert mode == "a" or path not in self.inodes
+        if path not in self.inodes:
             self.inodes[path] = next(self.numbers)
-            self.operations.append(Operation("name", path, self.inodes[path]))
+            self.record("name", path, inode=self.inodes[path])
         return RecordedFile(file, path, self)
 
     def write(self, path, data):
@@ -49,35 +52,32 @@ class Recorder:
         if last.kind == "write" and last.path == path:
             self.operations[-1] = last._replace(data=last.data + data)
         else:
-            self.operations.append(Operation("write", path, self.inodes[path], data))
+            self.record("write", path, inode=self.inodes[path], data=data)
 
     def sync(self, file):
         self.real_sync(file)
-        self.operations.append(Operation("sync", Path(file.name), self.inodes[Path(file.name)]))
+        self.record("sync", file.name, inode=self.inodes[Path(file.name)])
 
     def rename(self, path, target):
         path, target = Path(path), Path(target)
         self.real_rename(path, target)
         if self.inodes[path] != self.inodes.get(target):
             self.inodes[target] = self.inodes.pop(path)
-            self.operations.append(Operation("name", target, self.inodes[target], source=path))
+            self.record("name", target, inode=self.inodes[target], source=path)
 
     def link(self, path, target):
         self.real_link(path, target)
         self.inodes[Path(target)] = self.inodes[Path(path)]
-        self.operations.append(Operation("name", Path(target), self.inodes[Path(path)]))
+        self.record("name", target, inode=self.inodes[Path(path)])
 
     def unlink(self, path):
         self.real_unlink(path)
         del self.inodes[Path(path)]
-        self.operations.append(Operation("unname", Path(path)))
-
-    def mkdir(self, path):
-        self.real_mkdir(path)
+        self.record("unname", path)
 
     def sync_directory(self, path):
         self.real_sync_directory(path)
-        self.operations.append(Operation("sync_directory", Path(path)))
+        self.record("sync_directory", path)
 
 
 class RecordedFile:
@@ -100,28 +100,23 @@ class RecordedFile:
         self.file.close()
 
 
-def replay(operations):
-    """{path: contents} after all operations."""
-    return _contents(operations, {})
-
-
 def states(operations):
-    """Every {path: contents} that a crash right after these operations could leave."""
+    """Yields each {path: bytes} that a crash right after these operations could leave."""
     uncertain = [
         i for i, operation in enumerate(operations) if not _is_certain(operation, operations[i:])
     ]
     names = [i for i in uncertain if operations[i].kind in ("name", "unname")]
     writes = [i for i in uncertain if operations[i].kind == "write"]
-    for kept in itertools.product((True, False), repeat=len(names)):
-        lost = {i for i, there in zip(names, kept) if not there}
+    for on_disk in itertools.product((True, False), repeat=len(names)):
+        lost = {i for i, kept in zip(names, on_disk) if not kept}
         rest = [operation for i, operation in enumerate(operations) if i not in lost]
         for damage in itertools.product(DAMAGE, repeat=len(writes)):
-            yield _contents(rest, {operations[i]: how for i, how in zip(writes, damage)})
+            yield replay(rest, {operations[i]: kind for i, kind in zip(writes, damage)})
 
 
 DAMAGE = {
-    "all": lambda data: data,
-    "nothing": lambda data: b"",
+    "complete": lambda data: data,
+    "empty": lambda data: b"",
     "half": lambda data: data[: len(data) // 2],
     "zeros": lambda data: bytes(len(data)),
     "half, then zeros": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
@@ -131,17 +126,18 @@ DAMAGE = {
 def _is_certain(operation, later):
     if operation.kind == "write":
         return any(other.kind == "sync" and other.inode == operation.inode for other in later)
-    return any(
-        other.kind == "sync_directory" and other.path == operation.path.parent for other in later
-    )
+    directory = operation.path.parent
+    return any(other.kind == "sync_directory" and other.path == directory for other in later)
 
 
-def _contents(operations, damage):
+def replay(operations, damage=None):
+    """{path: bytes} after the operations. damage: {write: key of DAMAGE}."""
     names, inodes = {}, {}
     for operation in operations:
         if operation.kind == "write":
-            data = DAMAGE[damage.get(operation, "all")](operation.data)
-            inodes[operation.inode] = inodes.get(operation.inode, b"") + data
+            kind = (damage or {}).get(operation, "complete")
+            before = inodes.get(operation.inode, b"")
+            inodes[operation.inode] = before + DAMAGE[kind](operation.data)
         elif operation.kind == "name":
             names.pop(operation.source, None)
             names[operation.path] = operation.inode
@@ -150,8 +146,8 @@ def _contents(operations, damage):
     return {path: inodes.get(inode, b"") for path, inode in names.items()}
 
 
-def lay_out(contents, root, directory):
-    """Writes {path below root: contents} below another directory."""
+def write_files(contents, root, directory):
+    """Writes {path below root: bytes} below another directory."""
     for path, data in contents.items():
         target = directory / os.path.relpath(path, root)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,32 @@
+"""Random images, and comparisons of batches."""
+
+import torch
+
+from datasets.examples import Examples
+
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+MIXED = dict(num_classes=10, cutout_size=9, mixup_alpha=0.4, cutmix_alpha=1.0, mix_probability=0.7)
+
+
+def seeded(seed=7):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_examples(count, classes=10, size=32):
+    """Noise images with shuffled labels; class sizes differ by one at most."""
+    generator = seeded(0)
+    shape = (count, size, size, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = (torch.arange(count) % classes)[torch.randperm(count, generator=generator)]
+    return Examples(images.permute(0, 3, 1, 2), labels)
+
+
+def same_batches(ours, others):
+    """Whether two iterables of (inputs, targets) are bit-identical."""
+    ours, others = list(ours), list(others)
+    pairs = [pair for batches in zip(ours, others) for pair in zip(*batches)]
+    return len(ours) == len(others) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def channels_last(images):
+    return images.is_contiguous(memory_format=torch.channels_last)
