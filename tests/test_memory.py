@@ -149,6 +149,7 @@ def test_the_largest_micro_batch_leaves_a_tenth_of_the_memory():
     assert need.total(80) <= 1000
 
 
+@pytest.mark.extras("peft")
 def test_adapters_are_counted_as_peft_builds_them():
     pytest.importorskip("peft")
     (options, size), rank = SMALL[EVA02], 4

@@ -196,7 +196,7 @@ def test_metrics_that_lack_an_epoch_of_the_checkpoint_are_refused(run, text):
 
 @pytest.fixture
 def gate(monkeypatch):
-    """(opened, paths): each save waits for `opened` before its file is renamed; paths lists them."""
+    """(opened, paths): each save appends to paths, and waits for opened before it is complete."""
     opened, paths, verify = threading.Event(), [], checkpoint.verify
 
     def wait_and_verify(path, expected):
