@@ -35,25 +35,12 @@ def configured(tmp_path):
     return resolved
 
 
-# ---- recipes -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 def test_the_recipe_of_a_script_is_what_its_default_model_trains_with(script):
     args, expected = resolve(script), dict(script.RECIPE)
     if script is train_sota:
         expected["image_size"] = 448  # of EVA-02 large; the recipe's is for other models
     assert {key: getattr(args, key) for key in expected} == expected
-
-
-def test_the_default_recipe_of_residual_networks():
-    args = resolve(train, "--model", "resnet34", "--epochs", 500)
-    rates = values(args, "optimizer", "lr", "momentum", "weight_decay", "batch_size", "epochs")
-    assert rates == ("sgd", 0.1, 0.9, 5e-4, 128, 500)
-    others = values(args, "schedule", "augment", "mixup", "cutmix", "mix_prob", "label_smoothing")
-    assert others == ("cosine", "crop,flip", 0.2, 1.0, 0.5, 0.1)
-    assert args.ema_decay is None and args.warmup_epochs is None  # they follow from the epochs
-    assert args.origin["epochs"] == args.origin["model"] == "command line"
 
 
 def test_a_recipe_has_every_argument_that_has_no_default_of_its_own():
@@ -99,9 +86,6 @@ def test_starting_from_weights_has_its_own_recipe():
     assert values(probe, "augment", "mixup", "cutmix", "layer_decay") == ("none", 0, 0, 1)
 
 
-# ---- layers --------------------------------------------------------------------------------------
-
-
 def test_the_layers_in_order_and_where_each_value_came_from(configured):
     config = {"lr": 0.3, "label_smoothing": 0.2, "batch_size": 64}
     args = configured(config, "--model", "resnet20", "--lr", 0.5, "--augment", "none")
@@ -140,16 +124,6 @@ def test_weights_replace_the_recipe_in_a_config_of_a_run_from_scratch(configured
     assert values(args, "model", "epochs", "lr", "layer_decay") == ("vit_custom", 50, 3e-4, 0.75)
 
 
-def test_the_record_of_a_run_repeats_it(configured):
-    """What was chosen automatically is chosen again."""
-    args = resolve(train, "--model", "resnet20", "--lr", 0.3, "--model-arg", "shortcut=pad")
-    recorded, origin = arguments.record(args, {"ema_decay": 0.9})
-    assert recorded["ema_decay"] == 0.9 and origin["ema_decay"] == "auto"
-    again = configured(recorded, origin=origin)
-    differences = {k for k, v in vars(args).items() if getattr(again, k) != v}
-    assert differences == {"config", "origin"}
-
-
 def test_a_config_may_hold_strings_as_on_the_command_line(configured):
     args = configured({"lr": "0.25", "epochs": "3", "ema_decay": "auto"})
     assert values(args, "lr", "epochs", "ema_decay") == (0.25, 3, None)
@@ -170,9 +144,6 @@ def test_batch_size_auto_keeps_the_batch_and_fits_its_parts():
         resolve(train, "--batch-size", "auto")
 
 
-# ---- all arguments -------------------------------------------------------------------------------
-
-
 def test_every_argument_of_every_script_has_a_scope_and_every_scope_an_argument():
     defaults = [arguments.defaults(script.build_parser()) for script in SCRIPTS.values()]
     assert set().union(*defaults) == set(SCOPES)
@@ -188,9 +159,6 @@ def test_help_shows_every_argument_and_its_default(script, capsys):
     assert all(f"{flag(name)} " in text for name in arguments.defaults(parser))
     assert "default: 128)" in text and "default: None" not in text
     assert all(action.help for action in parser._actions)
-
-
-# ---- refused -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

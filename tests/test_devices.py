@@ -22,17 +22,6 @@ def test_a_device_that_does_not_exist_is_refused():
     assert devices.select_device("cpu") == CPU
 
 
-def test_the_same_place_has_the_same_draws():
-    def draw(*place):
-        devices.seed_model(*place)
-        return torch.rand(3).tolist()
-
-    first = draw(0, CPU, 1, "model", 2)
-    assert first == draw(0, CPU, 1, "model", 2)
-    others = [draw(1, CPU, 1, "model", 2), draw(0, CPU, 2, "model", 2), draw(0, CPU, 1, "model", 3)]
-    assert first not in others
-
-
 def test_peak_memory_is_that_of_this_process():
     before = devices.peak_memory_mb(CPU)
     tensor = torch.ones(25 * 2**20)

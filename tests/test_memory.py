@@ -40,9 +40,6 @@ def weights_of(model):
     return 4 * sum(p.numel() for p in model.parameters())
 
 
-# ---- activations ---------------------------------------------------------------------------------
-
-
 def test_saved_bytes_of_a_small_network_counted_by_hand():
     """The inputs, the ReLU's outputs (which the next layer keeps as well), and of the loss the
     log-probabilities, the labels and the number that the mean divides by."""
@@ -92,9 +89,6 @@ def test_norms_keep_fp32_under_autocast_on_cuda():
         model, size = build("timm/convnext_xxlarge", "meta")
         _, on[device] = memory.activations(model, size, device=device, dtype=torch.bfloat16)
     assert 1.02 < on["cuda"] / on["cpu"] < 1.5
-
-
-# ---- what a run needs ----------------------------------------------------------------------------
 
 
 def arguments(*argv):
@@ -163,9 +157,6 @@ def test_adapters_are_counted_as_peft_builds_them():
     linear = [m for name, m in build(EVA02)[0].named_modules() if name in layers]
     adapters = sum(rank * (m.in_features + m.out_features) for m in linear)
     assert needs[0].gradients == 4 * (adapters + 48 * 10 + 10)
-
-
-# ---- splitting a batch ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("images", [1, 2, 7, 16, 33, 128])
@@ -291,9 +282,6 @@ def test_a_shard_of_a_model_is_counted_as_a_shard():
         optimizer.step()
     finally:
         torch.distributed.destroy_process_group()
-
-
-# ---- running out of memory -----------------------------------------------------------------------
 
 
 def explained(error, ranks=None, **changes):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn as nn
-from helpers.training import same_weights
+from helpers.training import same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.moving_average import MovingAverage
@@ -34,7 +34,7 @@ def test_the_average_resumes_from_its_state():
     average, resumed = (MovingAverage(nn.Linear(2, 2), 0.9) for _ in range(2))
     average.update()
     resumed.load_state_dict(average.state_dict())
-    assert resumed.updates == 1 and same_weights(resumed.model, average.model)
+    assert resumed.updates == 1 and same(resumed.model, average.model)
 
 
 def test_frozen_parameters_are_not_averaged():

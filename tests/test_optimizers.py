@@ -12,8 +12,6 @@ import models
 from training import optimizers
 from training.optimizers import OPTIMIZERS, build_optimizer, muon_groups, param_groups
 
-# ---- parameter groups ----------------------------------------------------------------------------
-
 
 def test_groups_hold_every_parameter_once_without_decay_of_norms():
     model = models.create_model("resnet20", 10)
@@ -51,9 +49,6 @@ def test_groups_that_omit_or_repeat_a_parameter_are_refused(fault):
     params = [model.weight, model.weight, model.bias] if fault == "twice" else [model.bias]
     with pytest.raises(ValueError, match="parameter groups"):
         optimizers.check_groups([dict(params=params)], model)
-
-
-# ---- Muon's groups -------------------------------------------------------------------------------
 
 
 def trained_by_adamw(model, layer_decay):
@@ -108,9 +103,6 @@ def test_a_saved_state_from_before_muon_split_its_groups_keeps_them():
     groups = param_groups(model, 0.05)
     assert muon_groups(groups, model, {"param_groups": [{"lr": 0.1}]}) is groups
     assert len(muon_groups(groups, model, {"param_groups": [{"use_fallback": True}]})) == 3
-
-
-# ---- optimizers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

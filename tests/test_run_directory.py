@@ -1,6 +1,7 @@
 """A run's directory: one writer, one row per epoch, nothing overwritten, nothing torn."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -31,15 +32,9 @@ def epochs(run):
     return [row["epoch"] for row in run.rows()]
 
 
-# ---- the directory -------------------------------------------------------------------------------
-
-
 def test_the_name_of_a_directory_describes_the_run_and_is_new(tmp_path):
-    first, second = (
-        run_directory.new_path(tmp_path, "cifar10", "timm/resnet18", "try", 3) for _ in range(2)
-    )
-    assert first.name.startswith("cifar10-timm_resnet18-try-s3-")
-    assert first.name == second.name and len(first.name.split("-")) == 6
+    first = run_directory.new_path(tmp_path, "cifar10", "timm/resnet18", "try", 3)
+    assert re.fullmatch(r"cifar10-timm_resnet18-try-s3-\d{8}-\d{6}", first.name)
     first.mkdir()
     second = run_directory.new_path(tmp_path, "cifar10", "timm/resnet18", "try", 3)
     assert second != first and not second.exists()
@@ -108,37 +103,11 @@ def test_a_directory_without_a_checkpoint_can_not_be_resumed(tmp_path, run):
     assert run_directory.resolve_path(run.path / "config.json") == run.path
 
 
-def test_a_damaged_checkpoint_is_replaced_by_the_previous_one_on_request(run):
-    for epoch in (1, 2):
-        run.save_last({"epoch": epoch})
-    assert run_directory.load_last(run.path) == ({"epoch": 2}, False)
-    (run.path / "last.pt").write_bytes(b"damaged")
-    with refused(run.path / "last.pt", "--resume-previous"):
-        run_directory.load_last(run.path)
-    assert run_directory.load_last(run.path, or_previous=True) == ({"epoch": 1}, True)
-    run.restore_previous()
-    assert run_directory.load_last(run.path) == ({"epoch": 1}, False)
-
-
-def test_config_json_keeps_what_it_held_before_a_run_resumed(run):
-    for epoch, lr in ((2, 0.2), (5, 0.3)):
-        run.note_resumed({"arguments": {"lr": lr}}, epoch)
-    config = json.loads((run.path / "config.json").read_text())
-    assert config["arguments"] == {"lr": 0.3}
-    assert [(was["at_epoch"], was["before"]["arguments"]["lr"]) for was in config["resumed"]] == [
-        (2, 0.1),
-        (5, 0.2),
-    ]
-
-
 def test_the_environment_describes_what_a_run_is_on():
     values = environment.environment(torch.device("cpu"))
     assert values["torch"].split("+")[0] == torch.__version__.split("+")[0]
     required = {"python", "torchvision", "timm", "cuda", "device", "git", "command", "threads"}
     assert required <= set(values) and json.dumps(values)
-
-
-# ---- metrics.csv ---------------------------------------------------------------------------------
 
 
 def test_rows_are_read_by_column_with_empty_cells(run):
@@ -175,25 +144,9 @@ def test_a_file_without_rows_may_get_other_columns(run):
     assert run.rows() == [{"epoch": "1", "step": "1", "other": "2"}]
 
 
-def test_a_new_column_is_added_to_the_rows_before(run):
-    run.log(row(1))
-    run.log(row(2) | {"ema_test_acc": 0.25})
-    assert [row["ema_test_acc"] for row in run.rows()] == ["", "0.25"]
-
-
 @pytest.mark.parametrize(
     "text", [None, "epoch,step\n1,1\n", "epoch,step\n1,1\n3,3\n", "a,b\n1,2\n"]
 )
-def test_metrics_that_lack_an_epoch_of_the_checkpoint_are_refused(run, text):
-    if text is not None:
-        run.metrics_path.write_text(text)
-    with refused(run.metrics_path):
-        run.keep_rows(2)
-
-
-# ---- saving in the background --------------------------------------------------------------------
-
-
 @pytest.fixture
 def gate(monkeypatch):
     """(opened, paths): each save appends to paths, and waits for opened before it is complete."""

@@ -21,6 +21,12 @@ def network(dropout=0.0, norm=False, seed=0):
     return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(72, 10))
 
 
+def same(model, other):
+    """Whether two models have the same weights and buffers."""
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
 def random_images(count):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=generator)
@@ -34,7 +40,8 @@ def batches(count=100, device="cpu", **options):
     return data.Batches(random_images(count), 32, pipeline, device=device)
 
 
-def ordered_batches(examples, size=500, **ranks):
+def ordered(examples, size=500, **ranks):
+    """Batches without augmentation, in order."""
     return data.Batches(examples, size, Pipeline(MEAN, STD, 8), shuffle=False, **ranks)
 
 
@@ -59,17 +66,6 @@ def fit(state, epochs=1, source=None, stop=None, show=None, **options):
         rows.append(loop.train_epoch(state, source, step, stop, show))
         state.progress.finish_epoch()
     return rows
-
-
-def stop_after(steps):
-    """A function stop() that is true from its call number `steps` on."""
-    calls = iter(range(1, 1000))
-    return lambda: next(calls) >= steps
-
-
-def same_weights(model, other):
-    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def resolve(script, *argv):
