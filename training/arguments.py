@@ -178,7 +178,7 @@ def parse(parser, argv=None):
         if all(action.dest != "micro_batch" for action in parser._actions):
             raise UserError("--batch-size auto is an option of train_sota.py: give a number", 2)
         del given["batch_size"]
-        given["micro_batch"] = None
+        given.setdefault("micro_batch", None)
     return given
 
 

@@ -121,7 +121,7 @@ class RunDir:
         try:
             text = self.metrics_path.read_text()
             lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
-            if not lines:  # keep_rows(0) leaves an empty file
+            if not lines:  # the first epoch is not finished, see keep_rows
                 return []
             header, rows = lines[0], [line for line in lines[1:] if line]
             if "epoch" not in header or any(len(row) != len(header) for row in rows):
@@ -129,7 +129,7 @@ class RunDir:
             rows = [dict(zip(header, row)) for row in rows]
             for row in rows:
                 int(row["epoch"])
-        except (ValueError, IndexError, csv.Error) as error:
+        except (ValueError, csv.Error) as error:
             raise UserError(
                 f"{self.metrics_path} is not a metrics.csv of a run ({error})"
             ) from error
