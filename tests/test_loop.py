@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from helpers.training import CPU, batches, fit, network, ordered, random_images, same, start
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers.training import CPU, CallCounter, batches, fit, network, ordered, same, start
+from helpers.training import random_images as images
 
 import models
 from training import loop, optimizers
@@ -34,7 +34,7 @@ def test_metrics_of_training_are_sums_over_the_images():
 
 @pytest.mark.parametrize("classes", [10, 3])
 def test_evaluation_counts_every_image_once(classes):
-    examples = random_images(10_001)
+    examples = images(10_001)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
     examples.labels.remainder_(classes)
     metrics = loop.evaluate(model, ordered(examples))
@@ -74,7 +74,7 @@ def test_an_evaluation_during_training_does_not_change_the_training():
 def test_the_columns_of_the_accuracy_curve_and_the_confusion_matrix(name, ema_decay):
     """The matrix is that of the reported weights on the test images in the last epoch."""
     state, step = start(network(), ema_decay=ema_decay), loop.Step(lambda step: 0.1)
-    state.confusion, source = Confusion(10, CPU), ordered(random_images(100))
+    state.confusion, source = Confusion(10, CPU), ordered(images(100))
     curve, rows = loop.Curve(name, every=2, epochs=3), []
     for epoch in (1, 2, 3):
         loop.train_epoch(state, batches(), step)
@@ -88,11 +88,12 @@ def test_the_columns_of_the_accuracy_curve_and_the_confusion_matrix(name, ema_de
 
 
 class ThreadRanks:
-    """Two ranks that are threads. `run` evaluates on both."""
+    """Two ranks that are threads; they evaluate in `run`."""
 
     def __init__(self):
         self.barrier, self.values = threading.Barrier(2, timeout=60), [None, None]
         self.reductions, self.batches, self.labels = 0, [0, 0], []
+        self.models = network(), network()
 
     def sum(self, rank, values):
         self.values[rank] = values.clone()
@@ -102,50 +103,48 @@ class ThreadRanks:
         self.reductions += rank == 0
         return values.copy_(total)
 
-    def run(self, examples, batch_size, stop_in=None):
-        """What evaluate returned or raised on each rank. stop_in: the second rank, and no other, is
-        asked to stop during this batch."""
-
-        class Rank(Ranks):
-            def sum(rank, values):
-                return self.sum(rank.rank, values)
-
-        def count(rank):
-            self.batches[rank] += 1
-
-        def evaluate(rank):
-            model = network().eval()
-            model.register_forward_pre_hook(lambda *_: count(rank))
-            try:
-                return loop.evaluate(
-                    model,
-                    ordered(examples, batch_size, rank=rank, world=2),
-                    ranks=Rank(CPU, rank, 2),
-                    stop=lambda: rank == 1 and stop_in and self.batches[rank] >= stop_in,
-                    confusion=lambda predictions, labels: self.labels.extend(labels.tolist()),
-                )
-            except loop.Interrupted:
-                return "interrupted"
-
+    def run(self, examples, stop_in=None):
+        """The metrics of each rank. stop_in: the second rank is asked to stop during this batch."""
         with ThreadPoolExecutor(2) as pool:
-            return list(pool.map(evaluate, range(2)))
+            return list(pool.map(lambda rank: self.evaluate(rank, examples, stop_in), range(2)))
+
+    def evaluate(self, rank, examples, stop_in):
+        class Rank(Ranks):
+            def sum(_, values):
+                return self.sum(rank, values)
+
+        def record(predictions, labels):
+            self.labels += labels.tolist()
+
+        def batches():
+            for batch in ordered(examples, 1000, rank=rank, world=2):
+                self.batches[rank] += 1
+                yield batch
+
+        def stop():
+            return rank == 1 and stop_in and self.batches[rank] >= stop_in
+
+        model, ranks = self.models[rank], Rank(CPU, rank, 2)
+        try:
+            return loop.evaluate(model, batches(), ranks=ranks, stop=stop, confusion=record)
+        except loop.Interrupted:
+            return "interrupted"
 
 
 def test_ranks_evaluate_every_image_once_with_few_reductions():
-    examples, ranks = random_images(10_001), ThreadRanks()
+    examples, ranks = images(10_001), ThreadRanks()
     alone = loop.evaluate(network().eval(), ordered(examples))
-    first, second = ranks.run(examples, 1000)
+    first, second = ranks.run(examples)
     assert first == second and sorted(ranks.labels) == sorted(examples.labels.tolist())
     assert (first["acc"], first["top5"]) == (alone["acc"], alone["top5"])
     assert first["loss"] == pytest.approx(alone["loss"], rel=1e-6)
-    assert ranks.batches == [10, 11]  # the last batch has one image
     assert ranks.reductions <= 3
 
 
 @pytest.mark.parametrize(("stop_in", "most"), [(2, 4), (4, 4), (5, 8), (9, 11), (11, 11)])
 def test_ranks_stop_an_evaluation_together(stop_in, most):
     ranks = ThreadRanks()
-    assert ranks.run(random_images(11_000), 1000, stop_in) == ["interrupted"] * 2
+    assert ranks.run(images(11_000), stop_in) == ["interrupted"] * 2
     assert ranks.batches[0] == ranks.batches[1] <= most
 
 
@@ -192,10 +191,10 @@ def test_accumulation_gives_the_update_of_the_undivided_batch(parts):
 
 def test_clipping_bounds_the_norm_of_the_gradient():
     state, norms = start(network()), []
+    parameters = list(state.model.parameters())
 
     def measure(*_):
-        gradients = [p.grad for p in state.model.parameters()]
-        norms.append(nn.utils.get_total_norm(gradients).item())
+        norms.append(nn.utils.get_total_norm([p.grad for p in parameters]).item())
 
     state.optimizer.register_step_pre_hook(measure)
     fit(state, clip_grad=0.01)
@@ -244,21 +243,17 @@ def test_a_run_that_stops_after_any_step_resumes_bit_identically(optimizer, step
     assert same(resumed.average.model, uninterrupted.average.model)
 
 
+def dropout_masks(seed):
+    model, masks = network(), []
+    model[4].register_forward_pre_hook(lambda *_: masks.append(F.dropout(torch.ones(1000))))
+    fit(start(model), seed=seed)
+    return torch.stack(masks)
+
+
 def test_dropout_differs_between_steps_and_depends_on_the_seed():
-    class Recorder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network, self.masks = network(), []
-
-        def forward(self, x):
-            self.masks.append(F.dropout(torch.ones(1000), 0.5, self.training))
-            return self.network(x)
-
-    recorders = [Recorder(), Recorder(), Recorder()]
-    for recorder, seed in zip(recorders, (0, 0, 1)):
-        fit(start(recorder), seed=seed)
-    a, b, c = (torch.stack(recorder.masks) for recorder in recorders)
-    assert torch.equal(a, b) and not torch.equal(a, c) and not torch.equal(a[0], a[1])
+    first, again, other = dropout_masks(0), dropout_masks(0), dropout_masks(1)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
 
 
 class Overflowing(nn.Module):
@@ -332,32 +327,20 @@ def test_a_skipped_step_does_not_change_batch_norm():
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
-class CallCounter(TorchDispatchMode):
-    """Counts values that the host reads, and calls that copy tensors."""
-
-    reads = copies = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.reads += function is torch.ops.aten._local_scalar_dense.default
-        copying = (torch.ops.aten.clone.default, torch.ops.aten._foreach_copy_.default)
-        self.copies += function in copying
-        return function(*args, **(kwargs or {}))
-
-
-def calls_of_fp16_steps(steps, norms):
+def reads_and_copies(steps, norms):
+    """How often the host reads a value, and how many calls copy tensors, in an epoch in fp16."""
     model = nn.Sequential(network(norm=True), *(nn.BatchNorm1d(10) for _ in range(norms - 1)))
     with CallCounter() as counter:
         fit(start(model, fp16=True), source=batches(32 * steps))
-    return counter.reads, counter.copies
+    aten = torch.ops.aten
+    copies = counter.calls[aten.clone.default] + counter.calls[aten._foreach_copy_.default]
+    return torch.tensor([counter.calls[aten._local_scalar_dense.default], copies])
 
 
 def test_a_step_in_fp16_reads_one_value_and_copies_statistics_at_once():
     """With any number of norms. For each value that is read the host waits for the device."""
-    few, many = (
-        [b - a for a, b in zip(calls_of_fp16_steps(2, norms), calls_of_fp16_steps(6, norms))]
-        for norms in (1, 30)
-    )
-    assert few == many and few[0] == 4
+    few, many = (reads_and_copies(6, norms) - reads_and_copies(2, norms) for norms in (1, 30))
+    assert few.tolist() == many.tolist() and few[0] == 4
 
 
 @pytest.mark.gpu

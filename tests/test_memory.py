@@ -3,6 +3,7 @@
 import math
 from argparse import Namespace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,11 +19,12 @@ from training import memory, optimizers, out_of_memory
 from training.distributed import Ranks, gather, shard
 
 EVA02, EVA = "timm/eva02_large_patch14_448", "timm/eva_giant_patch14_336"
+EVA_SMALL = dict(depth=3, embed_dim=48, num_heads=3, img_size=56), 56
 SMALL = {  # model: (options, px)
     "vit_custom": (dict(width=24, depth=3, heads=2), 32),
     "timm/convnext_xxlarge": (dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), 64),
-    EVA02: (dict(depth=3, embed_dim=48, num_heads=3, img_size=56), 56),
-    EVA: (dict(depth=3, embed_dim=48, num_heads=3, img_size=56), 56),
+    EVA02: EVA_SMALL,
+    EVA: EVA_SMALL,
     "resnet20": ({}, 32),
 }
 
@@ -72,15 +74,10 @@ def test_checkpointing_keeps_the_inputs_of_blocks_and_one_block(name):
     (plain, size), (checkpointed, _) = build(name, "meta"), build(name, "meta", checkpointing=True)
     how = dict(device="cpu", dtype=torch.bfloat16)
     fixed, image = memory.activations(plain, size, **how)
-    fixed_again, image_again = memory.activations(checkpointed, size, **how)
-    assert fixed_again == fixed and image / 6 < image_again < image * 0.8
-
-
-def test_counting_restores_the_function_that_checkpoints():
-    model, size = build("vit_custom", checkpointing=True)
     function = torch.utils.checkpoint.checkpoint
-    memory.saved_bytes(model, torch.zeros(2, 3, size, size), None)
+    fixed_again, image_again = memory.activations(checkpointed, size, **how)
     assert torch.utils.checkpoint.checkpoint is function
+    assert fixed_again == fixed and image / 6 < image_again < image * 0.8
 
 
 def test_norms_keep_fp32_under_autocast_on_cuda():
@@ -104,26 +101,22 @@ def need_of(*argv, world=1):
 
 
 def test_weights_gradients_optimizer_state_and_average_are_counted():
-    weights, need = weights_of(build("vit_custom", "meta")[0]), need_of()
-    counted = (need.parameters, need.gradients, need.optimizer, need.average)
-    assert counted == (weights, weights, 2 * weights, weights) and need.host == 4 * weights
-    assert need.fixed == 5 * weights + need.copies and need.total(7) == need.fixed + 7 * need.image
-    assert need_of("--optimizer", "sgd").optimizer == weights
-    assert need_of("--ema-decay", 0).average == 0
-    on_host = need_of("--ema-device", "cpu")
-    assert on_host.average == 0 and on_host.host == need.host + weights
-
-
-def test_a_frozen_backbone_has_gradients_of_its_classifier_only():
     weights, head = weights_of(build("vit_custom", "meta")[0]), 4 * (24 * 10 + 10)
-    need = need_of("--freeze-backbone", "--weights", "x.pt", "--optimizer", "adamw")
-    assert (need.parameters, need.gradients, need.optimizer) == (weights, head, 2 * head)
 
+    def counted(*argv, **options):
+        need = need_of(*argv, **options)
+        return need.parameters, need.gradients, need.optimizer, need.average, need.host
 
-def test_a_sharded_model_needs_its_share_on_each_device():
-    weights, need = weights_of(build("vit_custom", "meta")[0]), need_of("--fsdp", world=4)
-    assert need.parameters == weights // 4 and need.optimizer == weights // 2
-    assert need.image == need_of().image
+    need = need_of()
+    assert counted() == (weights, weights, 2 * weights, weights, 4 * weights)
+    assert need.fixed == 5 * weights + need.copies and need.total(7) == need.fixed + 7 * need.image
+    assert counted("--optimizer", "sgd")[2] == weights
+    assert counted("--ema-decay", 0)[3] == 0
+    assert counted("--ema-device", "cpu")[3:] == (0, need.host + weights)
+    frozen = ("--freeze-backbone", "--weights", "x.pt", "--optimizer", "adamw")
+    assert counted(*frozen)[:3] == (weights, head, 2 * head)
+    assert counted("--fsdp", world=4)[:3] == (weights // 4, weights // 4, weights // 2)
+    assert need_of("--fsdp", world=4).image == need.image
 
 
 def test_a_module_that_is_used_twice_is_counted_once():
@@ -161,17 +154,12 @@ def test_adapters_are_counted_as_peft_builds_them():
 
 @pytest.mark.parametrize("images", [1, 2, 7, 16, 33, 128])
 def test_a_batch_is_split_into_the_fewest_parts_that_fit(images):
-    for limit in range(1, images + 3):
-        tried = []
-
-        def fits(count, limit=limit, tried=tried):
-            tried.append(count)
-            return count <= limit
-
+    for limit in range(1, images + 1):
+        fits = Mock(side_effect=lambda count, limit=limit: count <= limit)
         parts = memory.fewest_parts(images, fits)
         fewest = next(k for k in range(1, images + 1) if math.ceil(images / k) <= limit)
         assert math.ceil(images / parts) == math.ceil(images / fewest)
-        assert len(tried) <= 2 * math.log2(images) + 2
+        assert fits.call_count <= 2 * math.log2(images) + 2
     assert memory.fewest_parts(images, lambda count: False) is None
 
 
@@ -190,15 +178,9 @@ class Limited(nn.Module):
         return self.fc(self.norm(x).mean((2, 3)))
 
 
-OUT_OF_MEMORY = [
-    torch.OutOfMemoryError("CUDA out of memory."),
-    RuntimeError("CUDA error: out of memory"),
-]
-
-
-@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
 def test_trying_a_step_leaves_the_model_as_it_was(error):
-    model = Limited(4, error)
+    model = Limited(4, error("CUDA error: out of memory"))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     assert memory.step_fits(model, 4, 8, None) and not memory.step_fits(model, 5, 8, None)
     # The second pass is beside the gradients of the first one.
@@ -246,24 +228,20 @@ def test_a_given_split_is_not_changed(monkeypatch, argv, accumulate, derived):
 @pytest.mark.parametrize(("world", "sync_bn"), [(1, True), (2, False), (2, True)])
 def test_a_gpu_tries_a_step_unless_another_rank_would_wait(monkeypatch, world, sync_bn):
     """It leaves room for the optimizer's state, the average, the images, and a tenth."""
-    tried = []
-
-    def step_fits(model, images, image_size, dtype, reserve):
-        tried.append((images, reserve))
-        return True
-
+    step_fits = Mock(return_value=True)
     monkeypatch.setattr(memory, "step_fits", step_fits)
-    monkeypatch.setattr(memory.data, "resident_bytes", lambda *_: 10**6)
+    monkeypatch.setattr(memory, "resident_bytes", lambda *_: 10**6)
     monkeypatch.setattr(Ranks, "any", lambda self, flag: flag)
     ranks, options = Ranks(torch.device("cuda"), world=world), ["--sync-bn"] if sync_bn else []
     split = split_batches(monkeypatch, 10**9, "--micro-batch", "auto", *options, ranks=ranks)
     assert split.images_at_once == 32 // world
     if world > 1 and sync_bn:
-        assert not tried
+        step_fits.assert_not_called()
     else:
         weights, resident = weights_of(build("vit_custom")[0]), 2 * 10**6
         spare = int((1 - memory.USABLE) * (10**9 - resident))
-        assert tried == [(32 // world, 3 * weights + resident + spare)]
+        _, images, _, _, reserve = step_fits.call_args.args
+        assert (images, reserve) == (32 // world, 3 * weights + resident + spare)
 
 
 def test_a_shard_of_a_model_is_counted_as_a_shard():
@@ -284,9 +262,9 @@ def test_a_shard_of_a_model_is_counted_as_a_shard():
         torch.distributed.destroy_process_group()
 
 
-def explained(error, ranks=None, **changes):
+def explained(error, world=1, **changes):
     args = Namespace(**{"batch_size": 64, "accumulate": 2, "image_size": 448} | changes)
-    with out_of_memory.explained(args, ranks or Ranks(CPU)):
+    with out_of_memory.explained(args, Ranks(CPU, world=world)):
         raise error
 
 
@@ -298,16 +276,10 @@ def test_running_out_of_memory_says_what_to_try():
     with refused(f"{message} --micro-batch 16"):
         explained(error, micro_batch=None)
     with refused("out of memory with 1 images", "--grad-checkpointing"):
-        explained(MemoryError(), Ranks(CPU, world=32))
-
-
-@pytest.mark.parametrize("text", out_of_memory.MESSAGES)
-def test_errors_of_allocators_and_libraries_are_recognised(text):
-    with refused("out of memory with 32 images"):
-        explained(RuntimeError(f"[enforce fail at x.cpp:1] {text} when calling f"))
-
-
-def test_other_errors_are_not_explained_as_out_of_memory():
+        explained(MemoryError(), world=32)
+    for text in out_of_memory.MESSAGES:
+        with refused(message):
+            explained(RuntimeError(f"[enforce fail at x.cpp:1] {text} when calling f"))
     with pytest.raises(RuntimeError, match="shapes"):
         explained(RuntimeError("shapes don't fit"))
 

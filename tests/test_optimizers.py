@@ -31,18 +31,6 @@ def test_groups_respect_no_weight_decay_and_frozen_parameters():
     assert [p.shape for p in group["params"]] == [(2, 3)]
 
 
-def test_layer_decay_scales_the_learning_rate_down_towards_the_input():
-    model = models.create_model("timm/test_vit", 10)
-    groups = param_groups(model, 0.05, layer_decay=0.5)
-    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
-    assert scales[id(model.head.weight)] == 1
-    assert scales[id(model.patch_embed.proj.weight)] == min(scales.values())
-    for block, later in zip(model.blocks, model.blocks[1:]):
-        assert scales[id(block.mlp.fc1.weight)] == 0.5 * scales[id(later.mlp.fc1.weight)]
-    with refused("--layer-decay: this model doesn't define its layers"):
-        param_groups(nn.Linear(3, 2), 0.05, layer_decay=0.5)
-
-
 @pytest.mark.parametrize("fault", ["twice", "missing"])
 def test_groups_that_omit_or_repeat_a_parameter_are_refused(fault):
     model = nn.Linear(3, 2)
@@ -106,31 +94,19 @@ def test_a_saved_state_from_before_muon_split_its_groups_keeps_them():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_lowers_the_loss_and_resumes_from_its_state(name):
-    defaults = OPTIMIZERS[name]
-
-    def start():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
-        groups = param_groups(model, defaults["weight_decay"])
-        return model, build_optimizer(name, groups, 0.01, defaults["momentum"])
-
-    def descend(model, optimizer, steps):
-        for _ in range(steps):
-            loss = (model(x) - y).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return loss.item()
-
-    model, optimizer = start()
+def test_every_optimizer_lowers_the_loss(name):
+    torch.manual_seed(0)
     x, y = torch.randn(16, 3, 4, 4), torch.randn(16, 2)
-    first = descend(model, optimizer, 1)
-    assert descend(model, optimizer, 60) < 0.8 * first
-    resumed, other = start()
-    resumed.load_state_dict(model.state_dict())
-    optimizers.load_optimizer(other, copy.deepcopy(optimizer.state_dict()))
-    assert descend(resumed, other, 3) == descend(model, optimizer, 3)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    defaults, losses = OPTIMIZERS[name], []
+    groups = param_groups(model, defaults["weight_decay"])
+    optimizer = build_optimizer(name, groups, 0.01, defaults["momentum"])
+    for _ in range(60):
+        losses.append((model(x) - y).square().mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -149,38 +125,6 @@ def test_a_loaded_state_does_not_change_the_kernels(name, fused):
     assert kernels == ([True, None] if fused else [None, True])
     before.step(), after.step()
     torch.testing.assert_close(*params)
-
-
-@pytest.mark.parametrize("saved", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_state_in_another_memory_format_gives_the_same_next_step(name, saved):
-    """Sharded models are contiguous, others channels_last; fused kernels ignore strides."""
-
-    def step(model, optimizer):
-        model(x).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def start(model):
-        return build_optimizer(name, param_groups(model, 0.01), 0.01)
-
-    torch.manual_seed(0)
-    x, here = torch.randn(4, 3, 9, 9), torch.contiguous_format
-    if saved is here:
-        here = torch.channels_last
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)).to(memory_format=here)
-    optimizer = start(model)
-    step(model, optimizer), step(model, optimizer)
-    resumed = copy.deepcopy(model)
-    other, state = start(resumed), copy.deepcopy(optimizer.state_dict())
-    for values in state["state"].values():
-        for key, value in values.items():
-            if torch.is_tensor(value) and value.ndim == 4:
-                values[key] = value.to(memory_format=saved)
-    optimizers.load_optimizer(other, state)
-    step(model, optimizer), step(resumed, other)
-    for ours, theirs in zip(resumed.parameters(), model.parameters()):
-        assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
 
 
 def test_a_state_of_another_shape_is_refused():

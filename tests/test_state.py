@@ -10,32 +10,41 @@ from common import checkpoint
 from training.optimizers import OPTIMIZERS
 from training.state import Confusion
 
+FORMATS = [torch.contiguous_format, torch.channels_last]
 
+
+@pytest.mark.parametrize(("here", "saved"), [FORMATS, FORMATS[::-1]])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_state_that_is_saved_and_restored_trains_on_bit_identically(optimizer, tmp_path):
-    """Also from contiguous momenta, as those of a sharded model, and with fp16's scaler."""
+def test_a_restored_state_trains_on_bit_identically(optimizer, here, saved, tmp_path):
+    """Also in another memory format: sharded models are contiguous, others are channels_last."""
 
     def new():
-        model = network(norm=True).to(memory_format=torch.channels_last)
-        return start(model, optimizer, 0.01, ema_decay=0.9, fp16=True)
+        model = network(norm=True).to(memory_format=here)
+        return start(model, optimizer, 0.01, ema_decay=0.9)
 
     state, resumed = new(), new()
     fit(state, 1)
     state.best, state.history = {"epoch": 1, "value": 50.0}, [[1.5, 50.0, 90.0]]
     contents = copy.deepcopy(state.contents())
     for values in contents["training"]["optimizer"]["state"].values():
-        tensors = {name: value for name, value in values.items() if torch.is_tensor(value)}
-        values |= {name: value.contiguous() for name, value in tensors.items()}
+        momenta = {k: v for k, v in values.items() if torch.is_tensor(v) and v.ndim == 4}
+        values |= {name: value.to(memory_format=saved) for name, value in momenta.items()}
     checkpoint.save(contents, tmp_path / "last.pt")
     resumed.restore(checkpoint.load(tmp_path / "last.pt"))
     assert (resumed.progress, resumed.best) == (state.progress, state.best)
     assert resumed.history == state.history and resumed.average.updates == 3
     for param, values in resumed.optimizer.state.items():
-        tensors = [value for value in values.values() if torch.is_tensor(value) and value.ndim]
-        assert tensors and all(value.stride() == param.stride() for value in tensors)
+        momenta = [value for value in values.values() if torch.is_tensor(value) and value.ndim]
+        assert momenta and all(value.stride() == param.stride() for value in momenta)
     assert fit(resumed, 2) == fit(state, 2)
     assert same(resumed.model, state.model) and same(resumed.average.model, state.average.model)
-    assert resumed.scaler.state_dict() == state.scaler.state_dict()
+
+
+def test_the_scale_of_fp16_is_restored():
+    state, resumed = start(network(), fp16=True), start(network(), fp16=True)
+    state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": 256.0})
+    resumed.restore(copy.deepcopy(state.contents()))
+    assert resumed.scaler.get_scale() == 256
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])

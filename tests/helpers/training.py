@@ -1,7 +1,10 @@
 """A small network, its batches and its state, trained without a script."""
 
+from collections import Counter
+
 import torch
 import torch.nn as nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 from datasets.examples import Examples
@@ -30,8 +33,7 @@ def same(model, other):
 def random_images(count):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (count, 8, 8, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (count,), generator=generator)
-    return Examples(images.permute(0, 3, 1, 2), labels)
+    return Examples(images.permute(0, 3, 1, 2), torch.randint(0, 10, (count,), generator=generator))
 
 
 def batches(count=100, device="cpu", **options):
@@ -66,6 +68,18 @@ def fit(state, epochs=1, source=None, stop=None, show=None, **options):
         rows.append(loop.train_epoch(state, source, step, stop, show))
         state.progress.finish_epoch()
     return rows
+
+
+class CallCounter(TorchDispatchMode):
+    """A block whose calls of torch are counted: {function: number}."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls[function] += 1
+        return function(*args, **(kwargs or {}))
 
 
 def resolve(script, *argv):
