@@ -19,18 +19,18 @@ from pathlib import Path
 
 from common import command_line
 from common.errors import UserError
+from sweeps import findings, launch, plans
+from sweeps.suites import DECIDED, SUITES
 from training import arguments
 
 
 def training_parser():
     """The arguments that all training scripts share, without defaults of a script."""
-    return arguments.training_parser(__doc__.split("\n")[0], model=None, epochs=None)
+    return arguments.training_parser(__doc__, recipe={})
 
 
 def build_parser():
     """The arguments of a sweep, and those of a training script that the suite doesn't decide."""
-    from sweeps.suites import DECIDED, SUITES
-
     parser = training_parser()
     for action in parser._actions:
         if action.dest in DECIDED:
@@ -74,8 +74,6 @@ def slurm_parameters(args, name, count):
 
 def execute(args, runs, todo, places, parameters):
     """Executes the runs `todo`. Returns ({failed run: reason}, signal number or 0)."""
-    from sweeps import launch, plans
-
     if todo:
         plans.check_data(todo[0].args)
     for run in todo:
@@ -96,8 +94,6 @@ def main(argv=None):
     repeated = {seed for seed in args.seeds if args.seeds.count(seed) > 1}
     if repeated:
         raise UserError(f"--seeds holds {min(repeated)} more than once", status=2)
-    from sweeps import findings, launch, plans  # import torch, which takes seconds
-
     of_training = {action.dest for action in training_parser()._actions} - {"output_dir"}
     given = command_line.explicit(parser, argv)
     given = {key: value for key, value in given.items() if key in of_training}

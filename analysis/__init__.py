@@ -1,1 +1,10 @@
-"""What runs wrote, read back: tables, curves and a page. Without torch."""
+"""Reads what runs wrote and compares them: tables, figures and an HTML page, without torch.
+
+metrics     one run: its curves, final values and arguments
+replicates  runs that differ by their seed only: mean, deviation, and differences with intervals
+tables      tables of groups of runs: text, Markdown, CSV, LaTeX
+panels      what can be drawn: panels, x axes and sizes
+curves      figures of groups of runs
+figures     matplotlib without a screen: colours, saving, text
+report      an HTML page with a sortable table and interactive curves
+"""

@@ -1,9 +1,9 @@
-"""Figures of runs: curves of loss and accuracy with bands over seeds, error rates, accuracy against cost, bars.
+"""Figures of groups of runs: curves with bands over seeds, accuracy against cost, bars.
 
-    draw(groups, ["comparison.png", "comparison.pdf"])                        # groups: replicates.Group
+    draw(groups, ["comparison.png", "comparison.pdf"])
     draw(groups, ["cost.svg"], "efficiency", size="column")
 
-Every curve has a colour, a line style and, from the fifth on, a marker, so that they can be told apart in grey.
+Curves differ in colour, line style and, from the fifth on, marker: they can be told apart in grey.
 """
 
 import math
@@ -12,299 +12,258 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis import figures
+from analysis.panels import PANELS, SIZES, X_TITLES, Size
 
-PANELS = {
-    "curves": (
-        ("train_loss", "training loss"),
-        ("eval_loss", "evaluation loss"),
-        ("train_acc", "training accuracy (%)"),
-        ("eval_acc", "evaluation accuracy (%)"),
-    ),
-    "error": (("train_error", "training error (%)"), ("eval_error", "evaluation error (%)")),
-    "efficiency": (
-        ("parameters", "parameters (millions)"),
-        ("gmacs", "GMACs of one picture"),
-        ("seconds", "training time (s)"),
-    ),
-    "bars": (),
-}
-X_TITLES = {"epoch": "epoch", "step": "step", "seconds": "seconds of training"}
-STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.2, 1, 1.2)), (0, (1, 1)))
+LINE_STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.2, 1, 1.2)), (0, (1, 1)))
 MARKERS = (None, "o", "s", "^", "D", "v", "P")
 POINTS = "osD^vPX*<>"
-MOST = 24  # curves that have a colour and a name of their own; of more, the best dozen
+POINT_STYLE = dict(markersize=7, markeredgecolor="white", markeredgewidth=0.6, linestyle="")
+MOST = 24  # groups with a colour and a name of their own; of more groups, only the TOP best
 TOP = 12
+CURVES_WITH_RAW = 8  # up to so many smoothed curves are drawn with the original values behind them
 
 
-class Size(NamedTuple):
-    """Of a panel, in inches; panels beside each other, the font in points, dots per inch."""
+class Options(NamedTuple):
+    """How curves are drawn; see draw."""
 
-    width: float
-    height: float
-    columns: int
-    font: float
-    dpi: int
+    size: Size
+    x: str
+    smooth: int
+    log: bool
 
 
-SIZES = {
-    "screen": Size(5.6, 3.7, 2, 10, 150),
-    "page": Size(3.5, 2.4, 2, 8, 300),
-    "column": Size(3.4, 1.9, 1, 7, 300),
-}
+class Curve(NamedTuple):
+    """A curve with a name, as drawn: its last value, which is not smoothed, and its end (x, y)."""
+
+    label: str
+    line: object
+    last: float
+    x: float
+    y: float
 
 
 def draw(groups, paths, panel="curves", *, x="epoch", smooth=1, log=False, size="screen"):
     """Draws groups (replicates.Group) and writes the figure to each of the paths.
 
-    x: epoch, step or seconds; smooth: evaluations that a curve is averaged over (its end's value is not); log: losses and
-    error rates on a logarithmic axis; size: of SIZES.
+    x: a key of X_TITLES. smooth: evaluations to average over; the value at a curve's end is not
+    smoothed. log: losses and error rates on a logarithmic axis. size: a key of SIZES.
     """
-    paths = [paths] if not isinstance(paths, (list, tuple)) else paths
-    for path in paths:
-        plt = figures.pyplot(SIZES[size].font)
+    options = Options(SIZES[size], x, smooth, log)
+    for path in [paths] if not isinstance(paths, (list, tuple)) else paths:
+        plt = figures.pyplot(options.size.font)
         if panel == "bars":
-            figure = _bars(plt, groups, SIZES[size])
+            figure = _bars(plt, groups, options.size)
         elif panel == "efficiency":
-            figure = _efficiency(plt, groups, SIZES[size])
+            figure = _efficiency(plt, groups, options.size)
         else:
-            figure = _curves(plt, groups, PANELS[panel], SIZES[size], x, smooth, log)
-        figures.save(figure, path, SIZES[size].dpi)
+            figure = _curves(plt, groups, PANELS[panel], options)
+        figures.save(figure, path, options.size.dpi)
 
 
-def _subplots(plt, count, size, columns=None):
-    columns = min(columns or size.columns, count)
-    rows = -(-count // columns)
+def _subplots(plt, count, size):
+    columns = min(size.columns, count)
+    rows = math.ceil(count / columns)
     figsize = (size.width * columns, size.height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=figsize, layout="constrained", squeeze=False)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     return figure, axes
 
 
-def _look(groups, place):
-    """How a curve is drawn: one of its own, or, among very many, grey unless it is among the best."""
-    if len(groups) > MOST:
-        ranked = sorted(range(len(groups)), key=lambda i: -_headline(groups[i]))[:TOP]
-        if place not in ranked:
-            return {
-                "color": figures.QUIET,
-                "linestyle": "-",
-                "marker": None,
-                "linewidth": 0.6,
-                "alpha": 0.6,
-                "zorder": 1,
-            }
-        place = ranked.index(place)
-    colour, style = figures.COLOURS[place % len(figures.COLOURS)], STYLES[place % len(STYLES)]
-    return {
-        "color": colour,
-        "linestyle": style,
-        "marker": MARKERS[place // len(STYLES) % len(MARKERS)],
-        "markersize": 3.5,
-        "linewidth": 1.4,
-        "zorder": 2 + (len(groups) - place) / 1000,
-    }
+def _say_empty(axis, text="not in these files"):
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", color="gray")
+    axis.set(xticks=[], yticks=[])
 
 
-def _headline(group):
-    found = group.accuracy
-    return found.mean if found else -math.inf
+def _accuracy(group):
+    return group.accuracy.mean if group.accuracy else -math.inf
 
 
-# ---- curves ----------------------------------------------------------------------------------------------------------
+def _style_numbers(groups):
+    """For each group the number of its line style; None for groups that are only drawn in grey."""
+    if len(groups) <= MOST:
+        return list(range(len(groups)))
+    best = sorted(range(len(groups)), key=lambda i: -_accuracy(groups[i]))[:TOP]
+    return [best.index(i) if i in best else None for i in range(len(groups))]
 
 
-def _curves(plt, groups, panels, size, x, smooth, log):
-    figure, axes = _subplots(plt, len(panels), size)
-    handles, all_ends = {}, []
-    mixed = (
-        len({group.measured_on.removesuffix(" (ema)") for group in groups if group.measured_on}) > 1
-        and len(groups) <= MOST
+def line_style(number):
+    """Arguments of matplotlib's plot for a curve; number: see _style_numbers."""
+    if number is None:
+        return dict(color=figures.QUIET, linestyle="-", linewidth=0.6, alpha=0.6, zorder=1)
+    return dict(
+        color=figures.COLOURS[number % len(figures.COLOURS)],
+        linestyle=LINE_STYLES[number % len(LINE_STYLES)],
+        marker=MARKERS[number // len(LINE_STYLES) % len(MARKERS)],
+        markersize=3.5,
+        linewidth=1.4,
+        zorder=2.1 - number / 1000,
     )
-    for axis, (name, title) in zip(axes.flat, panels):
-        ends, places = [], set()
-        logarithmic = log and not name.endswith("_acc")
-        for i, group in enumerate(groups):
-            at, mean, std = (np.asarray(values, dtype=float) for values in group.band(name, x))
-            if not len(at):
-                continue
-            places |= {at[0], at[-1]}
-            look = _look(groups, i)
-            look["linewidth"] *= size.font / 10
-            named = "alpha" not in look
-            shown = _smoothed(mean, smooth)
-            if smooth > 1 and named and len(groups) <= 8:
-                axis.plot(
-                    at,
-                    mean,
-                    **look | {"alpha": 0.25, "linewidth": 0.6, "linestyle": "-", "marker": None},
-                )
-            look["marker"] = "o" if len(at) == 1 else look["marker"]
-            (line,) = axis.plot(
-                at, shown, markevery=(0.05 * (i % 3), 0.18) if len(at) > 12 else None, **look
-            )
-            if len(std) and named:
-                spread = _smoothed(std, smooth)
-                low = (
-                    np.maximum(shown - spread, 1e-9 + 0.5 * shown.min())
-                    if logarithmic
-                    else shown - spread
-                )
-                axis.fill_between(
-                    at, low, shown + spread, color=look["color"], alpha=0.15, linewidth=0
-                )
-            if named:
-                on = f", {group.measured_on}" * (mixed and bool(group.measured_on))
-                handles.setdefault(group.label + on, line)
-                ends.append((mean[-1], at[-1], shown[-1], look["color"]))
+
+
+def _curves(plt, groups, panels, options):
+    figure, axes = _subplots(plt, len(panels), options.size)
+    drawn = []  # (axis, its curves, digits of their values)
+    for axis, (name, title) in zip(axes.flat, panels.items()):
         axis.set_title(title)
-        axis.set_xlabel(X_TITLES[x])
-        axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)
-        axis.margins(x=0.02)
-        if len(places) == 1:  # one epoch: no fractions of it beside it
-            axis.set_xticks([*places])
-        figures.tidy(axis)
-        if logarithmic and ends:
-            axis.set_yscale("log")
-            figures.plain_numbers(axis.yaxis)
-        if not ends:
-            axis.text(
-                0.5, 0.5, "not in these files", transform=axis.transAxes, ha="center", color="gray"
-            )
-            axis.set(xticks=[], yticks=[])
-        all_ends.append((axis, ends, "{:.3f}" if name.endswith("loss") else "{:.2f}"))
-    _legend(figure, handles, size, groups)
-    texts = [_write_ends(*each, size) for each in all_ends]
-    figure.draw_without_rendering()  # from here on the axes have their size, and a value's height is known
-    for axis, annotations in zip(axes.flat, texts):
-        _spread_ends(axis, annotations)
+        curves = _draw_panel(axis, name, groups, options)
+        drawn.append((axis, curves, 3 if name.endswith("loss") else 2))
+    handles = {}
+    for _, curves, _ in drawn:
+        for curve in curves:
+            handles.setdefault(curve.label, curve.line)
+    _add_legend(figure, handles, groups, options.size)
+    notes = [_annotate_ends(*panel, options.size) for panel in drawn]
+    figure.draw_without_rendering()  # only now the axes have their final size
+    for axis, axis_notes in zip(axes.flat, notes):
+        _separate(axis, axis_notes)
     return figure
+
+
+def _draw_panel(axis, name, groups, options):
+    """Draws a column of all groups and returns the curves that have a name."""
+    logarithmic = options.log and not name.endswith("_acc")
+    measured_on = {group.measured_on.removesuffix(" (ema)") for group in groups} - {""}
+    curves, ends = [], set()
+    for i, (group, number) in enumerate(zip(groups, _style_numbers(groups))):
+        x, mean, std = (np.asarray(values, dtype=float) for values in group.band(name, options.x))
+        if not len(x):
+            continue
+        ends |= {x[0], x[-1]}
+        style = line_style(number)
+        style["linewidth"] *= options.size.font / 10
+        smooth = _smoothed(mean, options.smooth)
+        if options.smooth > 1 and number is not None and len(groups) <= CURVES_WITH_RAW:
+            faint = dict(alpha=0.25, linewidth=0.6, linestyle="-", marker=None)
+            axis.plot(x, mean, **style | faint)
+        if len(x) == 1:
+            style["marker"] = "o"
+        some_points = (0.05 * (i % 3), 0.18) if len(x) > 12 else None
+        (line,) = axis.plot(x, smooth, markevery=some_points, **style)
+        if number is None:
+            continue
+        if len(std):
+            std = _smoothed(std, options.smooth)
+            lowest = 1e-9 + 0.5 * smooth.min() if logarithmic else -np.inf
+            low, colour = np.maximum(smooth - std, lowest), style["color"]
+            axis.fill_between(x, low, smooth + std, color=colour, alpha=0.15, linewidth=0)
+        label = group.label
+        if len(measured_on) > 1 and len(groups) <= MOST and group.measured_on:
+            label += f", {group.measured_on}"
+        curves.append(Curve(label, line, mean[-1], x[-1], smooth[-1]))
+    axis.set_xlabel(X_TITLES[options.x])
+    axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    axis.margins(x=0.02)
+    if len(ends) == 1:  # a single epoch: without ticks at its fractions
+        axis.set_xticks([*ends])
+    figures.tidy(axis)
+    if logarithmic and curves:
+        axis.set_yscale("log")
+        figures.plain_numbers(axis.yaxis)
+    if not curves:
+        _say_empty(axis)
+    return curves
 
 
 def _smoothed(values, window):
     """Centred moving mean over `window` values, over fewer at the ends."""
     if window <= 1 or len(values) < 2:
         return values
-    window = min(window, len(values))
-    kernel = np.ones(window)
+    kernel = np.ones(min(window, len(values)))
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def _write_ends(axis, ends, style, size):
-    """The last values in a margin at the right, with a line from each curve's end to its value."""
+def _annotate_ends(axis, curves, digits, size):
+    """Writes the last values into the right margin, each with a line from its curve's end."""
     from matplotlib.transforms import ScaledTranslation
 
-    margin = axis.transAxes + ScaledTranslation(
-        (10 if len(ends) < 8 else 18) / 72, 0, axis.figure.dpi_scale_trans
-    )
-    last = max((x for _, x, _, _ in ends), default=0)
-    leader = {
-        "arrowstyle": "-",
-        "lw": 0.5,
-        "alpha": 0.6,
-        "relpos": (0, 0.5),
-        "shrinkA": 0,
-        "shrinkB": 1,
-    }
-    return [
-        axis.annotate(
-            style.format(value),
-            (x, y),
-            xytext=(1, 0.5),
-            textcoords=margin,
-            color=_dark(colour),
-            fontsize=size.font * 0.8,
-            va="center",
-            annotation_clip=False,
-            arrowprops=leader
-            | {
-                "color": colour,
-                "linestyle": "-" if x > 0.98 * last else ":",
-            },  # no curve that goes on
-        )
-        for value, x, y, colour in ends
-    ]
+    points = 10 if len(curves) < 8 else 18
+    shift = ScaledTranslation(points / 72, 0, axis.figure.dpi_scale_trans)
+    style = dict(textcoords=axis.transAxes + shift, fontsize=size.font * 0.8, va="center")
+    arrow = dict(arrowstyle="-", lw=0.5, alpha=0.6, relpos=(0, 0.5), shrinkA=0, shrinkB=1)
+    last_x = max((curve.x for curve in curves), default=0)
+    notes = []
+    for curve in curves:
+        text, colour = f"{curve.last:.{digits}f}", curve.line.get_color()
+        # Dotted after an early end: not to be taken for a curve that continues.
+        arrow |= {"color": colour, "linestyle": "-" if curve.x > 0.98 * last_x else ":"}
+        style |= {"color": _darker(colour), "arrowprops": arrow.copy()}
+        end = (curve.x, curve.y)
+        notes.append(axis.annotate(text, end, xytext=(1, 0.5), annotation_clip=False, **style))
+    return notes
 
 
-def _spread_ends(axis, annotations):
-    """Moves the values apart, in smaller letters where there are many, and leaves out what finds no place."""
+def _darker(colour):
+    return tuple(0.7 * int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def _separate(axis, annotations):
+    """Moves the values apart. Many are written smaller, and of too many only some stay."""
     if not annotations:
         return
     height = axis.get_window_extent().height * 72 / axis.figure.dpi  # points
-    font = annotations[0].get_fontsize()
-    font = min(font, max(5.0, height / (1.25 * len(annotations))))
+    font = min(annotations[0].get_fontsize(), max(5.0, height / (1.25 * len(annotations))))
     gap = 1.25 * font / height
     room = max(1, int(1 / gap) + 1)
     to_axes = (axis.transData + axis.transAxes.inverted()).transform
-    wanted = sorted(((to_axes(note.xy)[1], note) for note in annotations), key=lambda each: each[0])
-    if len(wanted) > room:  # the best and the worst stay, and an even choice between them
-        keep = {round(i * (len(wanted) - 1) / max(1, room - 1)) for i in range(room)}
-        for i, (_, note) in enumerate(wanted):
-            if i not in keep:
+    y_of = {note: to_axes(note.xy)[1] for note in annotations}
+    notes = sorted(annotations, key=y_of.get)
+    if len(notes) > room:  # the highest, the lowest and an even choice of the others
+        chosen = {round(i * (len(notes) - 1) / max(1, room - 1)) for i in range(room)}
+        for i, note in enumerate(notes):
+            if i not in chosen:
                 note.remove()
-        wanted = [each for i, each in enumerate(wanted) if i in keep]
-    places = spread([y for y, _ in wanted], gap, 0, 1)
-    for place, (_, note) in zip(places, wanted):
-        note.set_position((1, place))
+        notes = [notes[i] for i in sorted(chosen)]
+    for y, note in zip(spread([y_of[note] for note in notes], gap, 0, 1), notes):
+        note.set_position((1, y))
         note.set_fontsize(font)
 
 
 def spread(wanted, gap, low, high):
-    """Places (sorted) at least `gap` apart and, where they fit, within low and high, as near as can be to the wanted ones.
+    """Places at least `gap` apart, from low to high if they fit, as near as possible to `wanted`.
 
-    Neighbours that are too near form a block around the mean of what they want (pool adjacent violators).
+    wanted is sorted. Neighbours that are too near form a block around their mean (pool adjacent
+    violators).
     """
-    blocks = []  # (sum of what its members want less their offset in the block, members)
-    for value in wanted:
-        blocks.append([value, 1])
-        while len(blocks) > 1 and _start(blocks[-2], gap, low, high) + blocks[-2][1] * gap > _start(
-            blocks[-1], gap, low, high
-        ):
+    blocks = []  # [sum of the starts that its members want, number of members]
+
+    def start(block):
+        total, count = block
+        return max(low, min(total / count, high - (count - 1) * gap))
+
+    for place in wanted:
+        blocks.append([place, 1])
+        while len(blocks) > 1 and start(blocks[-2]) + blocks[-2][1] * gap > start(blocks[-1]):
             total, count = blocks.pop()
             blocks[-1][0] += total - count * blocks[-1][1] * gap
             blocks[-1][1] += count
-    return [_start(block, gap, low, high) + i * gap for block in blocks for i in range(block[1])]
+    return [start(block) + i * gap for block in blocks for i in range(block[1])]
 
 
-def _start(block, gap, low, high):
-    total, count = block
-    return max(low, min(total / count, high - (count - 1) * gap))
-
-
-def _dark(colour):
-    """A darker shade, for letters."""
-    return tuple(0.7 * int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-
-
-def _legend(figure, handles, size, groups):
-    """Below the panels in as many columns as fit; at the right when it is long and there is a screen's room."""
-    if len(groups) > MOST:
-        rank = {group.label: -_headline(group) for group in groups}
-        handles = dict(sorted(handles.items(), key=lambda each: rank.get(each[0], math.inf)))
-    labels = [figures.plain(label, 70 if size.columns > 1 else 44) for label in handles]
-    lines = list(handles.values())
+def _add_legend(figure, handles, groups, size):
+    """Below the panels in as many columns as fit; a long one at the right, where there is room."""
+    if not handles:
+        return
     if len(groups) > MOST:
         from matplotlib.lines import Line2D
 
-        lines.append(Line2D([], [], color=figures.QUIET, linewidth=0.8))
-        labels.append(f"{len(groups) - TOP} others")
-    if not labels:
-        return
-    width = 0.56 * size.font * max(map(len, labels)) + 5.5 * size.font  # points
+        accuracies = {group.label: _accuracy(group) for group in groups}
+        best_first = sorted(handles, key=lambda label: -accuracies.get(label, -math.inf))
+        handles = {label: handles[label] for label in best_first}
+        grey = Line2D([], [], color=figures.QUIET, linewidth=0.8)
+        handles[f"{len(groups) - TOP} others"] = grey
+    wide = size.columns > 1
+    labels = [figures.plain(label, 70 if wide else 44) for label in handles]
+    width = size.font * (0.56 * max(map(len, labels)) + 5.5)  # points
     columns = max(1, min(len(labels), int(figure.get_figwidth() * 72 / width)))
-    options = {"frameon": False, "handlelength": 3.2}
-    if -(-len(labels) // columns) > 4 and size.columns > 1:
+    rows = math.ceil(len(labels) / columns)
+    legend = dict(handles=list(handles.values()), labels=labels, frameon=False, handlelength=3.2)
+    if rows > 4 and wide:
         figure.set_figwidth(figure.get_figwidth() + width / 72)
         figure.set_figheight(max(figure.get_figheight(), (len(labels) + 1) * size.font * 1.8 / 72))
-        figure.legend(
-            lines, labels, loc="outside right center", ncols=1, labelspacing=0.7, **options
-        )
-        return
-    rows = -(-len(labels) // columns)
-    figure.set_figheight(figure.get_figheight() + rows * size.font * 1.6 / 72)
-    figure.legend(lines, labels, loc="outside lower center", ncols=columns, **options)
-
-
-# ---- what accuracy costs ---------------------------------------------------------------------------------------------
+        figure.legend(**legend, loc="outside right center", ncols=1, labelspacing=0.7)
+    else:
+        figure.set_figheight(figure.get_figheight() + rows * size.font * 1.6 / 72)
+        figure.legend(**legend, loc="outside lower center", ncols=columns)
 
 
 def pareto(points):
@@ -317,124 +276,94 @@ def pareto(points):
 
 
 def _efficiency(plt, groups, size):
-    figure, axes = _subplots(
-        plt, 3, size._replace(width=size.width * 0.75), columns=3 if size.columns > 1 else 1
-    )
+    """Test accuracy against parameters, work and time."""
+    panels = PANELS["efficiency"]
+    columns = len(panels) if size.columns > 1 else 1
+    axis_size = size._replace(width=size.width * 0.75, columns=columns)
+    figure, axes = _subplots(plt, len(panels), axis_size)
     handles = {}
-    for axis, (name, title) in zip(axes.flat, PANELS["efficiency"]):
-        points = []
-        scale = 1e6 if name == "parameters" else 1
-        for i, group in enumerate(groups):
-            cost, accuracy = group.figure(name), group.accuracy
-            if cost is None or accuracy is None or cost.mean <= 0:
-                continue
-            points.append((cost.mean / scale, accuracy.mean))
-            look = _look(groups, i)
-            quiet = "alpha" in look
-            look = {
-                "color": look["color"],
-                "marker": "." if quiet else POINTS[i % len(POINTS)],
-                "zorder": 3 - quiet,
-                "markersize": 7,
-                "markeredgecolor": "white",
-                "markeredgewidth": 0.6,
-            }
-            handle = axis.errorbar(
-                *points[-1], yerr=accuracy.std, capsize=2, elinewidth=0.8, linestyle="", **look
-            )
-            if not quiet:
-                handles.setdefault(group.label, handle[0])
-        axis.set_xlabel(title)
+    for axis, (name, title) in zip(axes.flat, panels.items()):
+        handles |= _draw_cost(axis, name, title, groups)
         if axis in axes[:, 0]:
             axis.set_ylabel("test accuracy (%)")
-        figures.tidy(axis)
-        if not points:
-            axis.text(
-                0.5, 0.5, "not in these files", transform=axis.transAxes, ha="center", color="gray"
-            )
-            axis.set(xticks=[], yticks=[])
-            continue
-        costs = [cost for cost, _ in points]
-        if max(costs) > 10 * min(costs):
-            axis.set_xscale("log")
-            axis.set_xlabel(f"{title}, logarithmic")
-            figures.plain_numbers(axis.xaxis)
-        else:
-            axis.locator_params(axis="x", nbins=5)
-        axis.margins(0.12)
-        if len(front := pareto(points)) > 1:
-            (line,) = axis.plot(
-                *zip(*front),
-                color="#444444",
-                linestyle=":",
-                linewidth=1,
-                drawstyle="steps-post",
-                zorder=1,
-            )
-            handles["Pareto front"] = handles.pop("Pareto front", line)  # stays the last
-    _legend(figure, handles, size, groups)
+    if "Pareto front" in handles:
+        handles["Pareto front"] = handles.pop("Pareto front")  # the last
+    _add_legend(figure, handles, groups, size)
     return figure
 
 
+def _draw_cost(axis, name, title, groups):
+    """Draws a point for each group and the Pareto front; returns {label: artist}."""
+    points, handles = [], {}
+    for i, (group, number) in enumerate(zip(groups, _style_numbers(groups))):
+        cost, accuracy = group.scalar(name), group.accuracy
+        if cost is None or accuracy is None or cost.mean <= 0:
+            continue
+        points.append((cost.mean / 1e6 if name == "parameters" else cost.mean, accuracy.mean))
+        artist = axis.errorbar(
+            *points[-1],
+            yerr=accuracy.std,
+            capsize=2,
+            elinewidth=0.8,
+            color=line_style(number)["color"],
+            marker="." if number is None else POINTS[i % len(POINTS)],
+            zorder=2 if number is None else 3,
+            **POINT_STYLE,
+        )
+        if number is not None:
+            handles[group.label] = artist[0]
+    axis.set_xlabel(title)
+    figures.tidy(axis)
+    if not points:
+        _say_empty(axis)
+        return handles
+    costs = [cost for cost, _ in points]
+    if max(costs) > 10 * min(costs):
+        axis.set_xscale("log")
+        axis.set_xlabel(f"{title}, logarithmic")
+        figures.plain_numbers(axis.xaxis)
+    else:
+        axis.locator_params(axis="x", nbins=5)
+    axis.margins(0.12)
+    front = pareto(points)
+    if len(front) > 1:
+        line = dict(color="#444444", linestyle=":", linewidth=1, drawstyle="steps-post", zorder=1)
+        (handles["Pareto front"],) = axis.plot(*zip(*front), **line)
+    return handles
+
+
 def _bars(plt, groups, size):
-    """Test accuracy: mean over seeds, standard deviation, and each run as a dot. Bars begin at zero, as lengths must."""
-    found = [(group, group.accuracy) for group in groups]
-    found = [(group, figure) for group, figure in found if figure]
+    """Test accuracy: mean over seeds, standard deviation, and a dot for each run."""
+    groups = [group for group in groups if group.accuracy]
     width = size.width * size.columns * 0.75
-    figure, axis = plt.subplots(
-        figsize=(width, 0.8 + size.font * 2.3 / 72 * max(1, len(found))), layout="constrained"
-    )
-    axis.set(xlabel="test accuracy (%)", xlim=(0, 100), ylim=(-0.6, len(found) - 0.4))
-    for row, (group, accuracy) in enumerate(found):
-        axis.barh(
-            row, accuracy.mean, height=0.62, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6
-        )
-        axis.errorbar(
-            accuracy.mean,
-            row,
-            xerr=accuracy.std,
-            color="#222222",
-            capsize=2.5,
-            linewidth=1,
-            zorder=3,
-        )
-        if accuracy.n > 1:
-            axis.plot(
-                list(group.tests.values()),
-                [row] * len(group.tests),
-                ".",
-                color="#222222",
-                markersize=3.5,
-                zorder=4,
-            )
-        text = f"{accuracy.mean:.2f}" + (
-            f" ± {accuracy.std:.2f}" if accuracy.std is not None else ""
-        )
-        end = max([accuracy.mean + (accuracy.std or 0), *group.tests.values()])
-        low = min([accuracy.mean - (accuracy.std or 0), *group.tests.values()])
-        place = (
-            {"xy": (low, row), "xytext": (-6, 0), "ha": "right"}
-            if end > 50
-            else {"xy": (end, row), "xytext": (6, 0)}
-        )
-        axis.annotate(
-            text, **place, textcoords="offset points", va="center", fontsize=size.font * 0.85
-        )
-    axis.set_yticks(
-        range(len(found)),
-        [figures.plain(group.label, 70 if size.columns > 1 else 34) for group, _ in found],
-    )
+    height = 0.8 + size.font * 2.3 / 72 * max(1, len(groups))
+    figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
+    axis.set(xlabel=PANELS["bars"]["test"], xlim=(0, 100), ylim=(-0.6, len(groups) - 0.4))
+    for row, group in enumerate(groups):
+        _draw_bar(axis, row, group, size.font * 0.85)
+    length = 70 if size.columns > 1 else 34
+    labels = [figures.plain(group.label, length) for group in groups]
+    axis.set_yticks(range(len(groups)), labels)
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
     figures.tidy(axis)
     axis.grid(axis="y", visible=False)
-    if not found:
-        axis.text(
-            0.5,
-            0.5,
-            "no accuracy in these files",
-            transform=axis.transAxes,
-            ha="center",
-            color="gray",
-        )
+    if not groups:
+        _say_empty(axis, "no accuracy in these files")
     return figure
+
+
+def _draw_bar(axis, row, group, font):
+    mean, std, n = group.accuracy
+    tests, dark = list(group.tests.values()), "#222222"
+    axis.barh(row, mean, height=0.62, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6)
+    axis.errorbar(mean, row, xerr=std, color=dark, capsize=2.5, linewidth=1, zorder=3)
+    if n > 1:
+        axis.plot(tests, [row] * n, ".", color=dark, markersize=3.5, zorder=4)
+    text = f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+    low, high = min(mean - (std or 0), *tests), max(mean + (std or 0), *tests)
+    if high > 50:
+        position = dict(xy=(low, row), xytext=(-6, 0), ha="right")
+    else:
+        position = dict(xy=(high, row), xytext=(6, 0))
+    axis.annotate(text, **position, textcoords="offset points", va="center", fontsize=font)

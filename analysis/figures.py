@@ -1,52 +1,50 @@
-"""Drawing without a screen, and saving what was drawn. matplotlib is imported by those who draw."""
+"""Drawing without a screen: matplotlib's settings, colours, and files that are complete or absent.
+
+matplotlib is imported when something is drawn.
+"""
 
 import io
-import os
 import warnings
 from pathlib import Path
 
+from common import files
 from common.errors import UserError
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; RIGHT and WRONG differ in lightness, too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# RIGHT and WRONG also differ in lightness.
 RIGHT, WRONG, OTHER, QUIET = "#0072B2", "#D55E00", "#999999", "#BBBBBB"
-KINDS = (".png", ".svg", ".pdf")
+SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def pyplot(font=10):
-    """matplotlib.pyplot that needs no screen, with its font's size in points."""
+    """matplotlib.pyplot for files instead of a screen. font: size in points."""
     import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot
+    import matplotlib.pyplot as plt
 
-    warnings.filterwarnings(
-        "ignore", message="Glyph .* missing from font"
-    )  # names are in whatever script people write
-    matplotlib.pyplot.rcParams.update(
-        {
-            "font.size": font,
-            "axes.titlesize": font * 1.1,
-            "axes.labelsize": font,
-            "xtick.labelsize": font * 0.9,
-            "ytick.labelsize": font * 0.9,
-            "legend.fontsize": font * 0.95,
-            "pdf.fonttype": 42,
-            "axes.linewidth": 0.6,
-            "xtick.major.width": 0.6,
-            "ytick.major.width": 0.6,
-        }
-    )
-    return matplotlib.pyplot
+    # Names of runs and classes may be in any script.
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    relative_sizes = {
+        "font.size": 1,
+        "axes.titlesize": 1.1,
+        "axes.labelsize": 1,
+        "xtick.labelsize": 0.9,
+        "ytick.labelsize": 0.9,
+        "legend.fontsize": 0.95,
+    }
+    plt.rcParams.update({name: font * size for name, size in relative_sizes.items()})
+    plt.rcParams.update({"axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6})
+    plt.rcParams["pdf.fonttype"] = 42  # TrueType: text in a PDF stays text
+    return plt
 
 
 def check_places(paths, option="--output"):
-    """Raises UserError for a picture that could not be written, before any work is done."""
+    """Raises UserError if a figure can't be written to one of the paths."""
     for path in map(Path, paths):
-        if path.suffix.lower() not in KINDS:
-            raise UserError(
-                f"{option} {path}: it takes a name that ends in {', '.join(KINDS)}", status=2
-            )
+        if path.suffix.lower() not in SUFFIXES:
+            raise UserError(f"{option} {path}: must end in {', '.join(SUFFIXES)}", status=2)
         if not path.parent.is_dir():
             raise UserError(f"{option} {path}: there is no directory {path.parent}", status=2)
         if path.is_dir():
@@ -54,7 +52,7 @@ def check_places(paths, option="--output"):
 
 
 def save(figure, path, dpi=150):
-    """Writes the figure, whole or not at all, and closes it. Raises UserError for a place that can't be written."""
+    """Writes and closes a figure. Raises UserError if the file can't be written."""
     path, buffer = Path(path), io.BytesIO()
     try:
         figure.savefig(buffer, dpi=dpi, format=path.suffix[1:].lower())
@@ -66,22 +64,21 @@ def save(figure, path, dpi=150):
 
 
 def write(path, contents):
-    """Bytes to a file that is whole or not there. Raises UserError."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replaces a file by these bytes. Raises UserError if it can't be written."""
     try:
-        temporary.write_bytes(contents)
-        os.replace(temporary, path)
+        with files.replacing(path) as file:
+            file.write(contents)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path} can't be written: {error.strerror}") from error
 
 
 def plain(text, length=60):
-    """Text as matplotlib draws it word for word (no mathematics, no hidden legend entries), shortened in its middle."""
+    """Text without mathematics for matplotlib, shortened in its middle to a length."""
     if len(text) > length:
         text = f"{text[: length // 2]}…{text[-(length - length // 2 - 1) :]}"
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+    if text.startswith("_"):  # matplotlib hides such entries of a legend
+        text = f" {text}"
+    return text.replace("$", r"\$")
 
 
 def tidy(axis):
@@ -92,12 +89,11 @@ def tidy(axis):
 
 
 def plain_numbers(axis):
-    """0.2, 0.5, 1 instead of powers of ten, on a logarithmic axis (matplotlib's XAxis or YAxis)."""
+    """0.2, 0.5, 1 instead of powers of ten, on a logarithmic XAxis or YAxis of matplotlib."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_data_interval()
-    axis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
-    )  # of more, the numbers would touch
+    subs = (1, 2, 5) if high < 100 * low else (1,)  # more numbers would touch
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -1,12 +1,13 @@
-"""Tables of runs: as text, Markdown, CSV and LaTeX.
+"""Tables of groups of runs: as text, Markdown, CSV and LaTeX.
 
     table = compare(groups, baseline=groups[0])
     print(table.render("markdown"))
 
-What runs are called comes from files that others wrote: each kind of table escapes what it would obey.
+Names and arguments come from files that others wrote: each format escapes its special characters.
 """
 
 import csv
+import html
 import io
 import re
 import shutil
@@ -15,345 +16,283 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from analysis import replicates
+from analysis.replicates import MeanStd
 from common.errors import UserError
 from common.text import printable
 
-KINDS = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex"}
+SUFFIXES = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex"}
 
 
 class Column(NamedTuple):
-    """title; style: a format of the mean, "time" for seconds, "" for text; higher_first: how --sort orders it."""
+    """style: a format for numbers, or "time" for seconds; higher_first: how --sort orders it."""
 
     title: str
     style: str = ""
     higher_first: bool = False
 
 
-COLUMNS = {
+# Numbers are the runs' scalars (metrics.Run.scalars), except for n and the differences.
+DEFAULT_COLUMNS = {
     "run": Column("run"),
-    "experiment": Column("experiment"),  # sweep.py's name for it
     "status": Column("status"),
     "n": Column("n", ",.0f", True),
+    "test": Column("test %", ".2f", True),
+    "top5": Column("top-5 %", ".2f", True),
+    "of": Column("test % is of"),
     "epochs": Column("epochs", ",.0f"),
     "last": Column("last %", ".2f", True),
     "best": Column("best %", ".2f", True),
     "best_epoch": Column("best epoch", ".0f"),
     "on": Column("curve on"),
-    "test": Column("test %", ".2f", True),
-    "top5": Column("top-5 %", ".2f", True),
-    "of": Column("test % is of"),
     "parameters": Column("parameters", ",.0f"),
     "gmacs": Column("GMACs", ".3f"),
     "seconds": Column("time", "time"),
     "speed": Column("images/s", ",.0f", True),
     "to90": Column("to 90 % of final", "time"),
     "to95": Column("to 95 % of final", "time"),
-    "memory": Column("memory MB", ",.0f"),
-    "train": Column("last train %", ".2f", True),
+}
+DIFFERENCE_COLUMNS = {
     "difference": Column("difference", "+.2f", True),
     "error": Column("std error", ".2f"),
     "interval": Column("95 % interval"),
     "verdict": Column("verdict"),
 }
-DEFAULT = (
-    "run",
-    "status",
-    "n",
-    "test",
-    "top5",
-    "of",
-    "epochs",
-    "last",
-    "best",
-    "best_epoch",
-    "on",
-    "parameters",
-    "gmacs",
-    "seconds",
-    "speed",
-    "to90",
-    "to95",
-    "*",
-)
-OF_BASELINE = ("difference", "error", "interval", "verdict")
+OTHER_COLUMNS = {
+    "experiment": Column("experiment"),
+    "memory": Column("memory MB", ",.0f"),
+    "train": Column("last train %", ".2f", True),
+}
+COLUMNS = DEFAULT_COLUMNS | DIFFERENCE_COLUMNS | OTHER_COLUMNS
 
 
 @dataclass
 class Table:
-    """columns: Column by key; rows: texts, numbers, replicates.Figure or None by key; common: arguments that all rows share;
-    notes: sentences that whoever reads the figures must know."""
+    """columns: {key: Column}; rows: {key: string, number, MeanStd or None} each.
+
+    sentences: what a reader must know, shown below the table (not in CSV).
+    """
 
     columns: dict
     rows: list
-    common: dict = field(default_factory=dict)
-    notes: list = field(default_factory=list)
+    sentences: list = field(default_factory=list)
 
     def sort(self, key, reverse=False):
-        """Sorts by a column, best first, rows without a value last. Raises UserError."""
+        """Sorts by a column, the best first and rows without a value last. Raises UserError."""
         if key not in self.columns:
             raise UserError(f"--sort {key}: the columns are {', '.join(self.columns)}", status=2)
-        having = [row for row in self.rows if row[key] is not None]
-        having.sort(
-            key=lambda row: _sortable(row[key]), reverse=self.columns[key].higher_first != reverse
-        )
-        self.rows = having + [row for row in self.rows if row[key] is None]
+        known = [row for row in self.rows if row[key] is not None]
+        highest_first = self.columns[key].higher_first != reverse
+        known.sort(key=lambda row: _sort_key(row[key]), reverse=highest_first)
+        self.rows = known + [row for row in self.rows if row[key] is None]
 
     def cells(self):
-        """The rows as texts by title; a column of times has one unit, which the title names."""
-        formats = {}
-        for key, column in self.columns.items():
-            title, style, scale = column.title, column.style, 1
+        """The rows as {title: text}. The title of a column of times names their unit."""
+        texts = [{} for _ in self.rows]
+        for key, (title, style, _) in self.columns.items():
+            scale = 1
             if style == "time":
-                longest = max(
-                    (_mean(row[key]) for row in self.rows if row[key] is not None), default=0
-                )
-                unit, scale, style = (
-                    ("s", 1, ",.0f")
-                    if longest < 600
-                    else ("min", 60, ".1f")
-                    if longest < 7200
-                    else ("h", 3600, ".1f")
-                )
+                unit, scale, style = _time_unit([mean(row[key]) for row in self.rows])
                 title += f" ({unit})"
-            formats[key] = title, style, scale
-        return [
-            {title: show(row[key], style, scale) for key, (title, style, scale) in formats.items()}
-            for row in self.rows
-        ]
+            for row, text in zip(self.rows, texts):
+                text[title] = show(row[key], style, scale)
+        return texts
 
     def render(self, kind, width=None):
-        """The table as text, markdown, csv or latex, with the common arguments said once (not in CSV, which has no room).
-
-        width: characters in a line of text, if they are limited.
-        """
+        """The table as text, markdown, csv or latex. width: limit of a line of text, if any."""
         if kind == "csv":
             return self._csv()
-        said = self.said()
         if kind == "latex":
-            return "".join(f"% {sentence}\n" for sentence in said) + latex_table(self.cells())
-        if kind == "text":
-            return text_table(self.cells(), width) + "".join(f"\n{sentence}\n" for sentence in said)
-        return markdown_table(self.cells()) + "".join(
-            f"\n{markdown_text(sentence)}\n" for sentence in said
-        )
-
-    def said(self):
-        """The sentences below the table: what the runs have in common, and the notes."""
-        given = {
-            key: value for key, value in self.common.items() if value is not None and value != []
-        }
-        shared = printable(", ".join(f"{key} {show(value)}" for key, value in given.items()))
-        return [f"The same in all: {shared}."] * bool(shared) + self.notes
+            comments = "".join(f"% {sentence}\n" for sentence in self.sentences)
+            return comments + latex_table(self.cells())
+        if kind == "markdown":
+            below = "".join(f"\n{markdown_text(sentence)}\n" for sentence in self.sentences)
+            return markdown_table(self.cells()) + below
+        below = "".join(f"\n{sentence}\n" for sentence in self.sentences)
+        return text_table(self.cells(), width) + below
 
     def _csv(self):
-        """Numbers as they are, in a column each: mean, standard deviation (over seeds), seconds not rounded."""
-        spread = {
-            key
-            for key in self.columns
-            if any(
-                isinstance(row[key], replicates.Figure) and row[key].std is not None
-                for row in self.rows
-            )
-        }
+        """Numbers without units and not rounded; standard deviations in columns of their own."""
+        headings = []
+        for key in self.columns:
+            headings.append(key)
+            if any(_std(row[key]) is not None for row in self.rows):
+                headings.append(f"{key}_std")
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(
-            [
-                name
-                for key in self.columns
-                for name in ([key, f"{key}_std"] if key in spread else [key])
-            ]
-        )
+        writer = csv.DictWriter(text, headings, lineterminator="\n")
+        writer.writeheader()
         for row in self.rows:
-            cells = []
-            for key in self.columns:
-                value = row[key]
-                std = value.std if isinstance(value, replicates.Figure) else None
-                cells += [_csv_cell(_mean(value))] + [_csv_cell(std)] * (key in spread)
-            writer.writerow(cells)
+            means = {key: _csv_cell(mean(row[key])) for key in self.columns}
+            stds = {f"{key}_std": _csv_cell(_std(row[key])) for key in self.columns}
+            writer.writerow({key: text for key, text in (means | stds).items() if key in headings})
         return text.getvalue()
 
 
 def compare(groups, columns=None, baseline=None):
-    """Table of replicates.Group, a row each. columns: keys of COLUMNS or arguments' names ("*": those that differ).
+    """Table with a row for each replicates.Group.
 
+    columns: keys of COLUMNS, names of arguments, or "*" for the arguments that differ.
     baseline: the group that differences are taken from. Raises UserError for an unknown column.
     """
-    differing, common = replicates.arguments(groups)
-    wanted = list(columns or DEFAULT)
-    if baseline and not set(OF_BASELINE) & set(wanted):
-        wanted += OF_BASELINE
-    keys = dict.fromkeys(key for name in wanted for key in (differing if name == "*" else [name]))
-    known = {
-        **COLUMNS,
-        **{name: Column(printable(name)) for name in [*differing, *common] if name not in COLUMNS},
-    }
-    for key in keys:
+    differing, common = replicates.compare_arguments(groups)
+    wanted = columns or [*DEFAULT_COLUMNS, "*"]
+    if baseline and not DIFFERENCE_COLUMNS.keys() & wanted:
+        wanted = [*wanted, *DIFFERENCE_COLUMNS]
+    wanted = [name for key in wanted for name in (differing if key == "*" else [key])]
+    arguments = [*differing, *common]
+    known = COLUMNS | {key: Column(printable(key)) for key in arguments if key not in COLUMNS}
+    for key in wanted:
         if key not in known:
-            raise UserError(
-                f"--columns {key}: there are {', '.join(known)}, and * (the arguments that differ)",
-                status=2,
-            )
-    found = {key: known[key] for key in keys}
-    rows = [
-        {key: _value(group, key, baseline, arguments=(*differing, *common)) for key in found}
-        for group in groups
-    ]
-    if not columns:  # what no run has would be an empty column; one run has no spread
-        empty = {
-            key
-            for key in found
-            if key not in ("run", "status") and all(row[key] in (None, "") for row in rows)
-        }
-        empty |= {"n"} if all(len(group.runs) == 1 for group in groups) else set()
-        found = {key: column for key, column in found.items() if key not in empty}
-    return Table(found, rows, replicates.noteworthy(groups, common), list(_notes(groups, baseline)))
+            names = f"{', '.join(known)}, or * for the arguments that differ"
+            raise UserError(f"--columns {key}: must be one of {names}", status=2)
+    rows = [_row(group, baseline, arguments) for group in groups]
+    if not columns:
+        filled = {key for row in rows for key, value in row.items() if value not in (None, "")}
+        wanted = [key for key in wanted if key in filled | {"run", "status"}]
+        if all(len(group.runs) == 1 for group in groups):
+            wanted.remove("n")
+    return Table(
+        columns={key: known[key] for key in wanted},
+        rows=[{key: row.get(key) for key in wanted} for row in rows],
+        sentences=list(_sentences(groups, baseline, common)),
+    )
 
 
-def _notes(groups, baseline):
+def _row(group, baseline, arguments):
+    """All values of a group: its arguments, scalars and the rest of COLUMNS."""
+    row = {name: _argument(group.argument(name)) for name in arguments}
+    scalars = {key: group.scalar(key) for key in COLUMNS}
+    if scalars["epochs"] is None:  # not even one epoch is finished: the planned number
+        scalars["epochs"] = row.get("epochs")
+    row |= scalars
+    row |= {"run": group.name, "experiment": group.name, "status": group.status}
+    row |= {"n": len(group.counted), "on": group.measured_on, "of": printable(group.reported)}
+    return row | _difference(group, baseline)
+
+
+def _difference(group, baseline):
+    """The values of DIFFERENCE_COLUMNS, as far as there are any."""
+    if baseline is None or group is baseline:
+        return {}
+    if group.test_set and baseline.test_set and group.test_set != baseline.test_set:
+        return {"verdict": "other test images"}
+    found = replicates.difference(group.tests, baseline.tests)
+    if found is None:
+        return {}
+    both_finished = group.is_finished and baseline.is_finished
+    return {
+        "difference": found.value,
+        "error": found.error,
+        "interval": found.interval or None,
+        "verdict": found.verdict if both_finished else "not finished",
+    }
+
+
+def _sentences(groups, baseline, common):
+    """What a reader of the table must know: common arguments, repeated seeds, other datasets."""
+    common = replicates.without_defaults(common, groups)
+    shown = [f"{key} {show(value)}" for key, value in common.items() if value not in (None, [])]
+    if shown:
+        yield printable(f"The same in all: {', '.join(shown)}.")
     for group in groups:
         if group.repeats:
-            yield printable(
-                f"{group.name}: n counts seeds; of runs that repeat one, the last counts."
-            )
-    data = dict.fromkeys(str(g.argument("dataset")) for g in groups if g.argument("dataset"))
-    if len(data) > 1:
-        yield printable(
-            f"These are several data sets ({', '.join(data)}): accuracies compare within one only."
-        )
+            yield printable(f"{group.name}: of runs that repeat a seed, only the last counts.")
+    datasets = dict.fromkeys(str(g.argument("dataset")) for g in groups if g.argument("dataset"))
+    if len(datasets) > 1:
+        names = ", ".join(datasets)
+        yield printable(f"Accuracies on different datasets ({names}) can't be compared.")
     if baseline:
         yield printable(
-            f"Differences are from {baseline.name}, in points of test accuracy, over the seeds that both "
-            "have (paired), else between the means; intervals are 95 %, by Student's t."
+            f"Differences are from {baseline.name}, in points of test accuracy: of the seeds that "
+            "both have (paired), else of the means. Intervals are 95 %, by Student's t."
         )
 
 
-def _value(group, key, baseline, arguments):
-    if key in OF_BASELINE:
-        if (
-            baseline
-            and None not in (group.test_images, baseline.test_images)
-            and group.test_images != baseline.test_images
-        ):
-            return "other test pictures" if key == "verdict" else None
-        found = (
-            replicates.difference(group.tests, baseline.tests)
-            if baseline and group is not baseline
-            else None
-        )
-        if found is None or (found.error is None and key in ("error", "interval")):
-            return None
-        if key == "verdict" and not (group.whole and baseline.whole):
-            return "not finished"
-        return {
-            "difference": found.value,
-            "error": found.error,
-            "verdict": found.verdict,
-            "interval": found.error is not None and f"{found.low:+.2f} to {found.high:+.2f}",
-        }[key]
-    if key == "train":
-        return replicates.summarize(
-            [(run.curve("train_acc")[1] or (None,))[-1] for run in group.counted]
-        )
-    texts = {
-        "run": group.name,
-        "experiment": group.name,
-        "status": group.status,
-        "n": len(group.counted),
-        "on": group.measured_on,
-        "of": printable(group.reported),
-    }
-    if key in texts:
-        return texts[key]
-    if key in COLUMNS and key != "epochs" or key == "epochs" and group.figure(key):
-        return group.figure(key)
-    value = group.argument(key) if key in arguments else None
-    return (
-        value
-        if value is None or isinstance(value, (int, float)) and not isinstance(value, bool)
-        else _argument(value)
-    )
+def mean(value):
+    return value.mean if isinstance(value, MeanStd) else value
+
+
+def _std(value):
+    return value.std if isinstance(value, MeanStd) else None
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _sort_key(value):
+    value = mean(value)
+    return (0, value, "") if _is_number(value) else (1, 0, str(value).lower())
+
+
+def _time_unit(seconds):
+    """(name, seconds, style of a number) of the unit that suits the longest time."""
+    longest = max((value for value in seconds if value is not None), default=0)
+    if longest < 600:
+        return "s", 1, ",.0f"
+    return ("min", 60, ".1f") if longest < 7200 else ("h", 3600, ".1f")
 
 
 def _argument(value):
+    """An argument's value as a cell: numbers stay numbers."""
+    if value is None or _is_number(value):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return printable(" ".join(map(str, value))) or "none"
-    return printable(
-        {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
-    )
-
-
-def _mean(value):
-    return value.mean if isinstance(value, replicates.Figure) else value
-
-
-def _sortable(value):
-    value = _mean(value)
-    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value).lower())
+    return printable(str(value))
 
 
 def show(value, style="", scale=1):
-    """A cell: text as it is, a number by its style, a Figure as "mean ± sample standard deviation", nothing for None."""
+    """The text of a cell: numbers by their style and in units of scale; MeanStd as "mean ± std"."""
     if value is None:
         return ""
-    if isinstance(value, replicates.Figure):
-        mean = format(value.mean / scale, style)
-        varies = value.std and not (style in (",.0f", ".0f") and value.std / scale < 0.5)
-        return (
-            f"{mean} ± {format(value.std / scale, style)}"
-            if varies or value.std == 0 and style == ".2f"
-            else mean
-        )
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return (
-            format(value / scale, style)
-            if style
-            else f"{value:g}"
-            if isinstance(value, float)
-            else str(value)
-        )
-    return _argument(value)
+    if isinstance(value, MeanStd):
+        return _show_mean_std(value, style, scale)
+    if not _is_number(value):
+        return _argument(value)
+    if style:
+        return format(value / scale, style)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# ---- rows of texts, with the same keys in each -----------------------------------------------------------------------
+def _show_mean_std(value, style, scale):
+    text = format(value.mean / scale, style)
+    if value.std is None or (value.std == 0 and style != ".2f"):
+        return text
+    if style in (".0f", ",.0f") and value.std / scale < 0.5:  # would be shown as 0
+        return text
+    return f"{text} ± {format(value.std / scale, style)}"
 
 
-def _is_numeric(rows, key):
-    return all(re.match(r"[+-]?[\d.,]+|$", row[key]) for row in rows) and any(
-        row[key] for row in rows
-    )
+def _is_numeric(rows, title):
+    cells = [row[title] for row in rows]
+    return any(cells) and all(re.match(r"[+-]?[\d.,]+|$", cell) for cell in cells)
 
 
 def text_table(rows, width=None):
-    """Columns side by side; those beyond `width` characters (a terminal's) follow below, with the first column again."""
-    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    numeric = {key: _is_numeric(rows, key) for key in rows[0]}
+    """Aligned columns. What exceeds `width` characters follows below, after the first column."""
+    widths = {title: max(len(title), *(len(row[title]) for row in rows)) for title in rows[0]}
     first, *rest = widths
     blocks, used = [[first]], widths[first]
-    for key in rest:
-        if width and used + 2 + widths[key] > width and len(blocks[-1]) > 1:
+    for title in rest:
+        if width and used + 2 + widths[title] > width and len(blocks[-1]) > 1:
             blocks.append([first])
             used = widths[first]
-        blocks[-1].append(key)
-        used += 2 + widths[key]
-    tables = []
-    for keys in blocks:
-        lines = [{key: key for key in keys}, *rows]
-        tables.append(
-            "".join(
-                "  ".join(
-                    f"{row[key]:>{widths[key]}}" if numeric[key] else f"{row[key]:<{widths[key]}}"
-                    for key in keys
-                ).rstrip()
-                + "\n"
-                for row in lines
-            )
-        )
-    return "\n".join(tables)
+        blocks[-1].append(title)
+        used += 2 + widths[title]
+    align = {title: ">" if _is_numeric(rows, title) else "<" for title in rows[0]}
+    lines = []
+    for titles in blocks:
+        for row in [dict(zip(titles, titles)), *rows]:
+            cells = [f"{row[title]:{align[title]}{widths[title]}}" for title in titles]
+            lines.append("  ".join(cells).rstrip())
+        lines.append("")
+    return "\n".join(lines)
 
 
 def terminal_width():
-    """Characters in a line of the terminal, or None where the output is none."""
+    """The terminal's width in characters; None if standard output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -362,65 +301,46 @@ def print_table(rows):
 
 
 def markdown_table(rows):
-    lines = [
-        map(markdown_text, rows[0]),
-        ["--:" if _is_numeric(rows, key) else ":--" for key in rows[0]],
-        *([markdown_text(cell) for cell in row.values()] for row in rows),
-    ]
+    marks = ["--:" if _is_numeric(rows, title) else ":--" for title in rows[0]]
+    lines = [[markdown_text(title) for title in rows[0]], marks]
+    lines += [[markdown_text(cell) for cell in row.values()] for row in rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def markdown_text(text):
     """Text that Markdown shows as it is."""
     text = re.sub(r"([\\`*|\[\]])", r"\\\1", text)
-    text = re.sub(
-        r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text
-    )  # inside a word it means nothing
-    return (
-        text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        if re.search("[<>&]", text)
-        else text
-    )
+    # An underscore inside a word has no meaning in Markdown.
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    return html.escape(text, quote=False)
 
 
 def latex_table(rows):
-    """A tabular in booktabs' manner (\\usepackage{booktabs})."""
-    head = " & ".join(_latex(key) for key in rows[0])
-    body = [" & ".join(_latex(cell) for cell in row.values()) for row in rows]
-    columns = "".join("r" if _is_numeric(rows, key) else "l" for key in rows[0])
-    lines = [
-        f"\\begin{{tabular}}{{{columns}}}",
-        "\\toprule",
-        f"{head} \\\\",
-        "\\midrule",
-        *(f"{row} \\\\" for row in body),
-    ]
+    r"""A tabular with \usepackage{booktabs}."""
+    columns = "".join("r" if _is_numeric(rows, title) else "l" for title in rows[0])
+    head, *body = [" & ".join(map(_latex, cells)) for cells in (rows[0], *map(dict.values, rows))]
+    lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", f"{head} \\\\", "\\midrule"]
+    lines += [f"{cells} \\\\" for cells in body]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
+# fmt: off
 LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-} | {c: f"\\{c}" for c in "&%$#_{}"}
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+} | {mark: f"\\{mark}" for mark in "&%$#_{}"}
+# fmt: on
 
 
 def _latex(text):
-    return "".join(LATEX.get(c, c) for c in text)
+    return "".join(LATEX.get(mark, mark) for mark in text)
 
 
 def _csv_cell(value):
-    """A text that a spreadsheet would run as a formula gets a quote before it."""
+    """Numbers with six digits. Text that a spreadsheet would run as a formula gets a quote."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    if (
-        isinstance(value, str)
-        and re.match(r"[=+@\t-]", value)
-        and not re.fullmatch(r"[+-][\d.]+( to [+-][\d.]+)?", value)
-    ):
+    is_interval = re.fullmatch(r"[+-][\d.]+( to [+-][\d.]+)?", str(value))
+    if isinstance(value, str) and re.match(r"[=+@\t-]", value) and not is_interval:
         return f"'{value}"
     return value

@@ -1,7 +1,7 @@
-"""Measuring speed: things in turn, after a warm-up, with the device waited for; what a device can do at best.
+"""Timing, and the training step that is timed.
 
-seconds = in_turn(device, 5, ours=step, theirs=other_step)         # {name: [seconds of each round]}
-print(spread(seconds["ours"]), flop_ceiling(device, torch.bfloat16))
+seconds = in_turn(device, 5, ours=step, theirs=other_step)     # {name: [seconds of each round]}
+print(spread(seconds["ours"]), ratio(seconds, "ours", "theirs"))
 """
 
 import platform
@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,27 +18,21 @@ import torch.nn.functional as F
 import models
 from training import devices, environment, mixed_precision, optimizers
 
-ROUND = 0.1  # seconds that a round lasts at least: a step is repeated until it does
-SIDES = {
-    "cuda": (4096, 8192, 12288),
-    "cpu": (1024, 2048),
-    "mps": (2048, 4096),
-}  # of the matrices for the ceiling
+MIN_ROUND = 0.1  # seconds: a quick function is repeated until it has taken as long
+SIDES = {"cuda": (4096, 8192, 12288), "cpu": (1024, 2048), "mps": (2048, 4096)}  # of matrices
 
 
-def in_turn(device, rounds, **measured):
-    """{name: seconds of each round}: each function once in every round, in turn, after a round that doesn't count."""
-    seconds = {name: [] for name in measured}
-    for i in range(rounds + 1):
-        for name, function in measured.items():
-            elapsed = timed(device, function)
-            if i:
-                seconds[name].append(elapsed)
-    return seconds
+def in_turn(device, rounds, **functions):
+    """{name: seconds of each round}. A round calls all functions; the first doesn't count."""
+    seconds = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            seconds[name].append(timed(device, function))
+    return {name: values[1:] for name, values in seconds.items()}
 
 
 def timed(device, function):
-    """Seconds that a call takes until the device is done."""
+    """Seconds that a call takes until the device has finished."""
     devices.synchronize(device)
     start = time.perf_counter()
     function()
@@ -46,89 +41,113 @@ def timed(device, function):
 
 
 def repeated(device, rounds, function):
-    """Seconds of one call, in each of `rounds` rounds; a quick one is called many times in a round, and so not waited for."""
-    timed(device, function)  # the first call chooses kernels and takes memory
-    calls = max(1, min(100, round(ROUND / max(timed(device, function), 1e-6))))
+    """Seconds of one call, in each round; a quick function is called up to 100 times in a round."""
+    timed(device, function)  # the first call chooses kernels and allocates memory
+    calls = max(1, min(100, round(MIN_ROUND / max(timed(device, function), 1e-6))))
 
-    def calling():
+    def call_repeatedly():
         for _ in range(calls):
             function()
 
-    return [timed(device, calling) / calls for _ in range(rounds)]
+    return [timed(device, call_repeatedly) / calls for _ in range(rounds)]
 
 
 def spread(values, style=".2f"):
-    """The median, with the least and the most; style: a format, or a function."""
+    """The median with minimum and maximum; style: a format, or a function."""
     show = style if callable(style) else f"{{:{style}}}".format
     return f"{show(statistics.median(values))} ({show(min(values))} to {show(max(values))})"
 
 
+def ratio(seconds, name, other, style=".2f"):
+    """The spread of the ratio of two functions' seconds, round by round."""
+    return spread([a / b for a, b in zip(seconds[name], seconds[other])], style)
+
+
+def print_headings(title, name, other):
+    print(f"{title}{name + ' ms':>9}{other + ' ms':>9}  {name} / {other}")
+
+
+def print_steps(title, steps, args, device):
+    """Prints milliseconds of two training steps, on 32x32 images of 100 classes, and the ratio."""
+    batch = ready_batch(args.batch_size, 32, 100, device)
+    first, second = (partial(step, *batch) for step in steps)
+    seconds = in_turn(device, args.rounds, first=first, second=second)
+    ms = [1000 * statistics.median(values) for values in seconds.values()]
+    result = ratio(seconds, "first", "second")
+    print(f"{title}{ms[0]:>9.1f}{ms[1]:>9.1f}  {result}", flush=True)
+
+
 def rate(value):
-    """A number a second in three significant digits, or whole: 0.266, 12.3, 4,567."""
+    """A number per second with three significant digits: 0.266, 12.3, 4,567."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def machine(device):
-    """The device and the versions, in a line."""
-    cpu = f"{environment.processor()}, {torch.get_num_threads()} threads"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    cuda = (
-        f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-        if device.type == "cuda"
-        else ""
-    )
+    """The device and the versions, in one line."""
+    name, cuda = f"{environment.processor()}, {torch.get_num_threads()} threads", ""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        cuda = f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
     return f"{name}; torch {torch.__version__}{cuda}, Python {platform.python_version()}"
 
 
 def flop_ceiling(device, dtype, rounds=5):
-    """FLOP/s of the quickest product of two square matrices of a type (None: fp32 as it is set up), the best of all rounds."""
+    """FLOP/s of the fastest product of two square matrices; dtype: None is fp32."""
     best = 0.0
     for side in SIDES[device.type]:
-        a, b = (
-            torch.randn(side, side, device=device, dtype=dtype or torch.float32) for _ in range(2)
-        )
+        shape, kind = (2, side, side), dtype or torch.float32
+        a, b = torch.randn(shape, device=device, dtype=kind)
         seconds = repeated(device, rounds, lambda a=a, b=b: a @ b)
         best = max(best, 2 * side**3 / min(seconds))
     return best
 
 
 def step_flops(name, classes, image_size, options=None):
-    """FLOPs of a training step for one image: products of the forward and the backward pass, counted on the meta device."""
+    """FLOPs of a training step for one image: forward and backward, counted on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
         model = models.create_model(name, classes, **(options or {})).train()
-        with FlopCounterMode(
-            display=False
-        ) as counter:  # of two images, since batch norm takes no single value
-            model(torch.empty(2, 3, image_size, image_size)).sum().backward()
+        images = torch.empty(2, 3, image_size, image_size)  # batch norm can't train on one image
+        with FlopCounterMode(display=False) as counter:
+            model(images).sum().backward()
     return counter.get_total_flops() / 2
 
 
 def ready_batch(size, image_size, classes, device):
-    """Normalised noise (B, 3, H, W) in channels_last, and labels."""
-    inputs = torch.randn(size, 3, image_size, image_size, device=device).contiguous(
-        memory_format=torch.channels_last
-    )
-    return inputs, torch.randint(0, classes, (size,), device=device)
+    """Noise as normalised inputs (B, 3, H, W) in channels_last, and random labels."""
+    inputs = torch.randn(size, 3, image_size, image_size, device=device)
+    labels = torch.randint(0, classes, (size,), device=device)
+    return inputs.contiguous(memory_format=torch.channels_last), labels
 
 
-def training_step(model, inputs, targets, device, optimizer="sgd"):
-    """A function of the autocast type that makes a step of an optimizer on tensors that lie ready."""
-    optimizer = optimizers.create_optimizer(optimizer, optimizers.param_groups(model, 5e-4), 1e-4)
+def to_device(model, device, dtype=None, memory_format=torch.channels_last):
+    """The model, ready to train on a device under autocast to a type (None: fp32)."""
+    model = models.choose_attention(model, device, dtype)
+    return model.to(device, memory_format=memory_format).train()
 
-    def step(dtype):
+
+def create_optimizer(model, name="sgd", lr=1e-4):
+    return optimizers.build_optimizer(name, optimizers.param_groups(model, 5e-4), lr)
+
+
+def training_step(model, optimizer, device, dtype=None):
+    """A function that makes one step on (inputs, targets) and returns the loss and the logits."""
+
+    def step(inputs, targets):
         with mixed_precision.autocast(device, dtype):
             logits = model(inputs)
-        F.cross_entropy(logits.float(), targets).backward()
+        loss = F.cross_entropy(logits.float(), targets)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), logits.detach()
 
     return step
 
 
 def reset_peak(device):
-    """Lets `peak` begin anew, where the system can (GPUs; a process on Linux)."""
+    """Resets `peak`, where the system can (GPUs; a process on Linux)."""
     devices.reset_peak_memory(device)
     if device.type == "cpu":
         with suppress(OSError):
@@ -136,7 +155,7 @@ def reset_peak(device):
 
 
 def peak(device):
-    """Largest memory in bytes since reset_peak: of tensors on a GPU, of the whole process on Linux; None elsewhere."""
+    """Bytes of tensors on a GPU, or of the process on Linux, at most since reset_peak; or None."""
     if device.type == "cuda" or (device.type == "cpu" and sys.platform == "linux"):
         return 2**20 * devices.peak_memory_mb(device)
     return None

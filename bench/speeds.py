@@ -1,10 +1,10 @@
-"""The table of models: size, work, memory and speed of each, on this machine; as CSV, Markdown and a plot.
+"""The table of models: size, work, memory and speed on this machine; as CSV, Markdown and a plot.
 
-    rows = [measure_model("resnet18", device=device, ...), ...]
-    write(rows, "out", heading)
+    row = measure_model(Case("resnet18", args, device), batch_size=16, rounds=5, ceilings={})
+    write([row], "out", heading)
 
-A row that doesn't fit the machine says so. On a CPU that is found by counting beforehand, since the system would end the
-process for trying; on CUDA by trying, with batches that are halved until one fits.
+The row of a model that doesn't fit says so. On a CPU this is computed beforehand, since the system
+would kill the process; on CUDA, batches are halved until one fits.
 """
 
 import csv
@@ -17,12 +17,14 @@ from pathlib import Path
 import torch
 
 import models
-from analysis import figures, tables
+from analysis import figures, metrics, tables
 from bench import measure
 from common.errors import UserError
+from common.free_memory import available
 from models.published import native_size
 from training import memory, mixed_precision
 from training.memory import GB
+from training.out_of_memory import is_out_of_memory
 
 SUITES = {
     "table": [name for name, model in models.MODELS.items() if not model.large],
@@ -48,200 +50,248 @@ COLUMNS = {
     "status": ("", "", 1),
 }
 TIMES = tuple(
-    f"{kind}_ms{part}" for kind in ("train", "inference") for part in ("", "_least", "_most")
+    f"{kind}_ms{end}" for kind in ("train", "inference") for end in ("", "_least", "_most")
 )
 
 
-def layout(name, image_size=None, classes=None):
-    """(image size, classes, options) of a model's row: its own where none are given. Raises UserError for a wrong name."""
-    listed = models.MODELS.get(name)
-    size = image_size or (listed.image_size if listed else native_size(name.removeprefix("timm/")))
-    options = models.parse_options([], name, size)
-    return size, classes or (listed.classes if listed else 1000), options
+class Case:
+    """A model as the arguments have it measured. Raises UserError for a wrong name or size."""
+
+    def __init__(self, name, args, device):
+        listed = models.MODELS.get(name)
+        published = listed.image_size if listed else native_size(name.removeprefix("timm/"))
+        self.name, self.device = name, device
+        self.size = args.image_size or published
+        self.classes = args.classes or (listed.classes if listed else 1000)
+        self.options = models.parse_options([], name, self.size)
+        in_fp32 = args.amp == "auto" and models.prefers_fp32(name, device)
+        self.dtype = None if in_fp32 else mixed_precision.amp_dtype(args.amp, device)
+        self.optimizer = models.recipe(name).get("optimizer", "sgd" if listed else "adamw")
+
+    def describe(self):
+        """(parameters, multiply-accumulates of one image)."""
+        return models.describe(self.name, self.classes, self.size, self.options)
+
+    def create(self):
+        model = models.create_model(self.name, self.classes, **self.options)
+        return models.choose_attention(model, self.device, self.dtype)
+
+    def memory_need(self):
+        with torch.device("meta"):
+            model = self.create()
+        options = dict(device=self.device.type, dtype=self.dtype, optimizer=self.optimizer)
+        return memory.training_need(model, self.size, ema=False, **options)
 
 
-def measure_model(
-    name, *, device, amp, batch_size, rounds, image_size=None, classes=None, ceilings=None
-):
-    """A row: the keys of COLUMNS and TIMES, None where there is no number; activation_bytes: of one image, counted.
+def print_table(args, device):
+    """Prints a row for each model as soon as it is measured, then writes the files."""
+    accuracy = accuracies(args.runs) if args.runs else None
+    names = [models.canonical(name) for name in args.models or SUITES[args.suite]]
+    if args.output:
+        _make_directory(args.output)
+    cases = [Case(name, args, device) for name in names]
+    if args.models or args.image_size:
+        for case in cases:
+            case.describe()  # wrong sizes are refused before anything is measured
+    types = dict.fromkeys((None, mixed_precision.amp_dtype(args.amp, device)))
+    ceilings = {dtype: measure.flop_ceiling(device, dtype, args.rounds) for dtype in types}
+    pairs = [f"{flops / 1e12:.2f} TFLOP/s in {_type_name(t)}" for t, flops in ceilings.items()]
+    ceiling = f"ceiling, measured with products of square matrices: {', '.join(pairs)}"
+    print(ceiling)
+    rows = []
+    for case in cases:
+        rows.append(measure_model(case, args.batch_size, args.rounds, ceilings))
+        print(line(rows[-1], with_headings=len(rows) == 1), flush=True)
+    if args.output:
+        heading = f"{measure.machine(device)}; median of {args.rounds} rounds; {ceiling}"
+        print("written:", *write(rows, args.output, heading, accuracy))
 
-    amp: a value of --amp; image_size, classes: by default those that the model is listed or published with; ceilings: {type:
-    FLOP/s} (see measure.flop_ceiling). "status" says what could not be measured, and why. Raises UserError for a name or a
-    size that there is no model of.
+
+def print_precisions(args, device):
+    """Prints each model's size, a training step in bf16 and in fp32, and their ratio."""
+    size = f"{'model':<30}{'parameters':>14}{'GMACs':>9}"
+    measure.print_headings(size, "bf16", "fp32")
+    for name in map(models.canonical, args.models or SUITES["table"]):
+        options = models.parse_options([], name, 32)
+        parameters, macs = models.describe(name, 100, 32, options)
+        steps = []
+        for dtype in (torch.bfloat16, None):
+            model = models.create_model(name, 100, **options)
+            model = measure.to_device(model, device, dtype)
+            optimizer = measure.create_optimizer(model)
+            steps.append(measure.training_step(model, optimizer, device, dtype))
+        size = f"{name:<30}{parameters:>14,}{macs / 1e9:>9.3f}"
+        measure.print_steps(size, steps, args, device)
+
+
+def accuracies(patterns):
+    """{model: mean test accuracy in percent} of finished runs."""
+    values = {}
+    for run in metrics.load_runs(patterns):
+        if run.scalars["test"] is not None:
+            values.setdefault(run.arguments.get("model"), []).append(run.scalars["test"])
+    return {model: statistics.mean(accuracy) for model, accuracy in values.items()}
+
+
+# ---- a row ---------------------------------------------------------------------------------------
+
+
+def measure_model(case, batch_size, rounds, ceilings):
+    """The keys of COLUMNS and TIMES, None where there is no number; activations are of one image.
+
+    batch_size: at most; ceilings: {dtype: FLOP/s}. "status" says why a model was not measured.
     """
-    size, classes, options = layout(name, image_size, classes)
-    parameters, macs = models.describe(name, classes, size, options)
-    auto_fp32 = amp == "auto" and models.prefers_fp32(name, device)
-    dtype = None if auto_fp32 else mixed_precision.amp_dtype(amp, device)
-    optimizer = models.recipe(name).get("optimizer", "sgd" if name in models.MODELS else "adamw")
-    with torch.device("meta"):
-        network = models.choose_attention(
-            models.create_model(name, classes, **options), device, dtype
-        )
-    need = memory.training_need(
-        network, size, device=device.type, dtype=dtype, optimizer=optimizer, ema=False
-    )
+    parameters, macs = case.describe()
+    need, free = case.memory_need(), available(case.device)
     row = dict.fromkeys((*COLUMNS, *TIMES)) | {
-        "model": name,
-        "image_size": size,
-        "classes": classes,
+        "model": case.name,
+        "image_size": case.size,
+        "classes": case.classes,
         "parameters": parameters,
         "gmacs": macs / 1e9,
         "activation_bytes": need.image,
-        "precision": str(dtype or torch.float32).removeprefix("torch."),
-        "optimizer": optimizer,
+        "precision": _type_name(case.dtype),
+        "optimizer": case.optimizer,
         "status": "",
     }
-    free = memory.available(device)
-    most = batch_size if device.type == "cuda" else min(batch_size, need.largest(free))
-    ceiling = (ceilings or {}).get(dtype)
-    while most:
+    if case.device.type != "cuda":
+        batch_size = min(batch_size, need.largest(free))
+    while batch_size:
         try:
-            found = _speed(
-                name, classes, size, options, device, dtype, optimizer, most, rounds, ceiling
-            )
-            return row | {"batch_size": most} | found
+            measured = _speed(case, batch_size, rounds, ceilings.get(case.dtype))
+            return row | {"batch_size": batch_size} | measured
         except RuntimeError as error:
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         finally:
             gc.collect()
-            if device.type == "cuda":
+            if case.device.type == "cuda":
                 torch.cuda.empty_cache()
-        most //= 2
-    row["status"] = (
-        f"does not fit: one image needs {need.total(1) / GB:.1f} GB; {free / GB:.1f} GB are free, of which a "
-        f"tenth is spared"
-    )
+        batch_size //= 2
+    needed, free = f"{need.total(1) / GB:.1f} GB", f"{free / GB:.1f} GB"
+    row["status"] = f"does not fit: one image needs {needed}; {free} are free, 10 % kept in reserve"
     return row
 
 
-def _speed(name, classes, size, options, device, dtype, optimizer, batch_size, rounds, ceiling):
-    """The measured part of a row."""
+def _speed(case, batch_size, rounds, ceiling):
+    """The measured values of a row."""
+    device, dtype = case.device, case.dtype
     measure.reset_peak(device)
-    model = models.choose_attention(models.create_model(name, classes, **options), device, dtype)
-    model = model.to(device, memory_format=torch.channels_last)
-    batch = measure.ready_batch(batch_size, size, classes, device)
-    step = measure.training_step(model.train(), *batch, device, optimizer)
-    train = measure.repeated(device, rounds, lambda: step(dtype))
+    model = measure.to_device(case.create(), device, dtype)
+    inputs, targets = measure.ready_batch(batch_size, case.size, case.classes, device)
+    optimizer = measure.create_optimizer(model, case.optimizer)
+    step = measure.training_step(model, optimizer, device, dtype)
+    train = measure.repeated(device, rounds, lambda: step(inputs, targets))
     peak = measure.peak(device)
     model.eval()
 
     @torch.no_grad()
     def infer():
         with mixed_precision.autocast(device, dtype):
-            model(batch[0])
+            model(inputs)
 
     inference = measure.repeated(device, rounds, infer)
-    speed = measure.step_flops(name, classes, size, options) * batch_size / statistics.median(train)
-    found = {
+    flops = measure.step_flops(case.name, case.classes, case.size, case.options)
+    flops_per_second = flops * batch_size / statistics.median(train)
+    values = {
         "peak_memory_bytes": peak,
-        "train_flops_per_second": speed,
-        "of_ceiling": speed / ceiling if ceiling else None,
+        "train_flops_per_second": flops_per_second,
+        "of_ceiling": flops_per_second / ceiling if ceiling else None,
     }
     for kind, seconds in (("train", train), ("inference", inference)):
-        middle = statistics.median(seconds)
-        found |= {
-            f"{kind}_ms": 1000 * middle,
+        median = statistics.median(seconds)
+        values |= {
+            f"{kind}_ms": 1000 * median,
             f"{kind}_ms_least": 1000 * min(seconds),
             f"{kind}_ms_most": 1000 * max(seconds),
-            f"{kind}_images_per_second": batch_size / middle,
-            f"{kind}_us_per_image": 1e6 * middle / batch_size,
+            f"{kind}_images_per_second": batch_size / median,
+            f"{kind}_us_per_image": 1e6 * median / batch_size,
         }
-    return found
+    return values
+
+
+def _type_name(dtype):
+    return str(dtype or torch.float32).removeprefix("torch.")
+
+
+# ---- what is written -----------------------------------------------------------------------------
 
 
 def cells(row):
-    """The row as texts under the headings of COLUMNS."""
-    out = {}
+    """{heading: text} of a row."""
+    texts = {}
     for key, (heading, style, unit) in COLUMNS.items():
-        own = callable(style) and row[key] is not None
-        out[heading] = style(row[key] / unit) if own else tables.show(row[key], style, unit)
+        is_number = callable(style) and row[key] is not None
+        texts[heading] = style(row[key] / unit) if is_number else tables.show(row[key], style, unit)
     if row["train_ms"] is not None:
-        out["step ms"] = (
-            f"{row['train_ms']:.1f} ({row['train_ms_least']:.1f} to {row['train_ms_most']:.1f})"
-        )
-    return out
+        least, most = row["train_ms_least"], row["train_ms_most"]
+        texts["step ms"] = f"{row['train_ms']:.1f} ({least:.1f} to {most:.1f})"
+    return texts
 
 
-def line(row, first=False):
-    """A line for the terminal, and the headings before the first."""
-    found = cells(row)
-    least = {"model": 26, "parameters": 13, "step ms": 24}
-    widths = [max(len(heading), least.get(heading, 7)) for heading in found]
-    texts = [list(found)] * first + [list(found.values())]
-    return "\n".join(
-        "  ".join(
-            f"{text:<{w}}" if i == 0 else f"{text:>{w}}"
-            for i, (text, w) in enumerate(zip(each, widths))
-        ).rstrip()
-        for each in texts
-    )
+def line(row, with_headings=False):
+    """A row as a line for the terminal, below the headings if they are wanted."""
+    texts, lines = cells(row), []
+    for values in (texts.keys(), texts.values()) if with_headings else (texts.values(),):
+        padded = []
+        for heading, text in zip(texts, values):
+            width = {"parameters": 13, "step ms": 24}.get(heading, max(7, len(heading)))
+            padded.append(f"{text:<26}" if heading == "model" else f"{text:>{width}}")
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
 
 
-def make_directory(path):
-    """The Path of a directory, made where it was not there. Raises UserError."""
-    path = Path(path)
+def _make_directory(path):
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {path} can't be made: {error.strerror}", status=2) from error
-    return path
 
 
 def write(rows, directory, heading, accuracy=None):
-    """models.csv (all figures, in the units of their names), models.md and models.png in a directory; returns their paths.
+    """Writes models.csv (in its columns' units), models.md and models.png; returns the paths.
 
-    accuracy: {model: test accuracy in percent} to draw against speed, instead of parameters. Raises UserError.
+    accuracy: {model: test accuracy in percent} to draw against speed, instead of parameters.
     """
-    directory = make_directory(directory)
+    _make_directory(directory)
+    csv_file, markdown_file = Path(directory) / "models.csv", Path(directory) / "models.md"
     text = io.StringIO()
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys = dict.fromkeys(key for row in rows for key in row)
     writer = csv.DictWriter(text, keys, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows
-    )
-    figures.write(directory / "models.csv", text.getvalue().encode())
-    markdown = (
-        f"{tables.markdown_text(heading)}\n\n{tables.markdown_table([cells(row) for row in rows])}"
-    )
-    figures.write(directory / "models.md", markdown.encode())
-    written = [directory / "models.csv", directory / "models.md"]
-    if draw(rows, directory / "models.png", heading, accuracy):
-        written.append(directory / "models.png")
-    return written
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    figures.write(csv_file, text.getvalue().encode())
+    table = tables.markdown_table([cells(row) for row in rows])
+    figures.write(markdown_file, f"{tables.markdown_text(heading)}\n\n{table}".encode())
+    plot = Path(directory) / "models.png"
+    drawn = draw(rows, plot, heading, accuracy)
+    return [csv_file, markdown_file, plot] if drawn else [csv_file, markdown_file]
 
 
 def draw(rows, path, heading, accuracy=None):
-    """Parameters, or accuracy, against training speed, one point a model; returns whether there was one to draw."""
-    places = {
-        row["model"]: accuracy.get(row["model"]) if accuracy else row["parameters"] / 1e6
-        for row in rows
-        if row["train_images_per_second"]
-    }
-    points = [
-        (row["train_images_per_second"], places[row["model"]], row["model"])
-        for row in rows
-        if places.get(row["model"])
-    ]
+    """Draws parameters, or accuracy, against training speed; returns whether there was a point."""
+    points = []
+    for row in rows:
+        x = row["train_images_per_second"]
+        y = accuracy.get(row["model"]) if accuracy else row["parameters"] / 1e6
+        if x and y:
+            points.append((x, y, row["model"]))
     if not points:
         return False
-    plt = figures.pyplot(font=9)
-    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    ranges = [max(values) / min(values) for values in zip(*(point[:2] for point in points))]
-    if ranges[0] > 10:
+    figure, axis = figures.pyplot(font=9).subplots(figsize=(8, 5.5), layout="constrained")
+    xs, ys, _ = zip(*points)
+    if max(xs) > 10 * min(xs):
         axis.set_xscale("log")
         figures.plain_numbers(axis.xaxis)
-    if ranges[1] > 10 and not accuracy:
+    if max(ys) > 10 * min(ys) and not accuracy:
         axis.set_yscale("log")
         figures.plain_numbers(axis.yaxis)
     for i, (x, y, name) in enumerate(points):
         axis.plot(x, y, "o", color=figures.COLOURS[i % len(figures.COLOURS)], markersize=5)
-        axis.annotate(
-            figures.plain(name, 30), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7
-        )
-    axis.set_xlabel("training images a second")
+        style = dict(xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axis.annotate(figures.plain(name, 30), (x, y), **style)
+    axis.set_xlabel("training images per second")
     axis.set_ylabel("test accuracy (%)" if accuracy else "parameters (millions)")
     axis.set_title("\n".join(textwrap.wrap(figures.plain(heading, 300), 110)), fontsize=8)
     axis.margins(x=0.12, y=0.08)

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import copy
 import difflib
 import math
 import os
@@ -18,11 +17,12 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of an option, unless it is None, False or an empty list."""
 
     def _get_help_string(self, action):
+        default = getattr(action, "shown_default", action.default)
         hidden = (argparse.SUPPRESS, None, False)
-        if any(action.default is value for value in hidden) or action.default == []:
+        if any(default is value for value in hidden) or default == []:
             return action.help or ""
-        if getattr(action, "of_recipe", False):
-            return f"{action.help} (without a recipe: %(default)s)"
+        if default != action.default:
+            return f"{action.help} (default: {default})"
         return super()._get_help_string(action)
 
 
@@ -78,13 +78,23 @@ def number_or_auto(**bounds):
     return lambda text: None if text in ("auto", None) else convert(text)
 
 
-def explicit(parser, argv):
+def explicit(parser, argv=None):
     """The arguments that are given on the command line, by name, without any default."""
-    parser.parse_args(argv)  # for --help, and for missing arguments
-    bare = copy.deepcopy(parser)
-    for action in bare._actions:
-        action.default = argparse.SUPPRESS
-    return vars(bare.parse_args(argv))
+    unset = object()
+    values = argparse.Namespace()
+    repeatable = set()
+    for action in parser._actions:
+        if action.default == []:  # argparse appends to a copy of what it finds
+            repeatable.add(action.dest)
+            setattr(values, action.dest, None)
+        elif action.dest != "help":
+            setattr(values, action.dest, unset)
+    parser.parse_args(argv, values)
+    return {
+        name: value
+        for name, value in vars(values).items()
+        if value is not unset and not (name in repeatable and value is None)
+    }
 
 
 def run(main):

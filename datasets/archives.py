@@ -1,8 +1,7 @@
-"""Where pictures come from: the CIFAR archives, shapes that are made here (and, in imagefolder.py, a folder).
+"""CIFAR-10 and CIFAR-100 from their published archives, which are downloaded if they are missing.
 
-Each gives a Split without a held-out part, on the CPU: uint8 pictures that lie as channels_last, and labels. Archives are
-checked against their published digests before anything is opened, nothing is unpacked to the disk, and no pickle or
-picture can run code or fill the memory.
+An archive is compared with its published digest before it is opened. Nothing is unpacked to the
+disk, and no pickle in it can run code.
 """
 
 import hashlib
@@ -12,7 +11,6 @@ import os
 import pickle
 import tarfile
 import urllib.request
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,17 +18,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.errors import UserError
-from datasets.examples import Examples, Split, _channels_last, one_at_a_time
+from common.errors import UserError, first_line
+from datasets import locking
+from datasets.examples import Examples, Split
 
 
 class Archive(NamedTuple):
-    """A published archive: file name, size and md5 as published, its folder, members, and the keys of its pickles."""
-
     file: str
-    size: int
+    size: int  # bytes
     md5: str
-    folder: str
+    folder: str  # holds the members, which are pickles
     train: tuple[str, ...]
     test: tuple[str, ...]
     meta: str
@@ -41,91 +38,54 @@ class Archive(NamedTuple):
     std: tuple[float, ...]
 
 
+# fmt: off
 ARCHIVES = {
     "cifar10": Archive(
-        "cifar-10-python.tar.gz",
-        170498071,
-        "c58f30108f718f92721af3b95e74349a",
-        "cifar-10-batches-py",
-        tuple(f"data_batch_{i}" for i in range(1, 6)),
-        ("test_batch",),
-        "batches.meta",
-        "labels",
-        "label_names",
-        10,
-        (0.4914, 0.4822, 0.4465),
-        (0.2470, 0.2435, 0.2616),
-    ),
+        "cifar-10-python.tar.gz", 170498071, "c58f30108f718f92721af3b95e74349a",
+        "cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",),
+        "batches.meta", "labels", "label_names", 10,
+        (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": Archive(
-        "cifar-100-python.tar.gz",
-        169001437,
-        "eb9058c3a382ffc7106e4002c42a8d85",
-        "cifar-100-python",
-        ("train",),
-        ("test",),
-        "meta",
-        "fine_labels",
-        "fine_label_names",
-        100,
-        (0.5071, 0.4865, 0.4409),
-        (0.2673, 0.2564, 0.2762),
-    ),
+        "cifar-100-python.tar.gz", 169001437, "eb9058c3a382ffc7106e4002c42a8d85",
+        "cifar-100-python", ("train",), ("test",),
+        "meta", "fine_labels", "fine_label_names", 100,
+        (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-
-
-SILENCE = 30  # seconds without a byte after which a place is given up
-
-
+# fmt: on
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://dataset.bj.bcebos.com/cifar/")
+TIMEOUT = 30  # seconds without a byte after which a mirror is given up
 
 
 def load_archive(name, data_dir, data_url):
-    archive = ARCHIVES[name]
-    path = data_dir / archive.file
+    """The Split of an archive in data_dir, or from data_url or a mirror. Raises UserError."""
+    archive, path = ARCHIVES[name], data_dir / ARCHIVES[name].file
     if data_dir.is_file():
-        raise UserError(f"--data-dir {data_dir} is a file", status=2)
-    if path.is_file():
-        found = _md5(path)
-        if found != archive.md5:
-            size = path.stat().st_size
-            raise UserError(
-                f"{path} is not the published {name} archive: md5 {found} and {size} bytes, not {archive.md5} and "
-                f"{archive.size}; delete it to have it downloaded again"
-            )
-    else:
-        with one_at_a_time(path):
-            if not path.is_file():  # else another process brought it meanwhile
-                _download(
-                    [data_url] if data_url else [mirror + archive.file for mirror in MIRRORS],
-                    path,
-                    archive,
-                    name,
-                )
-    try:
-        batches = _read_batches(path, archive)
-        names = tuple(str(label) for label in batches[archive.meta][archive.names_key])
-        train, test = (
-            _examples(batches, members, archive) for members in (archive.train, archive.test)
+        raise UserError(f"--data-dir {data_dir} is a file, not a directory", status=2)
+    if not path.is_file():
+        with locking.writing(path):
+            if not path.is_file():  # another process may have downloaded it meanwhile
+                urls = [data_url] if data_url else [mirror + archive.file for mirror in MIRRORS]
+                _download(archive, path, urls)
+    md5, size = _md5(path), path.stat().st_size
+    if md5 != archive.md5:
+        raise UserError(
+            f"{path} is not the published {name} archive: md5 {md5} and {size} bytes, "
+            f"not {archive.md5} and {archive.size}; delete it to download it again"
         )
-        if len(names) != archive.num_classes:
-            raise ValueError(f"{len(names)} class names")
-    except (
-        tarfile.TarError,
-        zlib.error,
-        pickle.UnpicklingError,
-        EOFError,
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        MemoryError,
-        RecursionError,
-    ) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # pickle's reasons have line breaks
+    try:
+        members = _read_members(archive, path)
+        train = _examples(archive, members, archive.train)
+        test = _examples(archive, members, archive.test)
+        classes = tuple(str(label) for label in members[archive.meta][archive.names_key])
+        if len(classes) != archive.num_classes:
+            raise ValueError(f"{len(classes)} class names")
+    except Exception as error:  # a damaged tar or pickle raises almost anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{path} can't be read as the {name} archive ({reason})") from error
-    return Split(name, train, None, test, names, archive.mean, archive.std)
+    return Split(name, train, None, test, classes, archive.mean, archive.std)
+
+
+# ---- download ----
 
 
 def _md5(path):
@@ -133,91 +93,86 @@ def _md5(path):
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def _download(urls, path, archive, name):
-    """Fetches an archive from the first place that answers, going on from what an earlier try left behind."""
+def _download(archive, path, urls):
+    """Downloads an archive from the first URL that has it, resuming an earlier attempt."""
     part = path.with_name(path.name + ".part")
-    reasons = []
+    errors = []
     for url in urls:
         try:
-            while True:
-                resumed = _fetch(url, part, archive.size)
-                found = _md5(part)
-                if found == archive.md5:
-                    os.replace(part, path)
-                    return
+            resumed = _fetch(url, part, archive.size)
+            if resumed and _md5(part) != archive.md5:
                 part.unlink()
-                if (
-                    not resumed
-                ):  # else what lay there was no beginning of it: once more, from the start
-                    raise ValueError(f"md5 {found}, not {archive.md5}")
-        except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
-            reasons.append(f"{url}: {error}")
+                _fetch(url, part, archive.size)
+            md5 = _md5(part)
+            if md5 == archive.md5:
+                os.replace(part, path)
+                return
+            part.unlink()
+            errors.append(f"{url}: md5 {md5}, not {archive.md5}")
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            errors.append(f"{url}: {error}")
     raise UserError(
-        f"there is no {path}, and it could not be downloaded ({'; '.join(reasons)}): put {archive.file} from "
-        f"{MIRRORS[0]} (md5 {archive.md5}) into {path.parent}/, or try --dataset shapes, which needs no download"
+        f"there is no {path}, and it could not be downloaded ({'; '.join(errors)}): "
+        f"put {archive.file} from {MIRRORS[0]} (md5 {archive.md5}) into {path.parent}/, "
+        "or try --dataset shapes, which needs no download"
     )
 
 
 def _fetch(url, part, size):
-    """Brings `part` to `size` bytes; returns whether it went on from what was there."""
-    have = part.stat().st_size if part.exists() else 0
-    if have >= size:
+    """Downloads the rest of the file `part`; returns whether there was a beginning of it."""
+    present = part.stat().st_size if part.exists() else 0
+    if present >= size:
         return True
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=SILENCE) as response:
-        resumed = bool(have) and getattr(response, "status", None) == 206
+    request = urllib.request.Request(url, headers={"Range": f"bytes={present}-"} if present else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        resumed = present > 0 and getattr(response, "status", None) == 206
         offered = response.headers.get("Content-Length")
         if not resumed and offered and int(offered) != size:
             raise ValueError(f"it offers {offered} bytes, not the published {size}")
-        have = have if resumed else 0
-        bar = tqdm(
-            total=size,
-            initial=have,
-            unit="B",
-            unit_scale=True,
-            desc=part.stem,
-            disable=None,
-            leave=False,
-        )
+        start = present if resumed else 0
         part.parent.mkdir(parents=True, exist_ok=True)
+        options = dict(unit="B", unit_scale=True, disable=None, leave=False)
+        bar = tqdm(total=size, initial=start, desc=part.stem, **options)
         with open(part, "ab" if resumed else "wb") as file, bar:
-            while block := response.read1(
-                1 << 18
-            ):  # what has come, so that it is kept when no more comes
+            # read1 returns what has arrived, so that it is kept if the connection breaks.
+            while block := response.read1(2**18):
                 file.write(block)
                 bar.update(len(block))
                 if file.tell() > size:
                     raise ValueError(f"more than the published {size} bytes")
-    if part.stat().st_size < size:
+    received = part.stat().st_size
+    if received < size:
         raise ValueError(
-            f"the connection ended after {part.stat().st_size} of {size} bytes; start again to go on"
+            f"the connection ended after {received} of {size} bytes; start again to resume"
         )
     return resumed
 
 
-def _read_batches(path, archive):
-    """The unpickled members that are wanted. Nothing is unpacked to the disk, and no member may point outside."""
-    wanted = {*archive.train, *archive.test, archive.meta}
-    found = {}
+# ---- contents ----
+
+
+def _read_members(archive, path):
+    """{name: unpickled member}. Links, and members outside the folder, are refused."""
+    wanted, members = {*archive.train, *archive.test, archive.meta}, {}
     with tarfile.open(path, "r|gz") as tar:
         for member in tar:
-            parts = Path(member.name).parts
+            place = Path(member.name)
             if (
                 not (member.isfile() or member.isdir())
-                or Path(member.name).is_absolute()
-                or ".." in parts
+                or place.is_absolute()
+                or ".." in place.parts
             ):
-                raise ValueError(f"it has a member {member.name!r} that is no plain file below it")
-            if len(parts) == 2 and parts[0] == archive.folder and parts[1] in wanted:
-                found[parts[1]] = _PlainUnpickler(tar.extractfile(member)).load()
-    missing = sorted(wanted - set(found))
+                raise ValueError(f"member {member.name!r} is not a plain file below the folder")
+            if place.parts[:-1] == (archive.folder,) and place.name in wanted:
+                members[place.name] = _PlainUnpickler(tar.extractfile(member)).load()
+    missing = sorted(wanted - set(members))
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
-    return found
+    return members
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads what numpy arrays, lists, dicts, strings and numbers need, and nothing that could run code."""
+    """Reads numpy arrays, lists, dicts, strings and numbers; refuses what could run code."""
 
     ALLOWED = {
         ("numpy", "ndarray"),
@@ -228,37 +183,29 @@ class _PlainUnpickler(pickle.Unpickler):
     }
 
     def __init__(self, file):
-        super().__init__(
-            io.BytesIO(file.read()), encoding="latin1"
-        )  # the archives were written by Python 2
+        super().__init__(io.BytesIO(file.read()), encoding="latin1")  # written by Python 2
 
     def find_class(self, module, name):
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(
-                f"refused: it asks for {module}.{name}, which could run code"
-            )
-        return super().find_class(
-            "numpy._core.multiarray" if name == "_reconstruct" else module, name
-        )
+            raise pickle.UnpicklingError(f"refused: {module}.{name} could run code")
+        if name == "_reconstruct":
+            module = "numpy._core.multiarray"
+        return super().find_class(module, name)
 
 
-def _examples(batches, members, archive):
-    count = sum(len(batches[member][archive.label_key]) for member in members)
-    images = np.empty((count, 32, 32, 3), dtype=np.uint8)
-    labels = np.empty(count, dtype=np.int64)
-    at = 0
-    for member in members:
-        batch = batches.pop(member)
-        data = np.asarray(batch["data"])
+def _examples(archive, members, names):
+    blocks, labels = [], []
+    for name in names:
+        member = members.pop(name)
+        member_labels, data = member[archive.label_key], np.asarray(member["data"])
         if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-            raise ValueError(f"{member} holds {data.dtype} {data.shape}, not uint8 (N, 3072)")
-        if len(data) != len(batch[archive.label_key]):
-            raise ValueError(
-                f"{member} has {len(data)} pictures and {len(batch[archive.label_key])} labels"
-            )
-        images[at : at + len(data)] = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        labels[at : at + len(data)] = batch[archive.label_key]
-        at += len(data)
-    if count == 0 or labels.min() < 0 or labels.max() >= archive.num_classes:
-        raise ValueError(f"labels must be 0…{archive.num_classes - 1}")
-    return Examples(_channels_last(images), torch.from_numpy(labels))
+            raise ValueError(f"{name} holds {data.dtype} {data.shape}, not uint8 (N, 3072)")
+        if len(data) != len(member_labels):
+            raise ValueError(f"{name} has {len(data)} images and {len(member_labels)} labels")
+        planes = torch.from_numpy(data).view(-1, 3, 32, 32)
+        blocks.append(planes.contiguous(memory_format=torch.channels_last))
+        labels.extend(member_labels)
+    labels = np.array(labels, dtype=np.int64)
+    if not len(labels) or labels.min() < 0 or labels.max() >= archive.num_classes:
+        raise ValueError(f"labels must be 0 to {archive.num_classes - 1}")
+    return Examples(torch.cat(blocks), torch.from_numpy(labels))

@@ -1,16 +1,15 @@
-"""The decoded images of a folder in one file that is mapped into memory: no process needs to hold them all.
+"""The decoded images of a folder in one file that is mapped into memory.
 
-    write(path, listing, side, results, count)      # decodes straight into the file; OSError where there is no room
-    cached = read(path, listing)                    # None where there is no file of this listing
-    cached.train.gather(index)                      # (B, S, S, 3), from the file or from the system's cache of files
+    folder_cache.write(path, listing, side, results, count)
+    images, unreadable = folder_cache.read(path, listing)
+    images.gather(index)                            # uint8 (B, S, S, 3)
 
-The file holds the images as uint8 (N, S, S, 3); a table with a row for each image: its CRC-32, and for each channel the sum
-of its values and of their squares; a header (JSON), and a trailer with the SHA-256 of table and header. Opening it reads table
-and header, and compares the file's size with them. An image is compared with its CRC when a process first reads it; up to
-CHECKED_AT_ONCE bytes of images are compared when the file is opened, so that a damaged file is simply made again.
+The file holds: images, uint8 (N, S, S, 3); a table with a row per image (CRC-32, channel sums, sums
+of squares); a header in JSON; a trailer with the SHA-256 of table and header. Opening reads only
+table and header. An image is compared with its CRC when a process first reads it.
 
-The file is written with ordinary writes and mapped for reading only: where the disk is full, a write is an error, but a store
-to a mapped page kills the process.
+The file is written with ordinary writes, not through the mapping: on a full disk a write raises an
+error, but a store to a mapped page kills the process.
 """
 
 import contextlib
@@ -23,41 +22,38 @@ import shutil
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from common import files
 from common.errors import UserError, first_line
+from datasets.statistics import channel_sums
 
 FORMAT = 1
 COLUMNS = 7  # of the table: the CRC, three sums, three sums of squares
-TRAILER = struct.Struct("<32sQ8s")  # SHA-256 of table and header, the header's length, MAGIC
+TRAILER = struct.Struct("<32sQ8s")  # SHA-256 of table and header, length of the header, MAGIC
 MAGIC = b"imgcache"
-CHECKED_AT_ONCE = 2**28  # bytes of images; 0.3 s
-RELEASED_EVERY = 2**26  # bytes after which mapped pages are given back
+# Bytes of images that are all checked on opening, so that damage is repaired.
+CHECKED_AT_ONCE = 2**28
+RELEASED_EVERY = 2**26  # bytes that are read before mapped pages are released
 GB = 1e9
 
 
 class CachedImages:
-    """uint8 images (N, S, S, 3) in a mapped file, each compared with its CRC when it is first read."""
+    """uint8 images (N, S, S, 3) in a mapped file, each checked when it is first read."""
 
     def __init__(self, path, mapped, pixels, table):
         self.path, self.mapped, self.pixels, self.table = path, mapped, pixels, table
-        self.read = 0  # bytes since pages were given back
+        self.unreleased_bytes = 0
         self.checked = np.zeros(len(table), dtype=bool)
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # torch has no read-only tensors; nothing writes to this one
+        # torch warns that the tensor isn't writable; nothing writes to it.
+        with warnings.catch_warnings(action="ignore"):
             self.tensor = torch.from_numpy(pixels)
-
-    def __len__(self):
-        return len(self.table)
 
     @property
     def shape(self):
-        """Of the images as a tensor (N, 3, S, S)."""
+        """Shape of the images as a tensor (N, 3, S, S)."""
         count, height, width, channels = self.pixels.shape
         return torch.Size((count, channels, height, width))
 
@@ -67,95 +63,78 @@ class CachedImages:
         return part
 
     def gather(self, index, out=None):
-        """The images with these indices, (B, S, S, 3). Raises UserError for a damaged one."""
+        """The images at `index`, (B, S, S, 3). Raises UserError for a damaged one."""
         images = torch.index_select(self.tensor, 0, index, out=out)
         numbers = index.numpy()
         self._release(images.nbytes)
-        with self._removing_when_damaged():
+        with self._removing_if_damaged():
             for place in np.flatnonzero(~self.checked[numbers]):
                 self._check(numbers[place], images[place].numpy())
         return images
 
     def all(self):
         """A view of all images, (N, S, S, 3), each checked. Raises UserError for a damaged one."""
-        with self._removing_when_damaged():
+        with self._removing_if_damaged():
             self.check()
         return self.tensor
 
     def check(self):
-        """Compares every image that this process hasn't read yet with its CRC. Raises UserError for a damaged one."""
+        """Checks all images that weren't checked yet. Raises UserError for a damaged one."""
         for number in np.flatnonzero(~self.checked):
             self._check(number, self.pixels[number])
             self._release(self.pixels[number].nbytes)
 
-    def _release(self, read):
-        """Gives mapped pages back after so many bytes more were read; the system keeps them cached while it has memory.
-
-        Otherwise all that was ever read would count as this process's memory. To map a batch's pages again takes
-        about 3 % of the time to augment it (64 images of 224 px, crop and flip, on a CPU).
-        """
-        self.read += read
-        if self.read > RELEASED_EVERY and hasattr(mmap, "MADV_DONTNEED"):
-            self.read = 0
-            self.mapped.madvise(mmap.MADV_DONTNEED)
-
     def channel_sums(self, rows=None):
-        """(sum, sum of squares) of the values of each channel, int64 (3,) each, of all images or of these rows."""
-        chosen = self.table if rows is None else self.table[rows.numpy()]
-        totals = torch.from_numpy(chosen[:, 1:].sum(0))
-        return totals[:3], totals[3:]
+        """int64 (6,), see statistics.channel_sums: of all images, or of some rows."""
+        table = self.table if rows is None else self.table[rows.numpy()]
+        return table[:, 1:].sum(0)
+
+    def _release(self, nbytes):
+        """Counts bytes that were read, and releases mapped pages from time to time.
+
+        Otherwise all that was read would count as this process's memory. Mapping pages again takes
+        about 3 % of the augmentation's time (64 images of 224 px, crop and flip, on a CPU).
+        """
+        self.unreleased_bytes += nbytes
+        if self.unreleased_bytes > RELEASED_EVERY and hasattr(mmap, "MADV_DONTNEED"):
+            self.unreleased_bytes = 0
+            self.mapped.madvise(mmap.MADV_DONTNEED)
 
     def _check(self, number, image):
         if zlib.crc32(image) != self.table[number, 0]:
-            raise UserError(f"{self.path} is damaged (image {number} is not what was written)")
+            raise UserError(f"{self.path} is damaged (checksum of image {number})")
         self.checked[number] = True
 
     @contextlib.contextmanager
-    def _removing_when_damaged(self):
-        """In the middle of a run the images can't be decoded again; the next start finds no cache and does it."""
+    def _removing_if_damaged(self):
         try:
             yield
         except UserError as error:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
-            raise UserError(
-                f"{error}; it is removed, and made again at the next start (--resume continues a run)"
-            ) from error
+            message = f"{error}; it is removed: start again (--resume) to rebuild it"
+            raise UserError(message) from error
 
 
-@dataclass(frozen=True)
-class Cached:
-    """What `read` found: the images, and which files of the listing could not be read (their numbers, in its order)."""
-
-    images: CachedImages
-    unreadable: list
-
-
-def summary(image):
-    """The table's row for an image (S, S, 3)."""
-    values, pixels = np.arange(256), image.reshape(-1, 3)
-    # Counting takes a tenth of the time of summing squares.
-    counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(3)])
-    return np.concatenate(
-        ([zlib.crc32(np.ascontiguousarray(image))], counts @ values, counts @ values**2)
-    )
+def table_row(image):
+    """The table's row for an image, uint8 (S, S, 3)."""
+    return np.concatenate(([zlib.crc32(np.ascontiguousarray(image))], channel_sums(image)))
 
 
 def write(path, listing, side, results, count):
-    """Writes a cache and opens it.
+    """Writes a cache of `count` images, and reads it.
 
-    results: for each of the `count` files of the listing, in order, (image, summary), or None for an unreadable one.
-    Raises OSError where there is no room, before the first result is asked for, or where the file can't be written; then, as
-    when `results` raises, what stood at `path` is still there.
+    results: (image, table_row) for each file of the listing, or None for an unreadable one. Raises
+    OSError if there is no space, before the first result, or if the file can't be written. On any
+    error an existing file is kept.
     """
     need = count * (3 * side * side + 8 * COLUMNS) + 2**20
     free = shutil.disk_usage(path.parent).free
     if free < need:
-        raise OSError(
-            errno.ENOSPC, f"{need / GB:.2f} GB are needed on the disk, {free / GB:.2f} GB are free"
-        )
+        message = f"{need / GB:.2f} GB are needed on the disk, {free / GB:.2f} GB are free"
+        raise OSError(errno.ENOSPC, message)
+    rows, unreadable = [], []
     with files.replacing(path) as file:
-        rows, unreadable = [], []
         for number, result in enumerate(results):
             if result is None:
                 unreadable.append(number)
@@ -163,18 +142,12 @@ def write(path, listing, side, results, count):
                 image, row = result
                 file.write(np.ascontiguousarray(image))
                 rows.append(row)
-        header = {
-            "format": FORMAT,
-            "listing": listing,
-            "side": side,
-            "count": len(rows),
-            "unreadable": unreadable,
-        }
-        end = np.array(rows, dtype="<i8").tobytes() + json.dumps(header).encode()
-        digest = hashlib.sha256(end).digest()
-        file.write(end + TRAILER.pack(digest, len(end) - len(rows) * 8 * COLUMNS, MAGIC))
+        header = {"format": FORMAT, "listing": listing, "side": side, "count": len(rows)}
+        header = json.dumps(header | {"unreadable": unreadable}).encode()
+        end = np.array(rows, dtype="<i8").tobytes() + header
+        file.write(end + TRAILER.pack(hashlib.sha256(end).digest(), len(header), MAGIC))
         file.flush()
-        _open(file.name, listing).images.check()
+        _open(file.name, listing)[0].check()
     cached = read(path, listing)
     if cached is None:
         raise OSError(f"another process replaced {path.name}")
@@ -182,64 +155,55 @@ def write(path, listing, side, results, count):
 
 
 def read(path, listing):
-    """The Cached of a listing, or None where there is no such file. Raises UserError for a damaged one."""
+    """(CachedImages, positions of unreadable files) of a listing, or None if it has no cache.
+
+    Raises UserError for a damaged file.
+    """
     if not path.is_file():
         return None
     cached = _open(path, listing)
-    if cached and cached.images.pixels.nbytes <= CHECKED_AT_ONCE:
-        cached.images.check()
+    if cached and cached[0].pixels.nbytes <= CHECKED_AT_ONCE:
+        cached[0].check()
     return cached
 
 
 def _open(path, listing):
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        header, table = _read_end(file, size, path)
+        try:
+            header, table = _read_header(file)
+        except Exception as error:  # the file may hold anything
+            raise UserError(f"{path} is damaged ({first_line(error)})") from error
         if header["listing"] != listing:
             return None
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     side, count = header["side"], header["count"]
     pixels = np.frombuffer(mapped, np.uint8, count * side * side * 3).reshape(count, side, side, 3)
-    return Cached(CachedImages(path, mapped, pixels, table), header["unreadable"])
+    return CachedImages(path, mapped, pixels, table), header["unreadable"]
 
 
-def _read_end(file, size, path):
-    """(header, table) from the end of a file, which may hold anything. Raises UserError."""
-    try:
-        if size < TRAILER.size:
-            raise ValueError("it is truncated")
-        file.seek(size - TRAILER.size)
-        digest, length, magic = TRAILER.unpack(file.read(TRAILER.size))
-        if magic != MAGIC:
-            raise ValueError("it is no cache of images")
-        file.seek(size - TRAILER.size - length)
-        header = json.loads(file.read(length))
-        if not all(
-            isinstance(header[key], int) and header[key] >= 1 for key in ("format", "side", "count")
-        ):
-            raise ValueError("its header lacks something")
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']}, not {FORMAT}")
-        images, table = header["count"] * header["side"] ** 2 * 3, header["count"] * 8 * COLUMNS
-        if images + table + length + TRAILER.size != size:
-            raise ValueError("its size is not what its header says")
-        file.seek(images)
-        end = file.read(table + length)
-        if hashlib.sha256(end).digest() != digest:
-            raise ValueError("its header doesn't match its digest")
-        header["listing"], header["unreadable"] = (
-            str(header["listing"]),
-            [int(number) for number in header["unreadable"]],
-        )
-        return header, np.frombuffer(end[:table], "<i8").reshape(-1, COLUMNS)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        OverflowError,
-        RecursionError,
-        struct.error,
-        MemoryError,
-    ) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)})") from error
+def _read_header(file):
+    """(header, table) from the end of a file."""
+    size = os.fstat(file.fileno()).st_size
+    if size < TRAILER.size:
+        raise ValueError("it is truncated")
+    file.seek(size - TRAILER.size)
+    digest, length, magic = TRAILER.unpack(file.read())
+    if magic != MAGIC:
+        raise ValueError("it is not an image cache")
+    file.seek(size - TRAILER.size - length)
+    header = json.loads(file.read(length))
+    for key in ("format", "side", "count"):
+        if not isinstance(header[key], int) or header[key] < 1:
+            raise ValueError(f"its header has no valid {key}")
+    if header["format"] != FORMAT:
+        raise ValueError(f"format {header['format']}, not {FORMAT}")
+    pixels, table = header["count"] * header["side"] ** 2 * 3, header["count"] * 8 * COLUMNS
+    if pixels + table + length + TRAILER.size != size:
+        raise ValueError("its size doesn't match its header")
+    file.seek(pixels)
+    end = file.read(table + length)
+    if hashlib.sha256(end).digest() != digest:
+        raise ValueError("its header doesn't match its digest")
+    header["listing"] = str(header["listing"])
+    header["unreadable"] = [int(number) for number in header["unreadable"]]
+    return header, np.frombuffer(end[:table], "<i8").reshape(-1, COLUMNS)

@@ -1,15 +1,18 @@
-"""The thin residual networks that He et al. made for CIFAR (arXiv 1512.03385 §4.2): widths 16, 32, 64 and n blocks a stage.
+"""The thin residual networks of He et al. for CIFAR (arXiv 1512.03385 §4.2).
 
-Depth is 6n + 2. `shortcut="pad"` is the paper's option A: subsampling and zero channels, no parameters;
-`shortcut="project"`, the default, is option B, which trains a little better.
+Widths 16, 32 and 64, n blocks a stage, depth 6n + 2. `shortcut="project"` (default) is the paper's
+option B; `shortcut="pad"` is its option A: subsampling and zero channels, without parameters.
 
 Three variations replace the block:
-- ECA (arXiv 1910.03151): channel attention after the second batch norm, before the addition; `eca_position` moves it.
-- Ghost (arXiv 1911.11907): both 3x3 convolutions are ghost modules. The second has no ReLU, so that a block can subtract
-  from its shortcut.
-- ConvNeXt (arXiv 2201.03545): an inverted bottleneck around a 7x7 depthwise convolution. Unlike the paper's block it
-  expands first, so the large kernel works on the wide features, and keeps ResNet's batch norm, ReLU and ReLU after the
-  addition.
+- ECA (arXiv 1910.03151): channel attention after the second batch norm, before the addition;
+  `eca_position` moves it.
+- Ghost (arXiv 1911.11907): both 3x3 convolutions are ghost modules. The second has no ReLU, so
+  that a block can subtract from its shortcut.
+- ConvNeXt (arXiv 2201.03545): an inverted bottleneck around a 7x7 depthwise convolution. Unlike the
+  paper's block it expands first, so that the large kernel works on the wide features, and it keeps
+  ResNet's batch norm, ReLU and ReLU after the addition.
+
+Each block: (B, in_channels, H, W) -> (B, width, H / stride, W / stride).
 """
 
 import math
@@ -19,51 +22,55 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import ECA, DropPath, drop_path_rates, eca_kernel, one_of
-from models.resnet import conv_bn, init_weights, projection
+from models.layers import ECA, DropPath, conv_bn, drop_path_rates, eca_kernel, one_of
+from models.resnet import init_weights, projection
+
+ECA_POSITIONS = ("bn1", "bn2", "add")
 
 
 class PadShortcut(nn.Module):
-    """Every stride-th pixel, and zeros for the new channels. (B, C, H, W) -> (B, out_channels, H / stride, W / stride)"""
+    """Every stride-th pixel, and zeros for the new channels."""
 
     def __init__(self, in_channels, out_channels, stride):
         super().__init__()
-        self.stride, self.new = stride, out_channels - in_channels
+        self.stride = stride
+        self.new_channels = out_channels - in_channels
 
     def forward(self, x):
-        return F.pad(
-            x[:, :, :: self.stride, :: self.stride],
-            (0, 0, 0, 0, self.new // 2, self.new - self.new // 2),
-        )
+        before = self.new_channels // 2
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, before, self.new_channels - before))
 
 
-def shortcut_of(in_channels, width, stride, kind):
-    same = stride == 1 and in_channels == width
-    return (PadShortcut if kind == "pad" and not same else projection)(in_channels, width, stride)
+def create_shortcut(in_channels, width, stride, kind):
+    same_shape = stride == 1 and in_channels == width
+    if kind == "pad" and not same_shape:
+        return PadShortcut(in_channels, width, stride)
+    return projection(in_channels, width, stride)
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut. (B, C, H, W) -> (B, width, H / stride, W / stride)"""
+    """Two 3x3 convolutions and a shortcut."""
 
     def __init__(self, in_channels, width, stride, shortcut):
         super().__init__()
         self.conv1 = conv_bn(in_channels, width, 3, stride)
         self.conv2 = conv_bn(width, width, 3)
-        self.shortcut = shortcut_of(in_channels, width, stride, shortcut)
+        self.shortcut = create_shortcut(in_channels, width, stride, shortcut)
 
     def forward(self, x):
         return F.relu(self.shortcut(x) + self.conv2(F.relu(self.conv1(x))))
 
 
 class ECABlock(Block):
-    """Block with efficient channel attention at one of three places. (B, C, H, W) -> (B, width, H / stride, W / stride)"""
+    """Block with efficient channel attention at one of ECA_POSITIONS."""
 
     def __init__(self, in_channels, width, stride, shortcut, kernel, position):
         super().__init__(in_channels, width, stride, shortcut)
         eca = ECA(kernel or eca_kernel(width))
-        self.eca_bn1, self.eca_bn2, self.eca_add = (
-            eca if position == p else nn.Identity() for p in ECA_POSITIONS
-        )
+        self.eca_bn1 = eca if position == "bn1" else nn.Identity()
+        self.eca_bn2 = eca if position == "bn2" else nn.Identity()
+        self.eca_add = eca if position == "add" else nn.Identity()
 
     def forward(self, x):
         out = F.relu(self.eca_bn1(self.conv1(x)))
@@ -71,20 +78,14 @@ class ECABlock(Block):
         return F.relu(self.eca_add(self.shortcut(x) + out))
 
 
-ECA_POSITIONS = ("bn1", "bn2", "add")
-
-
 class GhostModule(nn.Module):
-    """Half of the channels by a convolution, the other half from those by a 3x3 depthwise one.
+    """A 3x3 convolution makes half of the channels, a 3x3 depthwise one the others from those."""
 
-    (B, C, H, W) -> (B, width, H / stride, W / stride). Of an odd width the convolution makes the larger half.
-    """
-
-    def __init__(self, in_channels, width, kernel=3, stride=1, relu=True):
+    def __init__(self, in_channels, width, stride=1, relu=True):
         super().__init__()
         intrinsic = math.ceil(width / 2)
         self.width = width
-        self.primary = conv_bn(in_channels, intrinsic, kernel, stride)
+        self.primary = conv_bn(in_channels, intrinsic, 3, stride)
         self.cheap = conv_bn(intrinsic, intrinsic, 3, groups=intrinsic)
         self.act = nn.ReLU() if relu else nn.Identity()
 
@@ -94,20 +95,20 @@ class GhostModule(nn.Module):
 
 
 class GhostBlock(nn.Module):
-    """Two ghost modules and a shortcut. (B, C, H, W) -> (B, width, H / stride, W / stride)"""
+    """Two ghost modules and a shortcut."""
 
     def __init__(self, in_channels, width, stride, shortcut):
         super().__init__()
-        self.ghost1 = GhostModule(in_channels, width, stride=stride)
+        self.ghost1 = GhostModule(in_channels, width, stride)
         self.ghost2 = GhostModule(width, width, relu=False)
-        self.shortcut = shortcut_of(in_channels, width, stride, shortcut)
+        self.shortcut = create_shortcut(in_channels, width, stride, shortcut)
 
     def forward(self, x):
         return F.relu(self.shortcut(x) + self.ghost2(self.ghost1(x)))
 
 
 class ConvNeXtBlock(nn.Module):
-    """1x1 to four times the input width, 7x7 depthwise, 1x1. (B, C, H, W) -> (B, width, H / stride, W / stride)"""
+    """1x1 to four times the input width, 7x7 depthwise, 1x1."""
 
     def __init__(self, in_channels, width, stride, shortcut):
         super().__init__()
@@ -116,7 +117,7 @@ class ConvNeXtBlock(nn.Module):
         self.depthwise = conv_bn(hidden, hidden, 7, stride, groups=hidden)
         self.project = conv_bn(hidden, width, 1)
         self.drop_path = DropPath()
-        self.shortcut = shortcut_of(in_channels, width, stride, shortcut)
+        self.shortcut = create_shortcut(in_channels, width, stride, shortcut)
 
     def forward(self, x):
         out = self.project(F.relu(self.depthwise(F.relu(self.expand(x)))))
@@ -136,7 +137,8 @@ class CifarResNet(nn.Module):
         blocks, channels = [], 16
         for width in (16, 32, 64):
             for i in range(n):
-                blocks.append(block(channels, width, 2 if width > 16 and i == 0 else 1, shortcut))
+                stride = 2 if width > 16 and i == 0 else 1
+                blocks.append(block(channels, width, stride, shortcut))
                 channels = width
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(channels, num_classes)
@@ -148,20 +150,17 @@ class CifarResNet(nn.Module):
 
 
 def eca_resnet(num_classes=10, *, n, kernel, shortcut="project", eca_position="bn2"):
-    """CifarResNet of ECA blocks. kernel: ECA's, or 0 for the one that follows from each block's width."""
+    """kernel: ECA's kernel size, or 0 to derive it from the width."""
     one_of("eca_position", eca_position, ECA_POSITIONS)
-    return CifarResNet(
-        num_classes, partial(ECABlock, kernel=kernel, position=eca_position), n=n, shortcut=shortcut
-    )
+    block = partial(ECABlock, kernel=kernel, position=eca_position)
+    return CifarResNet(num_classes, block, n=n, shortcut=shortcut)
 
 
 def ghost_resnet(num_classes=10, *, n, shortcut="project"):
-    """CifarResNet of ghost blocks."""
     return CifarResNet(num_classes, GhostBlock, n=n, shortcut=shortcut)
 
 
 def convnext_resnet(num_classes=10, *, n, drop_path=0.05):
-    """CifarResNet of ConvNeXt blocks."""
     model = CifarResNet(num_classes, ConvNeXtBlock, n=n)
     for block, rate in zip(model.blocks, drop_path_rates(drop_path, 3 * n)):
         block.drop_path.rate = rate

@@ -1,17 +1,20 @@
-"""CoAtNet (arXiv 2106.04803): stages of inverted-bottleneck convolutions, then stages of transformers with relative bias.
+"""CoAtNet (arXiv 2106.04803): stages of convolutions, then of transformers.
 
-Departures for 32x32 pictures: one 3x3 stem convolution instead of two, no stride in it nor in the first stage, so that
-the transformers see 8x8 and 4x4 pixels; `coatnet_0` is 56 wide in the stem and 640 at the end (published: 64 and 768).
-The stride of an MBConv is at its depthwise convolution, not at the first 1x1, and it expands its input's width.
+Departures for 32x32 images: one 3x3 stem convolution instead of two, no stride in it nor in the
+first stage, so that the transformers see 8x8 and 4x4 pixels; `coatnet_0` is 56 wide in the stem and
+640 at the end (published: 64 and 768). The stride of an MBConv is in its depthwise convolution, not
+in the first 1x1, and it expands its input's width.
 
-`coatnet`, with large_kernel=True: the depthwise convolution of each MBConv becomes three in parallel whose outputs are
-mixed by a softmax for each channel, for large receptive fields that the picture chooses (after arXiv 2303.09030; the
-selection is that of arXiv 1903.06586).
+`coatnet(large_kernel=True)`: the depthwise convolution of each MBConv becomes three in parallel,
+mixed by a softmax for each channel: large receptive fields that depend on the image (after arXiv
+2303.09030; the selection is that of arXiv 1903.06586).
 
-`coatnet_cifar`: four changes that were made for CIFAR. Efficient channel attention (arXiv 1910.03151) instead of
-squeeze-excitation, and after the MLPs; the width changes between transformer stages by 2x2 stride-2 convolutions instead
-of pooled shortcuts; a batch norm after every convolution of an MBConv; and no bias anywhere but in the classifier. Its
-`stem="imagenet"` is the layout that the name first stood for: stride 2 in the stem and no position bias.
+`coatnet_cifar` has four changes for CIFAR: efficient channel attention (arXiv 1910.03151) instead
+of squeeze-excitation, and after the MLPs; 2x2 stride-2 convolutions instead of pooled shortcuts
+between transformer stages; a batch norm after every convolution of an MBConv; no bias except in the
+classifier. `stem="imagenet"` is its original layout: stride 2 in the stem and no position bias.
+
+Each block: (B, in_channels, H, W) -> (B, width, H / stride, W / stride).
 """
 
 from functools import partial
@@ -20,8 +23,17 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import ECA, DropPath, LayerNorm2d, Mlp, attend, drop_path_rates, init_he, one_of
-from models.resnet import conv_bn
+from models.layers import (
+    ECA,
+    DropPath,
+    LayerNorm2d,
+    Mlp2d,
+    attention_weights,
+    conv_bn,
+    drop_path_rates,
+    has_cifar_stem,
+    init_he,
+)
 
 
 class SqueezeExcite(nn.Module):
@@ -38,16 +50,12 @@ class SqueezeExcite(nn.Module):
 
 
 class SelectiveKernel(nn.Module):
-    """Depthwise 3x3, 5x5 and 7x7 in parallel, mixed by a softmax over the three for each channel.
-
-    (B, C, H, W) -> (B, C, H / stride, W / stride)
-    """
+    """Depthwise 3x3, 5x5 and 7x7 in parallel, mixed by a softmax over them for each channel."""
 
     def __init__(self, channels, stride, kernels=(3, 5, 7), reduction=8):
         super().__init__()
-        self.branches = nn.ModuleList(
-            conv_bn(channels, channels, k, stride, groups=channels) for k in kernels
-        )
+        depthwise = partial(conv_bn, channels, channels, stride=stride, groups=channels)
+        self.branches = nn.ModuleList(depthwise(kernel) for kernel in kernels)
         self.fc1 = nn.Linear(channels, channels // reduction)
         self.fc2 = nn.Linear(channels // reduction, len(kernels) * channels)
 
@@ -55,67 +63,51 @@ class SelectiveKernel(nn.Module):
         maps = [branch(x) for branch in self.branches]
         means = sum(m.mean((2, 3)) for m in maps)  # (B, C)
         scores = self.fc2(F.gelu(self.fc1(means))).unflatten(1, (len(maps), -1))
-        weights = scores.softmax(1)[..., None, None].unbind(1)  # for each kernel (B, C, 1, 1)
-        first, *rest = (w * m for w, m in zip(weights, maps))
-        return sum(rest, start=first)
+        weights = scores.softmax(1)[..., None, None].unbind(1)  # one (B, C, 1, 1) for each kernel
+        first, *others = (w * m for w, m in zip(weights, maps))
+        return sum(others, start=first)
 
 
-def depthwise3(channels, stride):
-    return conv_bn(channels, channels, 3, stride, groups=channels)
-
-
-def conv_bias(in_channels, out_channels):
-    return nn.Conv2d(in_channels, out_channels, 1)
-
-
-def pooled(stride):
+def pool(stride):
     return nn.MaxPool2d(stride) if stride > 1 else nn.Identity()
 
 
-class MBConv(nn.Module):
-    """Norm, 1x1 to four times the input width, depthwise, channel gate, 1x1. (B, C, H, W) -> (B, width, H / stride, W / stride)
+def create_shortcut(in_channels, width, stride, bias=True):
+    same = in_channels == width
+    change = nn.Identity() if same else nn.Conv2d(in_channels, width, 1, bias=bias)
+    return nn.Sequential(pool(stride), change)
 
-    depthwise: (channels, stride) -> Module; gate: (channels) -> Module; project: (in_channels, out_channels) -> Module.
+
+class MBConv(nn.Module):
+    """Norm, 1x1 to four times the input width, depthwise, channel gate, 1x1.
+
+    large_kernel: a selective kernel as the depthwise convolution; eca: the variation for CIFAR.
     """
 
     def __init__(
-        self,
-        in_channels,
-        width,
-        stride=1,
-        drop_path=0.0,
-        *,
-        depthwise=depthwise3,
-        gate=SqueezeExcite,
-        project=conv_bias,
-        shortcut_bias=True,
+        self, in_channels, width, stride=1, drop_path=0.0, *, large_kernel=False, eca=False
     ):
         super().__init__()
         hidden = 4 * in_channels
         self.norm = nn.BatchNorm2d(in_channels)
         self.expand = conv_bn(in_channels, hidden, 1)
-        self.depthwise = depthwise(hidden, stride)
-        self.gate = gate(hidden)
-        self.project = project(hidden, width)
+        if large_kernel:
+            self.depthwise = SelectiveKernel(hidden, stride)
+        else:
+            self.depthwise = conv_bn(hidden, hidden, 3, stride, groups=hidden)
+        self.gate = ECA(3) if eca else SqueezeExcite(hidden)
+        self.project = conv_bn(hidden, width, 1) if eca else nn.Conv2d(hidden, width, 1)
         self.drop_path = DropPath(drop_path)
-        change = (
-            nn.Identity()
-            if in_channels == width
-            else nn.Conv2d(in_channels, width, 1, bias=shortcut_bias)
-        )
-        self.shortcut = nn.Sequential(pooled(stride), change)
-
-    def residual(self, x):
-        x = F.gelu(self.expand(self.norm(x)))
-        x = F.gelu(self.depthwise(x))
-        return self.project(self.gate(x))
+        self.shortcut = create_shortcut(in_channels, width, stride, bias=not eca)
 
     def forward(self, x):
-        return self.shortcut(x) + self.drop_path(self.residual(x))
+        out = F.gelu(self.depthwise(F.gelu(self.expand(self.norm(x)))))
+        out = self.project(self.gate(out))
+        return self.shortcut(x) + self.drop_path(out)
 
 
 def relative_index(size):
-    """For each pair of pixels (i, j) of a size x size grid, the row of the bias table for their offset. int64 (N, N)
+    """For each pair of pixels (i, j) of a size x size grid, the row of the bias table. int64 (N, N)
 
     Offsets (dy, dx) of j from i, each from 1 - size to size - 1, are numbered row by row.
     """
@@ -126,14 +118,15 @@ def relative_index(size):
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels, with a learnt bias for each head and offset. (B, C, H, W) -> (B, width, H, W)
+    """softmax(q k' / sqrt(head_dim) + bias) v over pixels. (B, C, H, W) -> (B, width, H, W)
 
-    softmax(q k' / sqrt(head_dim) + bias) v; size: H = W, or 0 for no position bias.
+    The bias is learned for each head and offset. size: H = W, or 0 for no bias.
     """
 
     def __init__(self, in_channels, width, heads, size, bias=True):
         super().__init__()
         self.heads, self.size = heads, size
+        self.fused_attn = True  # see models.choose_attention
         self.qkv = nn.Linear(in_channels, 3 * width, bias)
         self.proj = nn.Linear(width, width, bias)
         if size:
@@ -141,41 +134,37 @@ class Attention(nn.Module):
             self.register_buffer("index", relative_index(size), persistent=False)
 
     def forward(self, x):
-        B, _, H, W = x.shape
+        H, W = x.shape[2:]
         if self.size and not H == W == self.size:
-            raise ValueError(
-                f"attention over {H}x{W} pixels with a position bias for {self.size}x{self.size}: set image_size"
-            )
+            built_for = f"a position bias for {self.size}x{self.size}"
+            raise ValueError(f"attention over {H}x{W} pixels with {built_for}: set image_size")
         tokens = x.flatten(2).transpose(1, 2)  # (B, N, C)
-        q, k, v = (
-            self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # each (B, heads, N, head_dim)
-        bias = (
-            self.position_bias[self.index].permute(2, 0, 1).to(q.dtype) if self.size else None
-        )  # (heads, N, N)
-        x = attend(q, k, v, q.shape[-1] ** -0.5, bias)
+        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
+        bias = None
+        if self.size:
+            bias = self.position_bias[self.index].permute(2, 0, 1).to(q.dtype)  # (heads, N, N)
+        scale = q.shape[-1] ** -0.5
+        if self.fused_attn:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        else:
+            x = attention_weights(q, k, scale, bias) @ v
         x = self.proj(x.transpose(1, 2).flatten(2))  # (B, N, width)
         return x.transpose(1, 2).unflatten(2, (H, W))
 
 
 class Transformer(nn.Module):
-    """Attention, then MLP, each after a layer norm. (B, C, H, W) -> (B, width, H / stride, W / stride)
+    """Attention, then MLP, each after a layer norm. size: see Attention; eca: as for MBConv."""
 
-    size: pixels on a side after the stride, or 0 for no position bias; gate: a module that follows the MLP.
-    """
-
-    def __init__(
-        self, in_channels, width, heads, size, stride=1, drop_path=0.0, bias=True, gate=nn.Identity
-    ):
+    def __init__(self, in_channels, width, stride=1, drop_path=0.0, *, heads, size, eca=False):
         super().__init__()
         self.norm1, self.norm2 = LayerNorm2d(in_channels), LayerNorm2d(width)
-        self.pool = pooled(stride)
-        self.attention = Attention(in_channels, width, heads, size, bias)
-        self.mlp = Mlp(width, 4, bias)
-        self.gate = gate()
+        self.pool = pool(stride)
+        self.attention = Attention(in_channels, width, heads, size, bias=not eca)
+        self.mlp = Mlp2d(width, 4 * width, bias=not eca)
+        self.gate = ECA(3) if eca else nn.Identity()
         self.drop_path = DropPath(drop_path)
-        change = nn.Identity() if in_channels == width else nn.Conv2d(in_channels, width, 1)
-        self.shortcut = nn.Sequential(pooled(stride), change)
+        self.shortcut = create_shortcut(in_channels, width, stride)
 
     def forward(self, x):
         x = self.shortcut(x) + self.drop_path(self.attention(self.pool(self.norm1(x))))
@@ -187,7 +176,7 @@ class CoAtNet(nn.Module):
 
     def __init__(self, num_classes, stem, blocks, width):
         super().__init__()
-        self.stem = stem
+        self.stem = nn.Sequential(*stem)
         self.blocks = nn.Sequential(*blocks)
         self.norm = LayerNorm2d(width)
         self.fc = nn.Linear(width, num_classes)
@@ -201,65 +190,60 @@ class CoAtNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def grid(image_size, reduction):
+def grid_size(image_size, reduction):
+    """Pixels on a side after the image was reduced."""
     if image_size % reduction:
         raise ValueError(f"image_size {image_size} is not a multiple of {reduction}")
     return image_size // reduction
 
 
+def create_stage(block, in_channels, width, depth, stride, rates):
+    """`depth` blocks; the first has the stride and changes the width. rates: of drop-path."""
+    first = block(in_channels, width, stride, next(rates))
+    return [first, *(block(width, width, 1, next(rates)) for _ in range(depth - 1))]
+
+
 def coatnet(num_classes=10, *, widths, depths, large_kernel=False, image_size=32, drop_path=0.2):
-    """CoAtNet. widths: of the stem and four stages; depths: of the stages. At 32 px the stages work at 32, 16, 8 and 4."""
+    """widths: of the stem and four stages, which see images of 32 px at 32, 16, 8 and 4 px."""
     rates = iter(drop_path_rates(drop_path, sum(depths)))
     channels, *widths = widths
-    stem = nn.Sequential(conv_bn(3, channels, 3), nn.GELU())
-    convolution = partial(MBConv, depthwise=SelectiveKernel) if large_kernel else MBConv
+    stem = [conv_bn(3, channels, 3), nn.GELU()]
     blocks = []
     for stage, (width, depth) in enumerate(zip(widths, depths)):
-        for i in range(depth):
-            stride = 2 if stage > 0 and i == 0 else 1
-            if stage < 2:
-                blocks.append(convolution(channels, width, stride, next(rates)))
-            else:
-                size = grid(image_size, 2**stage)
-                blocks.append(Transformer(channels, width, width // 32, size, stride, next(rates)))
-            channels = width
+        if stage >= 2:
+            size = grid_size(image_size, 2**stage)
+            block = partial(Transformer, heads=width // 32, size=size)
+        else:
+            block = partial(MBConv, large_kernel=large_kernel)
+        stride = 1 if stage == 0 else 2
+        blocks += create_stage(block, channels, width, depth, stride, rates)
+        channels = width
     return CoAtNet(num_classes, stem, blocks, channels)
 
 
 def coatnet_cifar(
     num_classes=10, *, widths, depths, large_stem=False, stem="cifar", image_size=32, drop_path=0.2
 ):
-    """The variation for CIFAR: five stages, the first three of convolutions. At 32 px they work at 32, 32, 16, 8 and 4."""
-    cifar = one_of("stem", stem, ("cifar", "imagenet")) == "cifar"
+    """Five stages, the first three of convolutions: at 32, 32, 16, 8 and 4 px for 32 px images."""
+    cifar = has_cifar_stem(stem)
     rates = iter(drop_path_rates(drop_path, sum(depths)))
-    entry, channels = 1 if cifar else 2, widths[0]
+    channels, stem_stride = widths[0], 1 if cifar else 2
     if large_stem:
         large = nn.Conv2d(32, 32, 5, padding=2, groups=32, bias=False)
-        layers = [conv_bn(3, 32, 3, entry), nn.GELU(), large, conv_bn(32, channels, 1), nn.GELU()]
+        stem = [conv_bn(3, 32, 3, stem_stride), nn.GELU(), large, conv_bn(32, channels, 1)]
     else:
-        layers = [conv_bn(3, channels, 3, entry), nn.GELU()]
-    eca = partial(ECA, 3)
-    convolution = partial(
-        MBConv, gate=lambda _: eca(), project=partial(conv_bn, kernel=1), shortcut_bias=False
-    )
+        stem = [conv_bn(3, channels, 3, stem_stride)]
+    stem.append(nn.GELU())
     blocks = []
     for stage, (width, depth) in enumerate(zip(widths, depths)):
-        if stage > 2:
-            blocks.append(
-                nn.Sequential(
-                    nn.Conv2d(channels, width, 2, stride=2, bias=False), nn.BatchNorm2d(width)
-                )
-            )
-            channels = width
-        size = grid(image_size, 2 ** (stage - 1)) if cifar and stage > 2 else 0
-        for i in range(depth):
-            if stage <= 2:
-                blocks.append(
-                    convolution(channels, width, 2 if stage == 2 and i == 0 else 1, next(rates))
-                )
-            else:
-                blocks.append(
-                    Transformer(channels, width, 8, size, 1, next(rates), bias=False, gate=eca)
-                )
-            channels = width
-    return CoAtNet(num_classes, nn.Sequential(*layers), blocks, channels)
+        if stage < 3:
+            stride = 2 if stage == 2 else 1
+            blocks += create_stage(partial(MBConv, eca=True), channels, width, depth, stride, rates)
+        else:
+            downsample = nn.Conv2d(channels, width, 2, stride=2, bias=False)
+            blocks.append(nn.Sequential(downsample, nn.BatchNorm2d(width)))
+            size = grid_size(image_size, 2 ** (stage - 1)) if cifar else 0
+            block = partial(Transformer, heads=8, size=size, eca=True)
+            blocks += create_stage(block, width, width, depth, 1, rates)
+        channels = width
+    return CoAtNet(num_classes, stem, blocks, channels)

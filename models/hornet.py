@@ -1,28 +1,28 @@
-"""HorNet (arXiv 2207.14284): interactions of order n by gated convolutions in a recursion, linear in the pixels.
+"""HorNet (arXiv 2207.14284): interactions of order n by recursive gated convolutions.
 
-Departure: a 3x3 stride-1 stem, so that the stages of a 32x32 picture work at 32, 16, 8 and 4 pixels; the original's
-patches of 4x4 pixels are `stem="imagenet"`. The large kernel is the depthwise 7x7 (the paper's other choice is a
-global filter).
+Departure: a 3x3 stride-1 stem, so that the stages of a 32x32 image work at 32, 16, 8 and 4 pixels;
+`stem="imagenet"` is the original's patches of 4x4 pixels. The large kernel is the depthwise 7x7
+(the paper's other choice is a global filter).
 """
 
 import torch.nn as nn
 
-from models.layers import DropPath, LayerNorm2d, LayerScale, Mlp, drop_path_rates, one_of
+from models.layers import DropPath, LayerNorm2d, LayerScale, Mlp2d, drop_path_rates, has_cifar_stem
 
 
 class GnConv(nn.Module):
     """Recursive gated convolution of order n (§3.1). (B, C, H, W) -> (B, C, H, W)
 
     [p0, q0 ... q(n-1)] = proj_in(x);  p(k+1) = g_k(p_k) * f_k(q_k) * scale;  y = proj_out(p_n)
-    where p_k and q_k have C / 2^(n-1-k) channels, f_k are depthwise convolutions (one for all k), g_0 is the identity
-    and the other g_k are 1x1 convolutions that double the channels.
+    where p_k and q_k have C / 2^(n-1-k) channels, f_k are depthwise convolutions (computed as one),
+    g_0 is the identity and the other g_k are 1x1 convolutions that double the channels.
     """
 
     def __init__(self, channels, order, kernel=7, scale=1 / 3):
         super().__init__()
         self.widths = [channels // 2 ** (order - 1 - k) for k in range(order)]
         self.scale = scale
-        total = sum(self.widths)  # with p0 it makes 2C
+        total = sum(self.widths)  # 2C without the channels of p0
         self.proj_in = nn.Conv2d(channels, 2 * channels, 1)
         self.depthwise = nn.Conv2d(total, total, kernel, padding=kernel // 2, groups=total)
         self.gates = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(self.widths, self.widths[1:]))
@@ -30,9 +30,9 @@ class GnConv(nn.Module):
 
     def forward(self, x):
         p, q = self.proj_in(x).split([self.widths[0], sum(self.widths)], dim=1)
-        first, *rest = (self.depthwise(q) * self.scale).split(self.widths, dim=1)
+        first, *others = (self.depthwise(q) * self.scale).split(self.widths, dim=1)
         p = p * first
-        for gate, f in zip(self.gates, rest):
+        for gate, f in zip(self.gates, others):
             p = gate(p) * f
         return self.proj_out(p)
 
@@ -44,8 +44,8 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = LayerNorm2d(channels), LayerNorm2d(channels)
         self.gnconv = GnConv(channels, order)
-        self.mlp = Mlp(channels)
-        self.scale1, self.scale2 = (LayerScale(channels, 1e-6) for _ in range(2))
+        self.mlp = Mlp2d(channels, 4 * channels)
+        self.scale1, self.scale2 = LayerScale(channels, 1e-6), LayerScale(channels, 1e-6)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x):
@@ -58,19 +58,20 @@ class HorNet(nn.Module):
 
     def __init__(self, num_classes=10, *, width, depths, orders, stem="cifar", drop_path=0.2):
         super().__init__()
-        cifar = one_of("stem", stem, ("cifar", "imagenet")) == "cifar"
-        entry = nn.Conv2d(3, width, 3, padding=1) if cifar else nn.Conv2d(3, width, 4, stride=4)
-        layers = [entry, LayerNorm2d(width)]
+        if has_cifar_stem(stem):
+            layers = [nn.Conv2d(3, width, 3, padding=1), LayerNorm2d(width)]
+        else:
+            layers = [nn.Conv2d(3, width, 4, stride=4), LayerNorm2d(width)]
         rates = iter(drop_path_rates(drop_path, sum(depths)))
         for stage, (depth, order) in enumerate(zip(depths, orders)):
-            if stage:
+            if stage > 0:
                 layers += [LayerNorm2d(width), nn.Conv2d(width, 2 * width, 2, stride=2)]
                 width *= 2
             layers += [Block(width, order, next(rates)) for _ in range(depth)]
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.fc = nn.Linear(width, num_classes)
-        for module in self.modules():  # as published
+        for module in self.modules():  # the authors' initialisation
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)

@@ -1,9 +1,10 @@
-"""Low-rank adapters (arXiv 2106.09685): W x + SCALE · B (A x) with W as it was and A, B learnt. The peft library makes them.
+"""Low-rank adapters (arXiv 2106.09685): W x + SCALE · B (A x), where only A and B are trained.
 
     add_adapters(model, rank=16, layers=linear_layers("eva_giant", 10, 336))
-    plain = merged(model.state_dict())          # the model's own keys, W + SCALE · B A: needs no peft to be used
+    plain = merged(model.state_dict())      # keys of the plain model, values W + SCALE · B A
 
-B begins at zero, so that the model begins as it was. The classifier is trained as a whole; nothing else is.
+The peft library makes the adapters; merged weights don't need it. B starts at zero, so that the
+model starts unchanged. The classifier is trained without an adapter; nothing else is trained.
 """
 
 import importlib.util
@@ -11,32 +12,33 @@ import logging
 
 import torch
 
-import models
 from common.errors import UserError
+from models.inspection import classifiers
+from models.registry import create_model
 
 SCALE = 2.0  # lora_alpha is twice the rank, so that another rank needs no other learning rate
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"  # peft's names
 
 
 def require_peft():
-    """Raises UserError where the library is missing."""
+    """Raises UserError if the peft library is missing."""
     if importlib.util.find_spec("peft") is None:
-        raise UserError(
-            "--lora-rank needs the peft library, which is not installed: pip install peft"
-        )
+        missing = "the peft library, which is not installed: pip install peft"
+        raise UserError(f"--lora-rank needs {missing}")
 
 
 def linear_layers(name, num_classes, image_size, options=None):
-    """Names of the linear layers of a model, without the classifier, that are called as such.
+    """Names of a model's linear layers that can have adapters: all that are called as modules.
 
-    Some of timm's attentions take the weight out of the layer to add a bias of their own: an adapter there would be passed by.
+    The classifier is left out. Some of timm's attention layers use the weight of a linear layer
+    without calling it: they would ignore an adapter. Raises UserError if no layer remains.
     """
     called = []
     with torch.device("meta"), torch.no_grad():
-        model = models.create_model(name, num_classes, **(options or {})).eval()
-        head = {id(module) for part in models.classifiers(model) for module in part.modules()}
+        model = create_model(name, num_classes, **(options or {})).eval()
+        excluded = {module for head in classifiers(model) for module in head.modules()}
         for key, module in model.named_modules():
-            if isinstance(module, torch.nn.Linear) and id(module) not in head:
+            if isinstance(module, torch.nn.Linear) and module not in excluded:
                 module.register_forward_hook(lambda *_, key=key: called.append(key))
         model(torch.empty(1, 3, image_size, image_size))
     if not called:
@@ -45,29 +47,35 @@ def linear_layers(name, num_classes, image_size, options=None):
 
 
 def add_adapters(model, rank, layers):
-    """Puts adapters of a rank around linear layers of the model, in place; what is not adapter or classifier is frozen.
+    """Adds adapters to linear layers in place, and freezes all but them and the classifier.
 
-    Raises UserError where peft is missing, or the model doesn't tell its classifier.
+    Raises UserError if peft is missing or the model's classifier is unknown.
     """
     require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    _check_classifier(model)
+    _require_classifier(model)
     logging.getLogger("peft").setLevel(logging.ERROR)
-    config = LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=list(dict.fromkeys(layers)))
+    layers = list(dict.fromkeys(layers))
+    config = LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=layers)
     inject_adapter_in_model(config, model)
-    for head in models.classifiers(model):
-        head.requires_grad_(True)
+    _train_classifier(model)
     return model
 
 
-def _check_classifier(model):
+def _require_classifier(model):
     if not hasattr(model, "get_classifier"):
-        raise UserError("this model doesn't tell its classifier: leave --lora-rank out", status=2)
+        message = "--lora-rank needs a model with get_classifier(): timm's models and vit_custom"
+        raise UserError(message, status=2)
 
 
-class Counted(torch.nn.Module):
-    """What peft puts in place of a linear layer, for counting its memory where peft is not needed. (…, D) -> (…, E)"""
+def _train_classifier(model):
+    for head in classifiers(model):
+        head.requires_grad_(True)
+
+
+class CountedAdapter(torch.nn.Module):
+    """What peft makes of a linear layer, to count its memory without peft. (…, D) -> (…, E)"""
 
     def __init__(self, linear, rank):
         super().__init__()
@@ -76,44 +84,43 @@ class Counted(torch.nn.Module):
         self.up = torch.nn.Linear(rank, linear.out_features, bias=False)
 
     def forward(self, x):
-        return self.linear(x) + SCALE * self.up(
-            self.down(x.float())
-        )  # peft brings x to the adapter's type
+        # peft casts x to the adapter's type.
+        return self.linear(x) + SCALE * self.up(self.down(x.float()))
 
 
 def add_counted(model, rank, layers):
-    """As add_adapters, without peft, for a model on the meta device."""
-    _check_classifier(model)
+    """add_adapters without peft, for counting the memory of a model on the meta device."""
+    _require_classifier(model)
     model.requires_grad_(False)
     for name in dict.fromkeys(layers):
-        model.set_submodule(name, Counted(model.get_submodule(name), rank))
-    for head in models.classifiers(model):
-        head.requires_grad_(True)
+        model.set_submodule(name, CountedAdapter(model.get_submodule(name), rank))
+    _train_classifier(model)
     return model
 
 
 def merged(state):
-    """A state dict of a model with adapters as that of the plain model; another one as it is."""
+    """A plain model's state dict, with the adapters, if there are any, added to the weights."""
     plain = {}
     for key, value in state.items():
         if key.endswith((DOWN, UP)):
             continue
-        prefix, base, name = key.partition(BASE)
+        layer, base, name = key.partition(BASE)
         if base and name == "weight":
-            update = state[prefix + UP].float() @ state[prefix + DOWN].float()
+            update = state[layer + UP].float() @ state[layer + DOWN].float()
             value = (value.float() + SCALE * update).to(value.dtype)
-        plain[f"{prefix}.{name}" if base else key] = value
+        plain[f"{layer}.{name}" if base else key] = value
     return plain
 
 
 def adapted(plain, like):
-    """The opposite: `plain` with the keys of `like`, where that has adapters; they do nothing then."""
+    """A plain state dict with the keys of `like`, whose adapters, if any, then change nothing."""
     if not any(BASE in key for key in like):
         return plain
-    out = {}
+    state = {}
     for key, value in like.items():
-        own = key.replace(BASE, ".")
-        out[key] = (
-            plain[own] if own in plain else torch.zeros_like(value) if key.endswith(UP) else value
-        )
-    return out
+        plain_key = key.replace(BASE, ".")
+        if plain_key in plain:
+            state[key] = plain[plain_key]
+        else:
+            state[key] = torch.zeros_like(value) if key.endswith(UP) else value
+    return state

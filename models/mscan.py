@@ -1,9 +1,10 @@
-"""MSCAN, the convolutional encoder of SegNeXt (arXiv 2209.08575), at a size for 32x32 pictures.
+"""MSCAN, the convolutional encoder of SegNeXt (arXiv 2209.08575), at a size for 32x32 images.
 
-Blocks are as published: batch norm before attention and MLP, a 3x3 depthwise convolution inside the MLP, a shortcut
-around the attention's gate as well as around the branch, layer scale on both branches. Departures: widths 32, 64, 128
-and three stages of 2, 2, 3 blocks instead of four; a single 3x3 stride-1 convolution as the stem, so that the stages
-work at 32, 16 and 8 pixels; all MLP ratios 4.
+Blocks are as published: batch norm before attention and MLP, a 3x3 depthwise convolution inside the
+MLP, a shortcut around the attention's gate as well as around the branch, layer scale on both
+branches. Departures: three stages of 2, 2 and 3 blocks with widths 32, 64 and 128 instead of four;
+a single 3x3 stride-1 convolution as the stem, so that the stages work at 32, 16 and 8 pixels; all
+MLP ratios 4.
 """
 
 import torch.nn as nn
@@ -19,7 +20,7 @@ def depthwise(channels, kernel):
 
 
 class MSCA(nn.Module):
-    """Multi-scale convolutional attention (eq. 1-2): a gate from 5x5, and 7, 11 and 21 pixel strips. (B, C, H, W) -> same"""
+    """Gates from 5x5 and from strips of 7, 11, 21 px (eq. 1-2). (B, C, H, W) -> (B, C, H, W)"""
 
     def __init__(self, channels):
         super().__init__()
@@ -70,7 +71,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
         self.attention = Attention(channels)
         self.mlp = ConvMlp(channels, mlp_ratio)
-        self.scale1, self.scale2 = (LayerScale(channels, 1e-2) for _ in range(2))
+        self.scale1, self.scale2 = LayerScale(channels, 1e-2), LayerScale(channels, 1e-2)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x):
@@ -86,7 +87,8 @@ class MSCAN(nn.Module):
         rates = iter(drop_path_rates(drop_path, sum(depths)))
         stages, channels = [], 3
         for width, depth in zip(widths, depths):
-            entry = nn.Conv2d(channels, width, 3, stride=1 if channels == 3 else 2, padding=1)
+            stride = 1 if channels == 3 else 2
+            entry = nn.Conv2d(channels, width, 3, stride, padding=1)
             blocks = [Block(width, mlp_ratio, next(rates)) for _ in range(depth)]
             stages.append(nn.Sequential(entry, nn.BatchNorm2d(width), *blocks, LayerNorm2d(width)))
             channels = width

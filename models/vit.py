@@ -1,12 +1,14 @@
-"""Vision transformer (Dosovitskiy et al., arXiv 2010.11929), to be read, with two changes that let it learn from few pictures.
+"""Vision transformer (Dosovitskiy et al., arXiv 2010.11929), with two options for few images.
 
-Shifted patch tokenisation (`spt`) and locality self-attention (`lsa`) are those of Lee et al., arXiv 2112.13492: a patch sees
-its surroundings, and attention learns its own temperature and leaves a token's look at itself out.
+Shifted patch tokenisation (`spt`) and locality self-attention (`lsa`) are those of Lee et al.,
+arXiv 2112.13492: a patch sees its surroundings, and attention learns its own temperature and
+excludes a token's attention to itself.
 
-Without options it is timm's VisionTransformer, parameter for parameter and name for name, so that weights go both ways.
-Departures from arXiv 2010.11929, as in timm: no hidden layer in the head, no dropout; initialisation truncated normal 0.02.
+Without options it is timm's VisionTransformer with the same parameter names, so that weights are
+interchangeable. Departures from arXiv 2010.11929, as in timm: no hidden layer in the head, no
+dropout, initialisation by a truncated normal of 0.02.
 
-Shapes: B images, N tokens (one class token, then the patches row by row), D width, P patch, h heads.
+Shapes: B images, N tokens (the class token, then the patches row by row), D width, P patch size.
 """
 
 import torch
@@ -14,11 +16,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 import torch.utils.checkpoint
 
-from models.layers import DropPath, attend, attention_weights, drop_path_rates, one_of
+from models.layers import DropPath, Mlp, attention_weights, drop_path_rates, one_of
 
 
 class PatchEmbed(nn.Module):
-    """Patches, each to a token by one linear map (a convolution of stride P). (B, 3, H, W) -> (B, N, D)"""
+    """One linear map of each patch (a convolution of stride P). (B, 3, H, W) -> (B, N, D)"""
 
     def __init__(self, patch_size, width):
         super().__init__()
@@ -29,9 +31,9 @@ class PatchEmbed(nn.Module):
 
 
 class ShiftedPatchEmbed(nn.Module):
-    """Patches of the picture and of its four diagonal shifts by half a patch, normalised, then projected (2112.13492 §3.1).
+    """Patches of the image and of its four diagonal shifts by half a patch, normalised, projected.
 
-    (B, 3, H, W) -> (B, N, D)
+    (B, 3, H, W) -> (B, N, D). arXiv 2112.13492 §3.1.
     """
 
     def __init__(self, patch_size, width):
@@ -44,20 +46,21 @@ class ShiftedPatchEmbed(nn.Module):
         self.proj = nn.Linear(values, width)
 
     def forward(self, x):
+        H, W = x.shape[2:]
         s = self.patch_size // 2
         padded = F.pad(x, (s, s, s, s))
-        H, W = x.shape[2:]
-        shifted = [padded[:, :, y : y + H, z : z + W] for y in (0, 2 * s) for z in (0, 2 * s)]
+        corners = ((0, 0), (0, 2 * s), (2 * s, 0), (2 * s, 2 * s))
+        shifted = [padded[:, :, top : top + H, left : left + W] for top, left in corners]
         x = torch.cat([x, *shifted], dim=1)  # (B, 15, H, W)
-        return self.proj(
-            self.norm(F.pixel_unshuffle(x, self.patch_size).flatten(2).transpose(1, 2))
-        )
+        patches = F.pixel_unshuffle(x, self.patch_size).flatten(2).transpose(1, 2)  # (B, N, 15 P P)
+        return self.proj(self.norm(patches))
 
 
 class Attention(nn.Module):
-    """softmax(q k' / sqrt(D / h)) v for each head, projected. (B, N, D) -> (B, N, D)
+    """softmax(q k' / sqrt(head_dim)) v for each head, projected. (B, N, D) -> (B, N, D)
 
-    local: the divisor is learnt, one for each head, and a token doesn't attend to itself (2112.13492 §3.2).
+    local: the temperature is learned for each head, and a token doesn't attend to itself
+    (arXiv 2112.13492 §3.2).
     """
 
     def __init__(self, width, heads, local=False):
@@ -67,43 +70,30 @@ class Attention(nn.Module):
         self.num_heads = heads
         self.scale = (width // heads) ** -0.5
         self.temperature = nn.Parameter(torch.full((heads, 1, 1), self.scale)) if local else None
-        self.fused_attn = True  # as in timm's attention: where it is False, attn_drop sees the weights (show/explain.py)
+        # As in timm's attention: where fused_attn is False, attn_drop sees the weights.
+        self.fused_attn = True
         self.attn_drop = nn.Identity()
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x):
         B, N, D = x.shape
-        q, k, v = (
-            self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        )  # each (B, h, N, D / h)
-        own = None
+        qkv = self.qkv(x).view(B, N, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
+        mask = None
         if self.temperature is not None:
             q = q * (self.temperature / self.scale).to(q.dtype)
-            own = q.new_zeros(N, N).masked_fill(
-                torch.eye(N, dtype=torch.bool, device=x.device), -torch.inf
-            )
+            itself = torch.eye(N, dtype=torch.bool, device=x.device)
+            mask = q.new_zeros(N, N).masked_fill(itself, -torch.inf)
         if self.fused_attn:
-            x = attend(q, k, v, self.scale, own)
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         else:
-            x = self.attn_drop(attention_weights(q, k, self.scale, own)) @ v
+            x = self.attn_drop(attention_weights(q, k, self.scale, mask)) @ v
         return self.proj(x.transpose(1, 2).reshape(B, N, D))
 
 
-class Mlp(nn.Module):
-    """Two linear layers. (B, N, D) -> (B, N, D)"""
-
-    def __init__(self, width, hidden):
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
-    """Attention, then MLP, each after a layer norm and beside a shortcut. (B, N, D) -> (B, N, D)"""
+    """Attention, then MLP, each after a layer norm and with a shortcut. (B, N, D) -> (B, N, D)"""
 
     def __init__(self, width, heads, hidden, drop_path, local):
         super().__init__()
@@ -119,7 +109,10 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Tokens, positions, blocks, a norm, and a classifier on the class token or on the patches' mean. (B, 3, H, W) -> (B, K)"""
+    """Tokens, positions, blocks, norm, classifier. (B, 3, H, W) -> (B, num_classes)
+
+    pool: what the classifier sees, the class token ("token") or the mean of the patches ("mean").
+    """
 
     def __init__(
         self,
@@ -142,12 +135,8 @@ class ViT(nn.Module):
             raise ValueError(
                 f"image_size {image_size} is not a multiple of patch_size {patch_size}"
             )
-        for option, value in (
-            ("width", width),
-            ("depth", depth),
-            ("heads", heads),
-            ("mlp_ratio", mlp_ratio),
-        ):
+        shape = dict(width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
+        for option, value in shape.items():
             if value <= 0:
                 raise ValueError(f"{option} must be above zero, not {value}")
         self.pool = one_of("pool", pool, ("token", "mean"))
@@ -160,10 +149,9 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + side**2, width))
         else:
             self.register_buffer("pos_embed", sincos_positions(side, width), persistent=False)
+        hidden = int(mlp_ratio * width)
         rates = drop_path_rates(drop_path, depth)
-        self.blocks = nn.Sequential(
-            *[Block(width, heads, int(mlp_ratio * width), rate, lsa) for rate in rates]
-        )
+        self.blocks = nn.Sequential(*[Block(width, heads, hidden, rate, lsa) for rate in rates])
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
         self.apply(init_weights)
@@ -173,16 +161,14 @@ class ViT(nn.Module):
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:
-            again = self.grad_checkpointing and self.training
-            x = (
-                torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
-                if again
-                else block(x)
-            )
+            if self.grad_checkpointing and self.training:
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         return self.norm(x)
 
     def forward_head(self, x, pre_logits=False):
-        """(B, N, D) -> (B, K), or what the classifier sees: (B, D)"""
+        """(B, N, D) -> (B, num_classes), or the classifier's input (B, D) where pre_logits."""
         x = x[:, 0] if self.pool == "token" else x[:, 1:].mean(1)
         return x if pre_logits else self.head(x)
 
@@ -193,33 +179,34 @@ class ViT(nn.Module):
         return self.head
 
     def set_grad_checkpointing(self, enable=True):
-        """Whether blocks are computed again in the backward pass instead of being kept: less memory, a third more work."""
+        """Computes blocks again in the backward pass: less memory, a third more work."""
         self.grad_checkpointing = enable
 
     def adapt_weights(self, state):
-        """A state dict of another size with this one's: patches resampled (arXiv 2212.08013), positions interpolated."""
+        """Resizes the state dict of a ViT of another size to this one's.
+
+        Patches are resampled (arXiv 2212.08013), positions interpolated.
+        """
         from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
-        state, weight, positions = dict(state), "patch_embed.proj.weight", "pos_embed"
-        own = self.state_dict()
-        if weight in state and state[weight].ndim == own[weight].ndim == 4:
-            state[weight] = resample_patch_embed(state[weight].float(), list(own[weight].shape[2:]))
-        if (
-            positions in state
-            and positions in own
-            and state[positions].shape[1] != own[positions].shape[1]
-        ):
-            side = round((own[positions].shape[1] - 1) ** 0.5)
-            state[positions] = resample_abs_pos_embed(state[positions].float(), [side, side])
+        state, own = dict(state), self.state_dict()
+        kernel, own_kernel = (s.get("patch_embed.proj.weight") for s in (state, own))
+        if kernel is not None and kernel.ndim == own_kernel.ndim == 4:
+            new_size = list(own_kernel.shape[2:])
+            state["patch_embed.proj.weight"] = resample_patch_embed(kernel.float(), new_size)
+        positions, own_positions = (s.get("pos_embed") for s in (state, own))
+        both_learned = positions is not None and own_positions is not None
+        if both_learned and positions.shape[1] != own_positions.shape[1]:
+            side = round((own_positions.shape[1] - 1) ** 0.5)
+            state["pos_embed"] = resample_abs_pos_embed(positions.float(), [side, side])
         return state
 
     def no_weight_decay(self):
-        return {"pos_embed", "cls_token"} | {
-            name for name, _ in self.named_parameters() if name.endswith("temperature")
-        }
+        temperatures = {name for name, _ in self.named_parameters() if name.endswith("temperature")}
+        return {"pos_embed", "cls_token"} | temperatures
 
     def group_matcher(self, coarse=False):
-        """Depth of each parameter, for layer-wise learning rates (timm.optim.param_groups_layer_decay)."""
+        """Depth of each parameter, for timm.optim.param_groups_layer_decay."""
         return dict(
             stem=r"^cls_token|^pos_embed|^patch_embed",
             blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
@@ -227,12 +214,15 @@ class ViT(nn.Module):
 
 
 def sincos_positions(side, width):
-    """Sines and cosines of row and column at width / 4 frequencies (arXiv 2104.02057); zero for the class token. (1, N, D)"""
+    """Sines and cosines of row and column at D / 4 frequencies (arXiv 2104.02057). (1, N, D)
+
+    The class token's position is zero.
+    """
     if width % 4:
         raise ValueError(f"sincos positions need a width that is a multiple of 4, not {width}")
     frequencies = 10000 ** -(torch.arange(width // 4) / (width // 4))
-    row, column = (torch.arange(side)[:, None] * frequencies for _ in range(2))  # (side, D / 4)
-    row, column = row.repeat_interleave(side, 0), column.repeat(side, 1)  # (side * side, D / 4)
+    angles = torch.arange(side)[:, None] * frequencies  # (side, D / 4)
+    row, column = angles.repeat_interleave(side, 0), angles.repeat(side, 1)  # (N - 1, D / 4)
     patches = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=1)
     return torch.cat([torch.zeros(1, width), patches])[None]
 

@@ -1,11 +1,12 @@
-"""Common corruptions of small pictures at five strengths, in the manner of CIFAR-10-C (arXiv 1903.12261).
+"""Common corruptions of small images at five strengths, after CIFAR-10-C (arXiv 1903.12261).
 
-    worse = corrupt(images, "gaussian_noise", 3)            # uint8 (B, 3, H, W) -> uint8 (B, 3, H, W)
+    corrupted = corrupt(images, "gaussian_noise", 3)     # uint8 (B, 3, H, W) -> uint8 (B, 3, H, W)
 
-The strengths are CIFAR-10-C's where the operation is the same; blur and motion are in pixels of a 32 px side and grow with
-it. Its snow, frost and glass blur are left out (frost needs photographs), saturation is from its extra set. A picture's
-draws depend on the corruption, the strength and its place in the batch: accuracies can be compared between models here,
-not with published figures of CIFAR-10-C.
+The strengths are those of CIFAR-10-C where the operation is the same. Blur and motion are given in
+pixels of a 32 px image and scale with it. Snow, frost and glass blur are left out (frost needs
+photographs); saturation is from the paper's extra set. What an image's corruption draws depends on
+the corruption, the strength and its place in the batch, so accuracies can be compared between
+models here, but not with published results on CIFAR-10-C.
 """
 
 import io
@@ -22,20 +23,26 @@ STRENGTHS = (1, 2, 3, 4, 5)
 
 
 def corrupt(images, name, strength):
-    """uint8 (B, 3, H, W) -> the same, corrupted. name: of CORRUPTIONS; strength: 1 to 5. The same each time."""
+    """uint8 (B, 3, H, W) -> the same, corrupted; deterministic.
+
+    name: a key of CORRUPTIONS; strength: 1 to 5.
+    """
     function, values = CORRUPTIONS[name]
     generator = torch.Generator().manual_seed(derive_seed(0, strength, f"corruption {name}"))
     x = images.contiguous().float() / 255
-    out = function(x, values[strength - 1], generator)
-    return out.mul(255).round().clamp(0, 255).to(torch.uint8)
+    return _to_uint8(function(x, values[strength - 1], generator))
 
 
-def _normal(x, generator):
-    return torch.randn(x.shape, generator=generator).to(x.device)
+def _to_uint8(x):
+    return x.mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+# Each corruption takes float images (B, 3, H, W) in [0, 1], its value for the strength and a
+# generator on the CPU.
 
 
 def gaussian_noise(x, std, generator):
-    return x + std * _normal(x, generator)
+    return x + std * torch.randn(x.shape, generator=generator).to(x.device)
 
 
 def shot_noise(x, photons, generator):
@@ -43,74 +50,69 @@ def shot_noise(x, photons, generator):
 
 
 def impulse_noise(x, amount, generator):
-    """Salt and pepper, each value for itself."""
+    """Salt and pepper, drawn for each channel of each pixel."""
     draw = torch.rand(x.shape, generator=generator).to(x.device)
     return torch.where(draw < amount / 2, 0.0, torch.where(draw < amount, 1.0, x))
 
 
-def _filter(x, kernels):
-    """Convolves each picture with its own (or the only) kernel; the border is reflected."""
-    batch, channels, height, width = x.shape
-    kernels = kernels.to(x.device).expand(batch, -1, -1).repeat_interleave(channels, 0)[:, None]
-    pad = kernels.shape[-1] // 2
-    padded = F.pad(x, (pad, pad, pad, pad), mode="reflect").view(
-        1, batch * channels, height + 2 * pad, width + 2 * pad
-    )
-    return F.conv2d(padded, kernels, groups=batch * channels).view(batch, channels, height, width)
+def defocus_blur(x, values, generator):
+    """A disk, softened by a small Gaussian. values: the radius and the Gaussian's std."""
+    radius, std = (value * x.shape[-1] / 32 for value in values)
+    distance = torch.hypot(*_offsets(min(math.ceil(radius + 3 * std), x.shape[-1] - 1)))
+    disk = (distance <= radius).float()[None, None]
+    gaussian = torch.exp(-0.5 * (distance / std) ** 2)[None, None]
+    kernel = F.conv2d(disk, gaussian, padding=len(distance) // 2)[0]
+    return _filter(x, kernel / kernel.sum())
 
 
-def _grid(radius):
+def motion_blur(x, values, generator):
+    """A line in a random direction that fades out. values: its length and the fading."""
+    length, std = (value * x.shape[-1] / 32 for value in values)
+    angle = 2 * math.pi * torch.rand(len(x), 1, 1, generator=generator)
+    dy, dx = _offsets(min(math.ceil(length), x.shape[-1] - 1))
+    along, across = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
+    fading = torch.exp(-0.5 * (along / std) ** 2)
+    kernels = fading * (1 - across.abs()).clamp(min=0) * (along > -0.5)
+    return _filter(x, kernels / kernels.sum((1, 2), keepdim=True))
+
+
+def _offsets(radius):
+    """(vertical, horizontal) distances from the centre of a square kernel, in pixels."""
     index = torch.arange(-radius, radius + 1, dtype=torch.float32)
     return torch.meshgrid(index, index, indexing="ij")
 
 
-def defocus_blur(x, values, generator):
-    """A disk, itself softened by a small Gaussian."""
-    radius, soft = (value * x.shape[-1] / 32 for value in values)
-    y, z = _grid(min(math.ceil(radius + 3 * soft), x.shape[-1] - 1))
-    disk, gaussian = (
-        (torch.hypot(y, z) <= radius).float(),
-        torch.exp(-0.5 * (torch.hypot(y, z) / soft) ** 2),
-    )
-    kernel = F.conv2d(disk[None, None], gaussian[None, None], padding=len(y) // 2)[0, 0]
-    return _filter(x, (kernel / kernel.sum())[None])
-
-
-def motion_blur(x, values, generator):
-    """A line from the pixel in a random direction, lighter towards its end."""
-    length, spread = (value * x.shape[-1] / 32 for value in values)
-    angle = 2 * math.pi * torch.rand(len(x), 1, 1, generator=generator)
-    y, z = _grid(min(math.ceil(length), x.shape[-1] - 1))
-    along, across = z * angle.cos() + y * angle.sin(), y * angle.cos() - z * angle.sin()
-    kernels = (
-        torch.exp(-0.5 * (along / spread) ** 2) * (1 - across.abs()).clamp(min=0) * (along > -0.5)
-    )
-    return _filter(x, kernels / kernels.sum((1, 2), keepdim=True))
+def _filter(x, kernels):
+    """Convolves each image with its own kernel, or all with the only one; reflects the border."""
+    B, C, H, W = x.shape
+    kernels = kernels.to(x.device).expand(B, -1, -1).repeat_interleave(C, 0)[:, None]
+    pad = kernels.shape[-1] // 2
+    padded = F.pad(x, (pad, pad, pad, pad), mode="reflect")
+    padded = padded.view(1, B * C, H + 2 * pad, W + 2 * pad)
+    return F.conv2d(padded, kernels, groups=B * C).view(B, C, H, W)
 
 
 def zoom_blur(x, largest, generator):
-    """The mean of the picture and its enlargements in steps of a hundredth."""
+    """The mean of the image and its enlargements in steps of 0.01."""
     zooms = [1 + k / 100 for k in range(round(100 * (largest - 1)) + 1)]
-    return sum(_zoom(x, zoom) for zoom in zooms) / len(zooms)
+    return sum(_resample(x, zoom=zoom) for zoom in zooms) / len(zooms)
 
 
-def _zoom(x, zoom):
-    theta = torch.tensor([[1 / zoom, 0, 0], [0, 1 / zoom, 0]], device=x.device).expand(
-        len(x), -1, -1
-    )
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+def _resample(x, zoom=1.0, shift=0.0):
+    """x, enlarged about its centre; shift (B, H, W, 2): of each pixel, where the side is 2."""
+    theta = torch.tensor([[1 / zoom, 0, 0], [0, 1 / zoom, 0]], device=x.device)
+    grid = F.affine_grid(theta.expand(len(x), -1, -1), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid + shift, padding_mode="reflection", align_corners=False)
 
 
 def fog(x, values, generator):
-    """Clouds of noise over several octaves, of which the finer ones weigh less by a factor."""
+    """Clouds of noise in octaves. values: their amount, and the ratio of successive octaves."""
     amount, decay = values
-    size, cloud, weight, side = x.shape[-1], 0, 1.0, 2
-    while side <= size:
+    cloud, weight, side = 0, 1.0, 2
+    while side <= x.shape[-1]:
         noise = torch.rand(len(x), 1, side, side, generator=generator).to(x.device)
-        cloud = cloud + weight * F.interpolate(
-            noise, x.shape[-2:], mode="bilinear", align_corners=True
-        )
+        noise = F.interpolate(noise, x.shape[-2:], mode="bilinear", align_corners=True)
+        cloud = cloud + weight * noise
         weight, side = weight / decay, side * 2
     low, high = cloud.amin((1, 2, 3), keepdim=True), cloud.amax((1, 2, 3), keepdim=True)
     brightest = x.amax((1, 2, 3), keepdim=True)
@@ -118,7 +120,7 @@ def fog(x, values, generator):
 
 
 def brightness(x, amount, generator):
-    """More of HSV's value; the colours keep their proportions."""
+    """Adds to HSV's value; the colours keep their proportions."""
     value = x.amax(1, keepdim=True)
     return torch.where(value > 0, x * (value + amount).clamp(max=1) / value.clamp(min=1e-6), amount)
 
@@ -138,20 +140,12 @@ def contrast(x, factor, generator):
 
 
 def elastic(x, values, generator):
-    """Pixels are moved by a smooth random field. values: how far, and how smooth, as parts of the side."""
-    far, smooth = values
-    coarse = max(2, round(1 / smooth))
+    """Moves pixels by a smooth random field. values: distance and smoothness, per side."""
+    distance, smoothness = values
+    coarse = max(2, round(1 / smoothness))
     field = 2 * torch.rand(len(x), 2, coarse, coarse, generator=generator) - 1
     field = F.interpolate(field, x.shape[-2:], mode="bicubic", align_corners=True).to(x.device)
-    grid = F.affine_grid(
-        torch.eye(2, 3, device=x.device).expand(len(x), -1, -1), list(x.shape), align_corners=False
-    )
-    return F.grid_sample(
-        x,
-        grid + 2 * far * field.permute(0, 2, 3, 1),
-        padding_mode="reflection",
-        align_corners=False,
-    )
+    return _resample(x, shift=2 * distance * field.permute(0, 2, 3, 1))
 
 
 def pixelate(x, factor, generator):
@@ -160,12 +154,13 @@ def pixelate(x, factor, generator):
 
 
 def jpeg(x, quality, generator):
-    pixels, out = x.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy(), []
-    for picture in pixels:
+    """By PIL: torchvision's JPEG functions are deprecated."""
+    decoded = []
+    for image in _to_uint8(x).permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=quality)
-        out.append(torch.from_numpy(np.array(Image.open(file))))
-    return torch.stack(out).permute(0, 3, 1, 2).to(x.device).float() / 255
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        decoded.append(torch.from_numpy(np.array(Image.open(file))))
+    return torch.stack(decoded).permute(0, 3, 1, 2).to(x.device).float() / 255
 
 
 CORRUPTIONS = {

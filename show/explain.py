@@ -1,13 +1,16 @@
 """Where a model looks: Grad-CAM for networks with feature maps, attention rollout for transformers.
 
-    heat, method = explain(model, inputs, classes)       # (B, H, W) in [0, 1], "Grad-CAM" or "attention rollout"
+    heat, method = explain(model, inputs, classes)       # (B, H, W) in [0, 1], "Grad-CAM"
 
-Grad-CAM (arXiv 1610.02391): the last feature map, its channels weighted by the mean gradient of the class's logit.
-Attention rollout (arXiv 2005.00928): the product of all blocks' attention, averaged over heads, half of it the residual.
-Rollout doesn't know the class: it shows where information came from, not what spoke for an answer.
+Grad-CAM (arXiv 1610.02391): the channels of the last feature map, weighted by the mean gradient of
+the class's logit. Attention rollout (arXiv 2005.00928): the product of all blocks' attention,
+averaged over heads, with half of it replaced by the residual connection. It doesn't depend on the
+class: it shows where information comes from, not what supports an answer.
 """
 
 import contextlib
+from collections import Counter
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +19,19 @@ from common.errors import UserError
 
 
 def explain(model, inputs, classes):
-    """(heat (B, H, W) in [0, 1] on the CPU, the method's name) for normalised inputs (B, 3, H, W) and int64 classes (B,).
+    """(heat (B, H, W) in [0, 1] on the CPU, the method's name).
 
-    Raises UserError for a model that is neither a plain transformer nor has a feature map before its classifier.
+    inputs: normalised, (B, 3, H, W); classes: int64 (B,). Raises UserError for a model that is
+    neither a plain transformer nor has a feature map before its classifier.
     """
-    training = model.training
+    was_training = model.training
     model.eval()
     try:
         heat, method = _heat(model, inputs, classes)
     finally:
-        model.train(training)
-    heat = F.interpolate(
-        heat[:, None].float(), inputs.shape[-2:], mode="bilinear", align_corners=False
-    )[:, 0]
+        model.train(was_training)
+    heat = heat[:, None].float()
+    heat = F.interpolate(heat, inputs.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
     return ((heat - low) / (high - low).clamp(min=1e-12)).cpu(), method
 
@@ -37,86 +40,72 @@ def _heat(model, inputs, classes):
     try:
         return attention_rollout(model, inputs), "attention rollout"
     except NotPlainError as reason:
-        name = _last_map(model, inputs[:1])
-        if name is None:
-            raise UserError(
-                f"--explain: {type(model).__name__} has no last feature map, and {reason}"
-            ) from reason
-    return grad_cam(model, inputs, classes, name), "Grad-CAM"
+        layer = _last_map_layer(model, inputs[:1])
+        if layer is None:
+            kind = type(model).__name__
+            message = f"--explain: {kind} has no last feature map, and {reason}"
+            raise UserError(message) from reason
+    return grad_cam(model, inputs, classes, layer), "Grad-CAM"
 
 
-# ---- Grad-CAM --------------------------------------------------------------------------------------------------------
+# ---- Grad-CAM ------------------------------------------------------------------------------------
 
 
-def grad_cam(model, inputs, classes, name):
-    """(B, h, w), not negative: of the size of the feature map that the module called `name` returns."""
-    kept = []
-    handle = dict(model.named_modules())[name].register_forward_hook(
-        lambda module, args, out: kept.append(out)
-    )
-    try:
-        with torch.enable_grad():
-            logits = model(inputs.detach().requires_grad_())
-            chosen = logits.gather(
-                1, classes.to(logits.device)[:, None]
-            ).sum()  # images don't see each other in eval mode
-            (gradient,) = torch.autograd.grad(chosen, kept[-1])
-    finally:
-        handle.remove()
-    maps, gradient = _channels_first(kept[-1].detach()), _channels_first(gradient)
+def grad_cam(model, inputs, classes, layer):
+    """(B, h, w), not negative, at the size of the feature map that the module `layer` returns."""
+    outputs = []
+    hook = layer.register_forward_hook(lambda module, args, out: outputs.append(out))
+    with hook, torch.enable_grad():
+        logits = model(inputs.detach().requires_grad_())
+        # The sum over images is enough: in eval mode they don't affect each other.
+        chosen = logits.gather(1, classes.to(logits.device)[:, None]).sum()
+        (gradient,) = torch.autograd.grad(chosen, outputs[-1])
+    maps, gradient = _channels_first(outputs[-1].detach()), _channels_first(gradient)
     return F.relu((gradient.mean((2, 3), keepdim=True) * maps).sum(1))
 
 
-def _last_map(model, inputs):
-    """Name of the last module that gives a map of more than one pixel, with little of the network after it, or None."""
-    order, handles = [], []  # (name, is it a map, parameters of a module without children)
-    inside = {
-        module
-        for attention in model.modules()
-        if hasattr(attention, "num_heads")
-        for module in attention.modules()
-    }
-    inside -= {
-        module for module in inside if hasattr(module, "num_heads")
-    }  # queries and matrices of scores, not maps
-    for name, module in model.named_modules():
+def _last_map_layer(model, inputs):
+    """The last module whose output is a feature map, or None.
 
-        def note(module, args, out, name=name):
-            parameters = (
-                0 if any(module.children()) else sum(p.numel() for p in module.parameters())
-            )
-            order.append((name, module not in inside and _is_map(out, len(inputs)), parameters))
+    Also None where more than half of the parameters follow it: a token mixer's only map is its
+    patch embedding.
+    """
+    # Queries and score matrices inside of attention are not feature maps.
+    attentions = [module for module in model.modules() if hasattr(module, "num_heads")]
+    inside = {part for attention in attentions for part in attention.modules()} - {*attentions}
+    calls = []  # (module, whether its output is a map), in order
 
-        if name:
-            handles.append(module.register_forward_hook(note))
-    try:
-        with torch.no_grad():
-            model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    last = max((i for i, (_, is_map, _) in enumerate(order) if is_map), default=None)
-    after = sum(parameters for _, _, parameters in order[last + 1 :]) if last is not None else 0
-    total = sum(parameters for *_, parameters in order)
-    return (
-        order[last][0] if last is not None and after <= 0.5 * total else None
-    )  # a token mixer's only map is its patches
+    def record(module, args, out):
+        calls.append((module, module not in inside and _is_map(out, len(inputs))))
+
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for name, module in model.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(record))
+        model(inputs)
+    maps = [i for i, (_, is_map) in enumerate(calls) if is_map]
+    # Parameters are counted once, in the modules without children.
+    leaves = [() if any(module.children()) else module.parameters() for module, _ in calls]
+    sizes = [sum(p.numel() for p in parameters) for parameters in leaves]
+    if not maps or sum(sizes[maps[-1] + 1 :]) > 0.5 * sum(sizes):
+        return None
+    return calls[maps[-1]][0]
 
 
 def _is_map(out, batch):
     if not isinstance(out, torch.Tensor) or out.ndim != 4 or len(out) != batch:
         return False
     channels, height, width = _channels_first(out).shape[1:]
-    return channels > 1 and height == width > 1  # one channel is a gate
+    return channels > 1 and height == width > 1  # a single channel is a gate
 
 
 def _channels_first(maps):
-    """(B, C, h, w) of a map that may be (B, h, w, C): pictures are square, so the equal sides tell."""
+    """(B, C, h, w) of a map that may be (B, h, w, C). Maps are square: equal sides are h and w."""
     _, a, b, c = maps.shape
     return maps.permute(0, 3, 1, 2) if a == b != c else maps
 
 
-# ---- attention rollout -----------------------------------------------------------------------------------------------
+# ---- attention rollout ---------------------------------------------------------------------------
 
 
 class NotPlainError(Exception):
@@ -127,19 +116,29 @@ class NotPlainError(Exception):
 def attention_rollout(model, inputs):
     """(B, h, w): how much of each patch reaches the tokens that the classifier sees.
 
-    For transformers as timm names them (blocks[i].attn.attn_drop, forward_features, forward_head). Raises NotPlainError for
-    others, and for those whose attention is not one matrix over all tokens in each block.
+    A block's attention is the input of its dropout, so that it includes relative positions, rotary
+    embeddings, norms and temperatures. Works for transformers with timm's names
+    (blocks[i].attn.attn_drop, forward_features, forward_head). Raises NotPlainError for others, and
+    for those whose attention is not one matrix over all tokens in each block.
     """
-    rollout = _Rollout(len(inputs))
-    with rollout.following(_attention_modules(model)), _unfused(model):
+    attentions = _attention_modules(model)
+    flow, calls = None, Counter()
+
+    def follow(attention, dropout, args):
+        nonlocal flow
+        calls[attention] += 1
+        flow = _through_block(flow, args[0], len(inputs))
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_unfused(model))
+        for attention in attentions:
+            hook = partial(follow, attention)
+            stack.enter_context(attention.attn_drop.register_forward_pre_hook(hook))
         tokens = model.forward_features(inputs)
-    flow = rollout.flow
-    if (
-        flow is None
-        or not isinstance(tokens, torch.Tensor)
-        or tokens.ndim != 3
-        or tokens.shape[1] != flow.shape[1]
-    ):
+    if any(calls[attention] != 1 for attention in attentions):
+        raise NotPlainError("its attention is not one matrix in each block")
+    is_sequence = isinstance(tokens, torch.Tensor) and tokens.ndim == 3
+    if not is_sequence or tokens.shape[1] != flow.shape[1]:
         raise NotPlainError("its classifier doesn't see the tokens of its blocks")
     received = (_pooling_weights(model, tokens)[:, None] @ flow)[:, 0]  # (B, N)
     patches = received[:, getattr(model, "num_prefix_tokens", 0) :]
@@ -151,73 +150,35 @@ def attention_rollout(model, inputs):
 
 def _attention_modules(model):
     blocks = getattr(model, "blocks", None)
-    found = (
-        [getattr(block, "attn", None) for block in blocks]
-        if isinstance(blocks, torch.nn.Module)
-        else []
-    )
-    if not found or not all(
-        isinstance(getattr(attention, "attn_drop", None), torch.nn.Module) for attention in found
-    ):
+    if not isinstance(blocks, torch.nn.Module):
+        blocks = []
+    attentions = [getattr(block, "attn", None) for block in blocks]
+    dropouts = [getattr(attention, "attn_drop", None) for attention in attentions]
+    if not dropouts or not all(isinstance(dropout, torch.nn.Module) for dropout in dropouts):
         raise NotPlainError("it has no attention blocks of a plain transformer")
     if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
         raise NotPlainError("its classifier can't be called on its own")
-    return found
+    return attentions
 
 
-class _Rollout:
-    """The product of the blocks' attention, taken while the model runs: no more than one block's matrices are kept.
-
-    A block's attention is what its dropout is given, so that relative positions, rotary embeddings, norms of queries and
-    keys, and temperatures are in it.
-    """
-
-    def __init__(self, batch):
-        self.batch, self.flow = batch, None
-
-    @contextlib.contextmanager
-    def following(self, modules):
-        calls = dict.fromkeys(modules, 0)
-
-        def follow(attention, weights):
-            calls[attention] += 1
-            self._multiply(weights)
-
-        handles = [
-            attention.attn_drop.register_forward_pre_hook(
-                lambda _, args, attention=attention: follow(attention, args[0])
-            )
-            for attention in modules
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-        if set(calls.values()) != {1}:
-            raise NotPlainError("its attention is not one matrix in each block")
-
-    def _multiply(self, weights):
-        """weights: (B, heads, N, N)"""
-        tokens = weights.shape[-1]
-        if weights.ndim != 4 or len(weights) != self.batch or weights.shape[2] != tokens:
-            raise NotPlainError("its attention is not over all tokens")
-        if self.flow is not None and self.flow.shape[-1] != tokens:
-            raise NotPlainError("its blocks have different numbers of tokens")
-        weights = weights.float()
-        if weights.min() < 0 or not torch.allclose(
-            weights.sum(-1), weights.new_ones(()), atol=1e-2
-        ):
-            raise NotPlainError("the rows of its attention don't sum to one")
-        mixed = (
-            weights.mean(1) + torch.eye(tokens, device=weights.device)
-        ) / 2  # rows still sum to one
-        self.flow = mixed if self.flow is None else mixed @ self.flow
+def _through_block(flow, attention, batch):
+    """The flow (B, N, N), None before the first block, after a block's attention (B, h, N, N)."""
+    tokens = attention.shape[-1]
+    if attention.ndim != 4 or len(attention) != batch or attention.shape[2] != tokens:
+        raise NotPlainError("its attention is not over all tokens")
+    if flow is not None and flow.shape[-1] != tokens:
+        raise NotPlainError("its blocks have different numbers of tokens")
+    attention = attention.float()
+    row_sums = attention.sum(-1)
+    if attention.min() < 0 or not torch.allclose(row_sums, row_sums.new_ones(()), atol=1e-2):
+        raise NotPlainError("the rows of its attention don't sum to one")
+    mixed = (attention.mean(1) + torch.eye(tokens, device=attention.device)) / 2
+    return mixed if flow is None else mixed @ flow
 
 
 @contextlib.contextmanager
 def _unfused(model):
-    """Attention as explicit matrices while this lasts: the fused kernel never forms them."""
+    """Has attention compute explicit matrices, which the fused kernel never forms."""
     fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
         module.fused_attn = False
@@ -229,18 +190,17 @@ def _unfused(model):
 
 
 def _pooling_weights(model, tokens):
-    """(B, N): each token's share in what the classifier sees, the same for all that it depends on, found by its gradient.
+    """(B, N): each token's share in what the classifier sees, equal for all tokens that it sees.
 
-    The class token's row is 1 where the model takes that token; patches share equally where it takes their mean.
+    Those tokens are the ones with a gradient: the class token, or the patches that are averaged.
     """
     if getattr(model, "attn_pool", None) is not None:
         raise NotPlainError("its classifier pools the tokens by attention")
     with torch.enable_grad():
         tokens = tokens.detach().requires_grad_()
         pooled = model.forward_head(tokens, pre_logits=True)
-        direction = torch.arange(
-            1, pooled.shape[-1] + 1, device=pooled.device
-        ).cos()  # a norm's output always sums to zero
+        # Not a plain sum: the output of a norm always sums to zero.
+        direction = torch.arange(1, pooled.shape[-1] + 1, device=pooled.device).cos()
         (gradient,) = torch.autograd.grad((pooled * direction).sum(), tokens)
     seen = (gradient != 0).any(-1).float()
     return seen / seen.sum(1, keepdim=True)

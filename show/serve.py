@@ -1,4 +1,4 @@
-"""A local page to drop a picture on: the top classes, and where the model looks. Needs gradio (pip install gradio)."""
+"""A local page to try images on: the top classes, and where the model looks. Needs gradio."""
 
 import numpy as np
 import torch
@@ -10,6 +10,16 @@ from common.errors import UserError
 from datasets import image_folder
 
 SIDE = 384  # pixels of the explanation on the page
+HIGHLIGHT = np.array([249, 142, 9])  # RGB
+
+
+def serve(predictor, topk, host, port):
+    """Serves the page until Ctrl-C. Raises UserError without gradio or if the port is taken."""
+    page = build(predictor, topk)
+    try:
+        page.launch(server_name=host, server_port=port or None, share=False, inbrowser=False)
+    except OSError as error:
+        raise UserError(f"--port {port}: {error}") from error
 
 
 def build(predictor, topk):
@@ -17,53 +27,40 @@ def build(predictor, topk):
     try:
         import gradio
     except ImportError as error:
-        raise UserError("--serve shows its page with gradio: pip install gradio") from error
+        raise UserError("--serve needs gradio: pip install gradio") from error
 
-    def answer(picture):
-        return try_picture(predictor, picture, topk) if picture is not None else (None, None)
+    title = f"{predictor.card['model']}, trained on {predictor.card['dataset']}"
+    classes = ", ".join(predictor.classes[:30]) + (" …" if len(predictor.classes) > 30 else "")
 
-    with gradio.Blocks(
-        title=f"{predictor.card['model']} on {predictor.card['dataset']}", analytics_enabled=False
-    ) as page:
-        known = ", ".join(predictor.classes[:30]) + " …" * (len(predictor.classes) > 30)
-        words = (
-            f"{predictor.card['model']}, trained on {predictor.card['dataset']}",
-            f"It knows: {known}.",
-        )
-        gradio.Markdown("# {}\n{}".format(*map(tables.markdown_text, words)))
+    def answer(image):
+        return (None, None) if image is None else classify(predictor, image, topk)
+
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+        heading, known = tables.markdown_text(title), tables.markdown_text(f"Classes: {classes}.")
+        gradio.Markdown(f"# {heading}\n{known}")
         with gradio.Row():
-            picture = gradio.Image(
-                type="pil", label="a picture", height=SIDE, sources=["upload", "clipboard"]
-            )
+            sources = ["upload", "clipboard"]
+            image = gradio.Image(type="pil", label="an image", height=SIDE, sources=sources)
             with gradio.Column():
-                label = gradio.Label(num_top_classes=topk, label="what it is taken for")
+                label = gradio.Label(num_top_classes=topk, label="prediction")
                 looked = gradio.Image(label="where it looks", height=SIDE, interactive=False)
-        picture.change(answer, picture, [label, looked])
+        image.change(answer, image, [label, looked])
     return page
 
 
-def try_picture(predictor, picture, topk):
-    """({class: probability} of the topk, uint8 RGB (SIDE, SIDE, 3) of where it looks or None) of a PIL picture of any size."""
-    images = torch.from_numpy(
-        image_folder.square(picture, predictor.card["image_size"]).copy()
-    ).permute(2, 0, 1)[None]
-    probabilities = predictor.logits(images).softmax(1)[0]
-    top = probabilities.topk(min(topk, len(probabilities)))
+def classify(predictor, image, topk):
+    """({class: probability} of the top k, where the model looks) for a PIL image of any size.
+
+    Where it looks: uint8 RGB (SIDE, SIDE, 3), or None for a model that can't be explained.
+    """
+    pixels = torch.from_numpy(image_folder.square(image, predictor.image_size).copy())
+    images = pixels.permute(2, 0, 1)[None]
+    top = predictor.logits(images).softmax(1)[0].topk(min(topk, len(predictor.classes)))
     named = {predictor.classes[c]: p for c, p in zip(top.indices.tolist(), top.values.tolist())}
     try:
         heat = predictor.explain(images, top.indices[:1])[0]
-    except UserError:  # a model that can't be looked into answers all the same
+    except UserError:
         return named, None
     heat = F.interpolate(heat[None], (SIDE, SIDE), mode="bilinear")[0, 0, :, :, None].numpy()
-    gray = np.array(Image.fromarray(image_folder.square(picture, SIDE)).convert("L"))[..., None]
-    colour = np.array([249, 142, 9])
-    return named, (gray * (1 - 0.65 * heat) + colour * 0.65 * heat).astype(np.uint8)
-
-
-def serve(predictor, topk, host, port):
-    """Serves the page until Ctrl-C. Raises UserError without gradio or where the port is taken."""
-    page = build(predictor, topk)
-    try:
-        page.launch(server_name=host, server_port=port or None, share=False, inbrowser=False)
-    except OSError as error:
-        raise UserError(f"--port {port}: {error}") from error
+    grey = np.array(Image.fromarray(image_folder.square(image, SIDE)).convert("L"))[..., None]
+    return named, (grey * (1 - 0.65 * heat) + HIGHLIGHT * 0.65 * heat).astype(np.uint8)

@@ -22,11 +22,11 @@ from common.errors import UserError
 from common.scopes import flag
 from common.text import printable
 from sweeps.suites import DECIDED, SUITES
-from training import experiment, run_directory
+from training import arguments, run_directory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Arguments that say where a run is executed or stored, not what it is.
-PLACE = scopes.names("call") | {"device", "data_dir", "data_url"}
+PLACE = scopes.names("call", "place")
 
 
 @dataclass(eq=False)
@@ -106,7 +106,7 @@ def plan(name, given, seeds, root):
     for seed in seeds:
         for label, values in own.items():
             asked = shared | given | values | {"seed": seed}
-            args, _, _ = experiment.resolve_arguments(parser, words(asked))
+            args, _ = arguments.resolve(parser, given=asked)
             models.parse_options(args.model_arg, args.model)
             directory = root or Path("runs") / f"sweep-{name}-{args.dataset}"
             run = Run(label, directory / f"{label}-s{seed}", suite.script, asked, args)
@@ -153,7 +153,7 @@ def _differences(args, config):
     saved, origin = config["arguments"], config.get("from")
     origin = origin if isinstance(origin, dict) else {}
     differences = []
-    for key, value in vars(args).items():
+    for key, value in arguments.as_dict(args).items():
         # Values that the run itself chose when it started.
         automatic = value is None and origin.get(key) == "auto"
         cut_to_fit = origin.get(key) == "--micro-batch"
@@ -178,10 +178,8 @@ def wait_until_free(path, seconds=10):
 
 def check_data(args):
     """Loads the dataset once, so that it is downloaded, or missing, before the first run starts."""
-    names = ("data_url", "image_size", "val_size", "limit_train", "limit_test", "skip_bad_images")
-    options = {name: getattr(args, name) for name in names}
     try:
-        split = data.load(args.dataset, args.data_dir, **options)
+        split = data.load(args.dataset, args.data_dir, **arguments.data_options(args))
     except UserError as error:
         raise UserError(str(error), status=2) from error
     for note in split.notes:

@@ -1,4 +1,4 @@
-"""The benchmark compares like with like and prints ratios; what it measures is the machine's affair, not a test's."""
+"""The benchmark compares like with like and prints ratios; their values depend on the machine."""
 
 import csv
 import json
@@ -6,151 +6,112 @@ import re
 
 import pytest
 import torch
-from conftest import refused
+from helpers.errors import refused
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
 import models
-from bench import comparisons, measure, speeds
-from datasets.augment import Pipeline
+from bench import comparisons, measure, speeds, twins
+from datasets.pipeline import Pipeline
 from training import memory
 
-
-def test_both_sides_deliver_the_same_kind_of_batches():
-    examples = comparisons.random_examples(300)
-    theirs = comparisons.PilDataset(examples, jitter=True)
-    image, label = theirs[3]
-    inputs, _ = Pipeline(comparisons.MEAN, comparisons.STD, 32)(
-        examples.images[3:4], examples.labels[3:4]
-    )
-    assert (
-        image.shape == inputs.shape[1:]
-        and image.dtype == inputs.dtype
-        and label == examples.labels[3]
-    )
-
-
-def test_things_are_measured_in_turn():
-    order = []
-    seconds = measure.in_turn(
-        torch.device("cpu"), 2, a=lambda: order.append("a"), b=lambda: order.append("b")
-    )
-    assert order == ["a", "b"] * 3 and [len(v) for v in seconds.values()] == [2, 2]
-
-
-def test_data_and_epoch_print_ratios(capsys):
-    small = ["--images", "256", "--rounds", "1", "--workers", "0", "--device", "cpu"]
-    assert benchmark.main(["data", *small]) == 0
-    assert len(re.findall(r"DataLoader .* takes [\d.]+ \(", capsys.readouterr().out)) == 2
-    assert benchmark.main(["epoch", *small, "--model", "resnet20", "--image-size", "40"]) == 0
-    text = capsys.readouterr().out
-    assert (
-        "bare forward" in text
-        and "plain loop" in text
-        and "times as long as the bare steps" in text
-    )
-
-
-def test_saves_are_timed_against_an_epoch(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    arguments = [
-        "--model",
-        "resnet20",
-        "--images",
-        "256",
-        "--batch-size",
-        "8",
-        "--rounds",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    assert benchmark.main(["checkpoint", *arguments]) == 0
-    text = capsys.readouterr().out
-    assert re.search(r"last.pt 3 MB, with best.pt; an epoch is 256 images .*32 times", text)
-    assert (
-        len(re.findall(r"(training waits|in the foreground): \d+ .* ms, .* % of an epoch", text))
-        == 2
-    )
-    assert (
-        re.search(r"training waits for 0\.\d+ ", text)
-        and "times the file" in text
-        and not list(tmp_path.iterdir())
-    )
-
-
-@pytest.mark.parametrize("name", benchmark.TWINS)
-def test_a_twin_is_the_same_architecture(name):
-    def size_and_work(build):
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            network = build(name, 100).eval()
-            assert network(torch.empty(2, 3, 32, 32)).shape == (2, 100)
-        return sum(p.numel() for p in network.parameters()), counter.get_total_flops()
-
-    assert size_and_work(comparisons.timm_twin) == size_and_work(models.create_model)
-
-
-def test_twins_are_timed_in_turn(capsys):
-    assert (
-        benchmark.main(
-            [
-                "twins",
-                "--models",
-                "resnet20",
-                "--batch-size",
-                "2",
-                "--rounds",
-                "1",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    assert re.search(r"resnet20 .* \d\.\d\d \(", capsys.readouterr().out)
-
-
-# ---- the table of models ---------------------------------------------------------------------------------------------
-
-
 CPU = torch.device("cpu")
-FEW = ["--rounds", "1", "--batch-size", "2", "--device", "cpu", "--amp", "off"]
 
 
 @pytest.fixture(autouse=True)
 def quick_rounds(monkeypatch):
-    monkeypatch.setattr(measure, "ROUND", 0.0)
+    monkeypatch.setattr(measure, "MIN_ROUND", 0.0)
     monkeypatch.setitem(measure.SIDES, "cpu", (64,))
 
 
-def test_a_table_of_models_is_printed_and_written(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device: 1e9)
-    place = tmp_path / "a" / "speed"
-    chosen = [
-        "--models",
-        "resnet20",
-        "timm/resnet10t",
-        "eva_giant",
-        "--image-size",
-        "28",
-        "--output",
-        str(place),
-    ]
-    assert benchmark.main(["models", *FEW, *chosen]) == 0
+@pytest.fixture
+def run(capsys):
+    """Runs the script with two images a batch and one round; returns what it prints."""
+
+    def benchmarked(command, *more):
+        words = f"{command} --batch-size 2 --rounds 1 --device cpu".split()
+        assert benchmark.main([*words, *more]) == 0
+        return capsys.readouterr().out
+
+    return benchmarked
+
+
+# ---- comparisons ---------------------------------------------------------------------------------
+
+
+def test_both_loaders_deliver_the_same_kind_of_batches():
+    examples = comparisons.random_examples(300)
+    image, label = comparisons.PilDataset(examples, jitter=True)[3]
+    pipeline = Pipeline(comparisons.MEAN, comparisons.STD, 32)
+    inputs, labels = pipeline(examples.images[3:4], examples.labels[3:4])
+    assert image.shape == inputs.shape[1:] and image.dtype == inputs.dtype and label == labels[0]
+
+
+def test_functions_are_measured_in_turn():
+    order = []
+    functions = dict(a=lambda: order.append("a"), b=lambda: order.append("b"))
+    seconds = measure.in_turn(CPU, 2, **functions)
+    assert order == ["a", "b"] * 3 and [len(values) for values in seconds.values()] == [2, 2]
+
+
+@pytest.mark.slow
+def test_data_and_epoch_print_ratios(capsys):
+    small = ["--images", "256", "--rounds", "1", "--workers", "0", "--device", "cpu"]
+    benchmark.main(["data", *small])
+    assert len(re.findall(r"DataLoader .* takes [\d.]+ \(", capsys.readouterr().out)) == 2
+    benchmark.main(["epoch", *small, "--image-size", "40"])
     text = capsys.readouterr().out
-    assert (
-        torch.__version__ in text.splitlines()[0]
-        and "ceiling, of products of square matrices" in text
-    )
-    lines = {line.split()[0]: line for line in text.splitlines()[3:]}
+    for words in ("bare training step", "plain loop", "times as long as the bare steps"):
+        assert words in text
+
+
+def test_saves_are_timed_against_an_epoch(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = run("checkpoint --model resnet20 --images 256")
+    assert re.search(r"last.pt 3 MB, with best.pt; an epoch is 256 images .*128 times", text)
+    pattern = r"(training waits|in the foreground): \d+ .* ms, .* % of an epoch"
+    assert len(re.findall(pattern, text)) == 2
+    assert re.search(r"training waits for \d\.\d+ ", text) and "times the file" in text
+    assert not list(tmp_path.iterdir())
+
+
+LARGE = ("resnet34", "resnet101", "resnet152")  # variants of resnet18 and resnet50
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in benchmark.TWINS]
+)
+def test_a_twin_has_the_same_size_and_work(name):
+    def size_and_work(create):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            network = create(name, 100).eval()
+            assert network(torch.empty(2, 3, 32, 32)).shape == (2, 100)
+        return sum(p.numel() for p in network.parameters()), counter.get_total_flops()
+
+    assert size_and_work(twins.timm_twin) == size_and_work(models.create_model)
+
+
+def test_twins_are_timed(run):
+    assert re.search(r"resnet20 .* \d\.\d\d \(", run("twins --models resnet20"))
+
+
+# ---- the table of models -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_table_of_models_is_printed_and_written(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 1e9)
+    directory = tmp_path / "a" / "speed"
+    names = ["resnet20", "timm/resnet10t", "eva_giant"]
+    options = ["--models", *names, "--output", str(directory)]
+    text = run("models --amp off --image-size 28", *options)
+    lines = {line.split()[0]: line for line in text.splitlines()}
+    assert torch.__version__ in text.splitlines()[0] and "\nceiling, " in text
     assert re.search(r"resnet20 +28 +278,324 .* \d+\.\d \(\d+\.\d to \d+\.\d\)", lines["resnet20"])
-    assert (
-        "does not fit: one image needs" in lines["eva_giant"]
-        and "1.0 GB are free" in lines["eva_giant"]
-    )
-    with open(place / "models.csv", newline="") as file:
+    assert re.search("does not fit: one image needs .* 1.0 GB are free", lines["eva_giant"])
+    with open(directory / "models.csv", newline="") as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["resnet20", "timm/resnet10t", "eva_giant"]
+    assert list(rows) == names
     for row in (rows["resnet20"], rows["timm/resnet10t"]):
         ms, images = float(row["train_ms"]), float(row["train_images_per_second"])
         assert float(row["train_ms_least"]) <= ms <= float(row["train_ms_most"])
@@ -159,132 +120,108 @@ def test_a_table_of_models_is_printed_and_written(capsys, tmp_path, monkeypatch)
         assert float(row["inference_images_per_second"]) > 0 and float(row["of_ceiling"]) > 0
         assert (row["batch_size"], row["precision"]) == ("2", "float32")
     assert rows["eva_giant"]["train_ms"] == "" and float(rows["eva_giant"]["gmacs"]) > 0
-    markdown = (place / "models.md").read_text()
+    markdown = (directory / "models.md").read_text()
     assert markdown.count("\n| ") == 2 + 3 and "does not fit" in markdown
-    assert (place / "models.png").read_bytes()[:4] == b"\x89PNG"
+    assert (directory / "models.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_speeds_have_three_digits_however_small():
-    assert [measure.rate(x) for x in (0.2657, 0.3, 12.345, 99.96, 4567.8)] == [
-        "0.266",
-        "0.300",
-        "12.3",
-        "100",
-        "4,568",
-    ]
-    row = dict.fromkeys((*speeds.COLUMNS, *speeds.TIMES)) | {
-        "model": "eva_giant",
-        "train_images_per_second": 0.2657,
-    }
-    cells = speeds.cells(row)
-    assert (cells["train images/s"], cells["inference images/s"], cells["model"]) == (
-        "0.266",
-        "",
-        "eva_giant",
-    )
+def test_speeds_have_three_digits():
+    wanted = {0.2657: "0.266", 0.3: "0.300", 12.345: "12.3", 99.96: "100", 4567.8: "4,568"}
+    assert {value: measure.rate(value) for value in wanted} == wanted
     assert measure.spread([2.0, 0.2657, 300.0], measure.rate) == "2.00 (0.266 to 300)"
     assert measure.spread([1.0]) == "1.00 (1.00 to 1.00)"
+    row = dict.fromkeys((*speeds.COLUMNS, *speeds.TIMES)) | {"train_images_per_second": 0.2657}
+    cells = speeds.cells(row)
+    assert (cells["train images/s"], cells["inference images/s"]) == ("0.266", "")
 
 
-def test_the_suite_of_the_largest_says_on_a_small_machine_that_they_do_not_fit(capsys, monkeypatch):
+@pytest.mark.slow
+def test_large_models_are_not_built_where_they_do_not_fit(run, monkeypatch):
+    create_model = models.create_model
+
+    def only_on_meta(*args, **options):
+        assert torch.empty(0).is_meta
+        return create_model(*args, **options)
+
     monkeypatch.setattr(memory, "available", lambda device: 1e8)
-    monkeypatch.setattr(models, "create_model", only_on_meta(models.create_model))
-    assert benchmark.main(["models", "--suite", "sota", *FEW]) == 0
-    text = capsys.readouterr().out
-    for wanted in (
+    monkeypatch.setattr(models, "create_model", only_on_meta)
+    text = run("models --amp off --suite sota")
+    for row in (
         "eva02_large 448 305,080,232 361.7",
         "eva_giant 336 1,013,005,672 620.3",
         "convnext_xxlarge 256 846,471,016 197.9",
     ):
-        assert re.search(wanted.replace(" ", " +") + r"\d\d .*does not fit", text)
-
-
-def only_on_meta(create):
-    def wrapped(*args, **options):
-        assert torch.empty(0).is_meta, "gigabytes"
-        return create(*args, **options)
-
-    return wrapped
+        assert re.search(row.replace(" ", " +") + r"\d\d .*does not fit", text)
 
 
 def test_batches_are_halved_until_one_fits(monkeypatch):
-    tried = []
-    real = measure.ready_batch
+    tried, ready_batch = [], measure.ready_batch
+    words = ["models", "--amp", "off", "--image-size", "16"]
+    case = speeds.Case("resnet20", benchmark.build_parser().parse_args(words), CPU)
 
-    def ready_batch(size, *rest):
+    def limited(largest, size, *rest):
         tried.append(size)
-        if size > 3:
+        if size > largest:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(size, *rest)
+        return ready_batch(size, *rest)
 
-    monkeypatch.setattr(measure, "ready_batch", ready_batch)
-    row = speeds.measure_model(
-        "resnet20", device=CPU, amp="off", batch_size=12, rounds=1, image_size=16
-    )
+    monkeypatch.setattr(measure, "ready_batch", lambda *args: limited(3, *args))
+    row = speeds.measure_model(case, 12, 1, {})
     assert tried == [12, 6, 3] and row["batch_size"] == 3 and row["status"] == ""
-    monkeypatch.setattr(measure, "ready_batch", lambda *args: ready_batch(9))
-    row = speeds.measure_model(
-        "resnet20", device=CPU, amp="off", batch_size=2, rounds=1, image_size=16
-    )
+    monkeypatch.setattr(measure, "ready_batch", lambda *args: limited(0, *args))
+    row = speeds.measure_model(case, 12, 1, {})
     assert row["batch_size"] is None and row["train_ms"] is None and "does not fit" in row["status"]
 
 
-def test_a_step_is_three_forward_passes_of_work_but_for_the_first_layer():
-    """Backward: the gradient of each weight and of each input, but not of the pictures."""
+def test_a_step_costs_three_forward_passes_except_in_the_first_layer():
+    """The backward pass computes the gradients of weights and inputs, but not of the images."""
     _, macs = models.describe("resnet20", 10, 32)
     first = 16 * 3 * 9 * 32 * 32
     assert measure.step_flops("resnet20", 10, 32) == 2 * (3 * macs - first)
 
 
 def test_quick_functions_are_called_many_times_in_a_round(monkeypatch):
-    monkeypatch.setattr(measure, "ROUND", 1e9)
+    monkeypatch.setattr(measure, "MIN_ROUND", 1e9)
     calls = []
     seconds = measure.repeated(CPU, 3, lambda: calls.append(1))
     assert len(seconds) == 3 and len(calls) == 2 + 3 * 100
     assert measure.flop_ceiling(CPU, None, rounds=1) > 0
 
 
-def test_accuracy_of_runs_is_drawn_against_speed(tmp_path, train, monkeypatch):
-    first, second = train("--epochs", 1, output="a"), train("--epochs", 1, "--seed", 1, output="b")
-    found = comparisons.accuracies([str(first), str(second)])
-    said = [json.loads((run / "summary.json").read_text())["test_acc"] for run in (first, second)]
-    assert found == {"resnet20": pytest.approx(sum(said) / 2)}
-    row = dict.fromkeys(speeds.COLUMNS) | {
-        "model": "resnet20",
-        "parameters": 1,
-        "train_images_per_second": 10.0,
-    }
-    assert speeds.draw([row], tmp_path / "a.png", "here", found)
-    assert not speeds.draw([row | {"model": "resnet32"}], tmp_path / "b.png", "here", found)
+@pytest.mark.slow
+def test_accuracies_of_runs_are_read(train):
+    runs = [train("--epochs", 1, "--seed", seed, output=str(seed)) for seed in (0, 1)]
+    test_acc = [json.loads((run / "summary.json").read_text())["test_acc"] for run in runs]
+    found = speeds.accuracies([str(run) for run in runs])
+    assert found == {"resnet20": pytest.approx(sum(test_acc) / 2)}
+
+
+def test_accuracy_is_drawn_against_speed(tmp_path):
+    row = {"model": "resnet20", "parameters": 1, "train_images_per_second": 10.0}
+    assert speeds.draw([row], tmp_path / "a.png", "here", {"resnet20": 90.0})
+    other = row | {"model": "resnet32"}
+    assert not speeds.draw([other], tmp_path / "b.png", "here", {"resnet20": 90.0})
     assert (tmp_path / "a.png").is_file() and not (tmp_path / "b.png").exists()
 
 
 @pytest.mark.parametrize(
-    "how", [["--quick"], ["--precisions", "--batch-size", "2", "--rounds", "1"]]
+    "option", ["--precisions", pytest.param("--quick", marks=pytest.mark.slow)]
 )
-def test_bf16_against_fp32(capsys, how):
-    assert (
-        benchmark.main(["models", "--models", "resnet20", "vit_tiny", "--device", "cpu", *how]) == 0
-    )
-    assert (
-        len(re.findall(r"^(?:resnet20|vit_tiny) .* \d\.\d\d \(", capsys.readouterr().out, re.M))
-        == 2
-    )
+def test_bf16_is_compared_with_fp32(run, option):
+    text = run(f"models --models resnet20 vit_tiny {option}")
+    assert len(re.findall(r"^(?:resnet20|vit_tiny) .* \d\.\d\d \(", text, re.M)) == 2
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
-        (("--models", "resnet2O"), "unknown model 'resnet2O': did you mean resnet32 or resnet20"),
-        (("--models", "timm/nope"), "timm has no model 'nope'"),
-        (
-            ("--models", "eva_giant", "--image-size", "30"),
-            "timm/eva_giant_patch14_336.clip_ft_in1k: image size 30 is not a m",
-        ),
-        (("--output", __file__), f"--output {__file__} can't be made"),
+        ("--models resnet2O", "unknown model 'resnet2O': did you mean resnet32 or resnet20"),
+        ("--models timm/nope", "timm has no model 'nope'"),
+        ("--models eva_giant --image-size 30", "timm/eva_giant_patch14_336.clip_ft_in1k: image"),
+        (f"--output {__file__}", f"--output {__file__} can't be made"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_measured(words, message, monkeypatch):
+def test_wrong_arguments_are_refused_before_measuring(options, message, run, monkeypatch):
     monkeypatch.setattr(measure, "timed", None)
     with refused(message):
-        benchmark.main(["models", *words, *FEW])
+        run(f"models {options}")

@@ -1,6 +1,7 @@
-"""Explanations: what they are by definition, and that they don't change the model."""
+"""Explanations: they equal their definition, and don't change the model."""
 
 import copy
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -15,57 +16,38 @@ from show import explain
 VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
 
 
-class TwoMaps(nn.Module):
-    """Class k's logit is the mean of channel k of the map."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 2, 1, bias=False)
-
-    def forward(self, x):
-        return self.conv(x).mean((2, 3))
+# ---- Grad-CAM ------------------------------------------------------------------------------------
 
 
 def test_grad_cam_is_the_channel_that_the_class_depends_on():
-    model = TwoMaps()
+    class Mean(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    model = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), Mean())  # class k: the mean of channel k
     with torch.no_grad():
-        model.conv.weight.copy_(torch.eye(2, 3)[:, :, None, None])
+        model[0].weight.copy_(torch.eye(2, 3)[:, :, None, None])
     x = torch.zeros(2, 3, 8, 8)
     x[:, 0, 1, 2], x[:, 1, 5, 6] = 2.0, 3.0
     heat, method = explain.explain(model, x, torch.tensor([0, 1]))
     assert method == "Grad-CAM" and heat.shape == (2, 8, 8)
-    assert (
-        heat[0].argmax() == 1 * 8 + 2
-        and heat[1].argmax() == 5 * 8 + 6
-        and heat.max() == 1
-        and heat.min() == 0
-    )
+    assert heat.flatten(1).argmax(1).tolist() == [1 * 8 + 2, 5 * 8 + 6]
+    assert heat.max() == 1 and heat.min() == 0
 
 
 @pytest.mark.parametrize(
     "name", ["resnet20", "segnext_mscan_tiny", "coatnet_0", "hornet_tiny", "ghostnet_100"]
 )
-def test_networks_with_maps_are_explained_and_stay_as_they_are(name):
+def test_networks_with_feature_maps_are_explained(name):
     torch.manual_seed(0)
-    model = create_model(name, 10)
-    model.train()
-    before = copy.deepcopy(model.state_dict())
-    heat, method = explain.explain(model, torch.randn(2, 3, 32, 32), torch.tensor([1, 2]))
-    assert (
-        method == "Grad-CAM"
-        and heat.shape == (2, 32, 32)
-        and heat.isfinite().all()
-        and 0 <= heat.min() <= heat.max() <= 1
-    )
-    assert model.training and all(
-        torch.equal(value, before[key]) for key, value in model.state_dict().items()
-    )
-    assert not any(p.grad is not None for p in model.parameters()) and not any(
-        m._forward_hooks for m in model.modules()
-    )
+    model = create_model(name, 10).train()
+    with unchanged(model):
+        heat, method = explain.explain(model, torch.randn(2, 3, 32, 32), torch.tensor([1, 2]))
+    assert method == "Grad-CAM" and heat.shape == (2, 32, 32) and heat.isfinite().all()
+    assert 0 <= heat.min() <= heat.max() <= 1
 
 
-def test_pictures_of_a_batch_do_not_change_each_other():
+def test_images_of_a_batch_do_not_affect_each_other():
     torch.manual_seed(0)
     model, x = create_model("resnet20", 10), torch.randn(3, 3, 32, 32)
     together, _ = explain.explain(model, x, torch.tensor([1, 2, 3]))
@@ -73,8 +55,29 @@ def test_pictures_of_a_batch_do_not_change_each_other():
     torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-4)
 
 
+def unchanged(model):
+    """A context that leaves a model's state, settings, mode, hooks and gradients as they were."""
+
+    def snapshot():
+        hooks = [(*m._forward_hooks, *m._forward_pre_hooks) for m in model.modules()]
+        return [(vars(m).get("fused_attn"), m.training) for m in model.modules()], hooks
+
+    before, state = snapshot(), copy.deepcopy(model.state_dict())
+
+    def check(*error):
+        assert snapshot() == before and all(p.grad is None for p in model.parameters())
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+    stack = ExitStack()
+    stack.callback(check)
+    return stack
+
+
+# ---- attention rollout ---------------------------------------------------------------------------
+
+
 def randomised(name, **options):
-    """A model whose every parameter matters: biases, tables of relative positions and temperatures begin at constants."""
+    """A model whose every parameter matters: many are initialised with a constant."""
     torch.manual_seed(0)
     model = create_model(name, 10, **options).eval()
     with torch.no_grad():
@@ -84,17 +87,17 @@ def randomised(name, **options):
 
 
 def rollout_by_hand(model, inputs, scores):
-    """(B, N, N): the product of (softmax of the scores, averaged over heads, + 1) / 2. scores(attention, x, rope)."""
-    flow, seen = None, []
+    """(B, N, N): the product over blocks of (mean over heads of the softmax of scores + 1) / 2."""
+    seen = []
     for block in model.blocks:
         block.attn.register_forward_pre_hook(
             lambda attn, args, named: seen.append((attn, args[0], named)), with_kwargs=True
         )
     model(inputs)
+    flow = torch.eye(seen[0][1].shape[1])
     for attention, x, named in seen:
         weights = scores(attention, x, named.get("rope")).softmax(-1).mean(1)
-        weights = (weights + torch.eye(x.shape[1])) / 2
-        flow = weights if flow is None else weights @ flow
+        flow = (weights + torch.eye(x.shape[1])) / 2 @ flow
     return flow
 
 
@@ -123,66 +126,48 @@ def eva_scores(attention, x, rope):
         q = q + attention.q_bias
     q, k = heads(attention, q), heads(attention, k)
     if rope is not None:
-        q, k = (
-            torch.cat([each[:, :, :1], apply_rot_embed_cat(each[:, :, 1:], rope)], 2)
-            for each in (q, k)
-        )
+        q = torch.cat([q[:, :, :1], apply_rot_embed_cat(q[:, :, 1:], rope)], 2)
+        k = torch.cat([k[:, :, :1], apply_rot_embed_cat(k[:, :, 1:], rope)], 2)
     return q @ k.transpose(-2, -1) * attention.scale
 
 
 def beit_scores(attention, x, rope):
     q, k, _ = attention.qkv(x).chunk(3, -1)
+    q, k = heads(attention, q + attention.q_bias), heads(attention, k)
     table, index = attention.relative_position_bias_table, attention.relative_position_index
-    scores = (
-        heads(attention, q + attention.q_bias)
-        @ heads(attention, k).transpose(-2, -1)
-        * attention.scale
-    )
-    return scores + table[index].permute(2, 0, 1)
+    return q @ k.transpose(-2, -1) * attention.scale + table[index].permute(2, 0, 1)
 
 
-TIMM_VIT, DEIT, DISTILLED = (
-    "timm/vit_tiny_patch16_224",
-    "timm/deit3_small_patch16_224",
-    "timm/deit_tiny_distilled_patch16_224",
-)
-EVA02, GIANT, BEIT = (
-    "timm/eva02_tiny_patch14_224",
-    "timm/eva_giant_patch14_224",
-    "timm/beit_base_patch16_224",
-)
+TIMM_VIT, EVA02 = "timm/vit_tiny_patch16_224", "timm/eva02_tiny_patch14_224"
+DEIT, DISTILLED = "timm/deit3_small_patch16_224", "timm/deit_tiny_distilled_patch16_224"
+GIANT, BEIT = "timm/eva_giant_patch14_224", "timm/beit_base_patch16_224"
+AVG, TOKEN_POOL = VIT | {"global_pool": "avg"}, VIT | {"global_pool": "token"}
 OURS = {"depth": 2, "width": 24, "heads": 2, "patch_size": 8}
-TOKEN, MEAN = slice(0, 1), slice(1, None)  # the rows of what the classifier sees
+TOKEN, MEAN = slice(0, 1), slice(1, None)  # the rows that the classifier sees
 
 
 @pytest.mark.parametrize(
     ("name", "options", "scores", "rows", "prefix"),
     [
         (TIMM_VIT, VIT, plain_scores, TOKEN, 1),
-        (TIMM_VIT, VIT | {"global_pool": "avg"}, plain_scores, MEAN, 1),
+        (TIMM_VIT, AVG, plain_scores, MEAN, 1),
         (TIMM_VIT, VIT | {"global_pool": "avgmax"}, plain_scores, MEAN, 1),
-        (
-            TIMM_VIT,
-            VIT | {"global_pool": "avg", "class_token": False},
-            plain_scores,
-            slice(None),
-            0,
-        ),
-        (TIMM_VIT, VIT | {"global_pool": "avg", "reg_tokens": 3}, plain_scores, slice(4, None), 4),
+        (TIMM_VIT, AVG | {"class_token": False}, plain_scores, slice(None), 0),
+        (TIMM_VIT, AVG | {"reg_tokens": 3}, plain_scores, slice(4, None), 4),
         (TIMM_VIT, VIT | {"reg_tokens": 3, "qk_norm": True}, plain_scores, TOKEN, 4),
         (DEIT, VIT, plain_scores, TOKEN, 1),
         (DISTILLED, VIT, plain_scores, slice(0, 2), 2),
         (EVA02, VIT, eva_scores, MEAN, 1),
-        (EVA02, VIT | {"global_pool": "token", "qkv_fused": False}, eva_scores, TOKEN, 1),
+        (EVA02, TOKEN_POOL | {"qkv_fused": False}, eva_scores, TOKEN, 1),
         (GIANT, VIT | {"mlp_ratio": 2}, eva_scores, MEAN, 1),
         (BEIT, VIT, beit_scores, MEAN, 1),
-        (BEIT, VIT | {"global_pool": "token"}, beit_scores, TOKEN, 1),
+        (BEIT, TOKEN_POOL, beit_scores, TOKEN, 1),
         ("vit_custom", OURS, plain_scores, TOKEN, 1),
         ("vit_custom", OURS | {"pool": "mean"}, plain_scores, MEAN, 1),
         ("vit_small_data", OURS, local_scores, TOKEN, 1),
     ],
 )
-def test_rollout_is_the_one_computed_by_hand(name, options, scores, rows, prefix):
+def test_rollout_equals_the_one_computed_by_hand(name, options, scores, rows, prefix):
     model, x = randomised(name, **options), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         heat = explain.attention_rollout(model, x)
@@ -202,90 +187,62 @@ def test_relative_positions_change_the_rollout():
 
 
 @pytest.mark.parametrize(("name", "options"), [(EVA02, VIT), ("vit_small_data", OURS)])
-def test_rollout_leaves_a_transformer_as_it_was(name, options):
+def test_rollout_does_not_change_a_transformer(name, options):
     model, x = randomised(name, **options), torch.randn(2, 3, 32, 32)
-    settings = [vars(module).get("fused_attn") for module in model.modules()]
-    before, state = model(x), copy.deepcopy(model.state_dict())
-    explain.explain(model, x, torch.tensor([0, 1]))
-    assert torch.equal(model(x), before) and all(
-        torch.equal(value, state[key]) for key, value in model.state_dict().items()
-    )
-    assert [
-        vars(module).get("fused_attn") for module in model.modules()
-    ] == settings and True in settings
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    assert all(p.grad is None for p in model.parameters())
+    assert any(getattr(module, "fused_attn", False) for module in model.modules())
+    before = model(x)
+    with unchanged(model):
+        explain.explain(model, x, torch.tensor([0, 1]))
+    assert torch.equal(model(x), before)
 
 
-def test_rollout_of_attention_that_only_looks_at_one_patch():
+def test_rollout_of_attention_to_a_single_patch():
     model = create_model(TIMM_VIT, 10, **VIT).eval()
+    attention = F.one_hot(torch.tensor(6), 17).float().expand(1, 2, 17, 17)
     for block in model.blocks:
-        block.attn.attn_drop.register_forward_pre_hook(
-            lambda *_: F.one_hot(torch.tensor(6), 17).float().expand(1, 2, 17, 17)
-        )
+        block.attn.attn_drop.register_forward_pre_hook(lambda *_: attention)
     flow = explain.attention_rollout(model, torch.randn(1, 3, 32, 32))
-    assert flow.flatten()[5] == pytest.approx(0.75) and flow.sum() == pytest.approx(
-        0.75
-    )  # two blocks, half residual each
+    # Two blocks, each of which keeps half by its residual connection.
+    assert flow.flatten()[5] == pytest.approx(0.75) and flow.sum() == pytest.approx(0.75)
 
 
-SMALL = {"img_size": 64}
+SWIN = {"img_size": 56, "depths": (1, 1, 1), "num_heads": (1, 2, 4), "embed_dim": 24}
+SAM = {"img_size": 64, "depth": 2, "embed_dim": 24, "num_heads": 2}
+CONVIT = {"img_size": 64, "depth": 3, "local_up_to_layer": 2}
+NOT_PLAIN = "it has no attention blocks of a plain transformer"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "options", "size", "says"),
+    ("name", "options", "size", "result"),
     [
         ("vit_base_patch16_siglip_224", VIT, 32, "its classifier pools the tokens by attention"),
-        ("cait_xxs24_224", SMALL | {"depth": 2}, 64, "the rows of its attention don't sum to one"),
-        (
-            "xcit_nano_12_p8_224",
-            {"depth": 2},
-            64,
-            "its classifier doesn't see the tokens of its blocks",
-        ),
-        (
-            "convit_tiny",
-            SMALL | {"depth": 3, "local_up_to_layer": 2},
-            64,
-            "its blocks have different numbers of tokens",
-        ),
-        ("levit_128s", {}, 224, "it has no attention blocks of a plain transformer"),
-        ("crossvit_tiny_240", {}, 240, "it has no attention blocks of a plain transformer"),
-        ("vit_relpos_small_patch16_224", VIT | {"num_heads": 2}, 32, "attention rollout"),
-        (
-            "swin_tiny_patch4_window7_224",
-            {"img_size": 56, "depths": (1, 1, 1), "num_heads": (1, 2, 4), "embed_dim": 24},
-            56,
-            "Grad-CAM",
-        ),
-        (
-            "samvit_base_patch16",
-            {"img_size": 64, "depth": 2, "embed_dim": 24, "num_heads": 2},
-            64,
-            "Grad-CAM",
-        ),
+        ("cait_xxs24_224", {"img_size": 64, "depth": 2}, 64, "its attention don't sum to one"),
+        ("xcit_nano_12_p8_224", {"depth": 2}, 64, "doesn't see the tokens of its blocks"),
+        ("convit_tiny", CONVIT, 64, "its blocks have different numbers of tokens"),
+        ("levit_128s", {}, 224, NOT_PLAIN),
+        ("crossvit_tiny_240", {}, 240, NOT_PLAIN),
+        ("vit_relpos_small_patch16_224", VIT, 32, "attention rollout"),
+        ("swin_tiny_patch4_window7_224", SWIN, 56, "Grad-CAM"),
+        ("samvit_base_patch16", SAM, 64, "Grad-CAM"),
         ("pvt_v2_b0", {}, 64, "Grad-CAM"),
         ("maxvit_rmlp_pico_rw_256", {"img_size": 64}, 64, "Grad-CAM"),
     ],
 )
-def test_other_transformers_are_explained_or_refused_in_one_line(name, options, size, says):
+def test_other_transformers_are_explained_or_refused(name, options, size, result):
     torch.manual_seed(0)
     model = create_model(f"timm/{name}", 10, **options)
     try:
         heat, said = explain.explain(model, torch.randn(2, 3, size, size), torch.tensor([0, 1]))
         assert heat.shape == (2, size, size) and heat.isfinite().all() and heat.max() == 1
-    except UserError as refused:
-        said = str(refused)
+    except UserError as error:
+        said = str(error)
         assert said.startswith("--explain: ") and "\n" not in said
-    assert says in said
+    assert result in said
 
 
-def test_a_model_with_neither_says_so_in_one_line():
-    with pytest.raises(
-        UserError,
-        match=r"\A--explain: MlpMixer has no last feature map, and it has no attention blocks.*\Z",
-    ):
-        explain.explain(
-            create_model("mlp_mixer_tiny", 10), torch.randn(1, 3, 32, 32), torch.tensor([0])
-        )
+def test_a_model_without_map_and_attention_is_refused():
+    message = "--explain: MlpMixer has no last feature map, and it has no attention blocks"
+    with pytest.raises(UserError, match=rf"\A{message}.*\Z"):
+        model = create_model("mlp_mixer_tiny", 10)
+        explain.explain(model, torch.randn(1, 3, 32, 32), torch.tensor([0]))

@@ -9,9 +9,9 @@ from functools import cache
 
 import pytest
 import torch
+from helpers.archives import archive_contents, pickled, publish, write_archive
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_sources import archive_contents, pickled, publish, write_archive
 
 import models
 import train
@@ -140,7 +140,7 @@ def test_metrics_csv(tmp_path, raw):
     path.write_bytes(raw)
     rows = refuses_in_one_line(metrics.read_metrics, path)
     assert rows is None or all(int(row["epoch"]) >= 0 for row in rows)
-    refuses_in_one_line(lambda: metrics.Run(path).figures)
+    refuses_in_one_line(lambda: metrics.Run(path).scalars)
     with contextlib.closing(run_directory.RunDir(tmp_path)) as run:
 
         def resume():

@@ -1,5 +1,6 @@
-"""Properties of every model of the table, and the formulas of the blocks written out on small tensors."""
+"""Properties of every model in MODELS, and the blocks' formulas written out on small tensors."""
 
+import functools
 import itertools
 import math
 import subprocess
@@ -10,72 +11,68 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from helpers.networks import count, randomize, train
 
 from common.errors import UserError
-from datasets.augment import TRANSFORMS
+from datasets.pipeline import TRANSFORMS
 from models import MODELS, create_model, describe, is_published, parse_options, prefers_fp32, recipe
-from models.cifar_resnet import ECABlock, GhostModule, PadShortcut
+from models.cifar_resnet import ECA_POSITIONS, ECABlock, GhostModule, PadShortcut
 from models.coatnet import Attention, MBConv, SelectiveKernel, Transformer, relative_index
 from models.hornet import GnConv
 from models.layers import ECA, DropPath, LayerNorm2d, drop_path_rates, eca_kernel
 from models.mscan import MSCA
-from models.published import sized_network, smallest
+from models.published import fixed_size_network, smallest
 from training.optimizers import OPTIMIZERS, param_groups
 from training.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
+# One small model of each family: tests that take long run on the others only with -m slow.
+QUICK = """resnet20 eca_resnet32 ghost_resnet20 improved_resnet20_convnext
+segnext_mscan_tiny mlp_mixer_tiny vit_custom vit_tiny"""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Batches are small; on a busy machine several threads would wait for each other more than they work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-every = pytest.mark.parametrize("name", MODELS)
-ours = pytest.mark.parametrize("name", [name for name in MODELS if not is_published(name)])
-trainable = pytest.mark.parametrize(
-    "name", [name for name, model in MODELS.items() if not model.large]
-)
-originals = pytest.mark.parametrize(
-    "name", [name for name, model in MODELS.items() if model.original]
-)
-
-
-def having(option):
+def cases(names=MODELS, condition=lambda entry: True, quick=None):
+    """Parametrises a test with the models that meet a condition; all but `quick` are slow."""
+    names = [name for name in names if condition(MODELS[name])]
+    slow = [quick is not None and name not in quick.split() for name in names]
+    marks = [[pytest.mark.slow] if is_slow else [] for is_slow in slow]
     return pytest.mark.parametrize(
-        "name", [name for name, model in MODELS.items() if option in model.options]
+        "name", [pytest.param(name, marks=mark) for name, mark in zip(names, marks)]
     )
 
 
-def side(name, wanted=32):
-    """The size of pictures next to the wanted one that a model can take: 14 px a patch leave none over."""
-    return wanted // 14 * 14 if MODELS[name].constructor is sized_network else wanted
+every = cases()
+
+
+def fitting_size(name, size=32):
+    """The nearest smaller image size that the model's patches divide."""
+    return size // 14 * 14 if MODELS[name].constructor is fixed_size_network else size
 
 
 def build(name, image_size=32, **options):
-    """A model for pictures of 32 px, whatever size it is listed with."""
-    assert not MODELS[name].large or torch.empty(0).is_meta, "gigabytes"
-    return create_model(
-        name, MODELS[name].classes, **parse_options([], name, side(name, image_size)) | options
-    )
+    assert not MODELS[name].large or torch.empty(0).is_meta, "it would take gigabytes"
+    options = parse_options([], name, fitting_size(name, image_size)) | options
+    return create_model(name, MODELS[name].classes, **options)
 
 
-def count(model):
-    return sum(p.numel() for p in model.parameters())
+@functools.cache
+def on_meta(name):
+    with torch.device("meta"):
+        return build(name, MODELS[name].image_size).eval()
 
 
-def without_drop_path(name):
-    return dict(drop_path=0.0) if "drop_path" in MODELS[name].options else {}
+def last_map_size(model, image_size):
+    """Pixels (or tokens) on a side of the last output that still has pixels, before the pooling.
 
-
-def last_map(model, image_size):
-    """Pixels (or tokens) on a side of the last output that still has pixels: the one that is pooled.
-
-    Works on (B, C, H, W), (B, H, W, C) and (B, N, C): the width stands next to the last or last, and is less than C.
+    Works on (B, C, H, W), (B, H, W, C) and (B, N, C).
     """
     sides = []
 
@@ -85,106 +82,81 @@ def last_map(model, image_size):
         elif isinstance(output, torch.Tensor) and output.ndim == 3 and output.shape[1] > 1:
             sides.append(math.isqrt(output.shape[1]))
 
-    for module in model.modules():
-        module.register_forward_hook(note)
+    handles = [module.register_forward_hook(note) for module in model.modules()]
     with torch.no_grad():
         model.eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
+    for handle in handles:
+        handle.remove()
     return sides[-1]
 
 
-def randomize(module):
-    """Draws all parameters and running statistics, so that no term of a formula hides behind a zero or a one."""
-    with torch.no_grad():
-        for p in module.parameters():
-            p.uniform_(-1, 1)
-        for name, buffer in module.named_buffers():
-            if buffer.is_floating_point():
-                buffer.uniform_(0.5, 1.5) if name.endswith("var") else buffer.uniform_(-0.5, 0.5)
-    return module.eval()
-
-
-def copy_weights(source, target):
-    """Copies all values in their order: for modules of the same structure with other names."""
-    theirs, ours = list(source.state_dict().values()), target.state_dict()
-    assert [v.shape for v in theirs] == [v.shape for v in ours.values()]
-    target.load_state_dict(dict(zip(ours, theirs)))
-
-
-# ---- the table -----------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 
 @every
-def test_parameter_count_and_work(name):
+def test_parameter_count_is_as_listed(name):
+    assert count(on_meta(name)) == MODELS[name].parameters
+
+
+@cases(quick=QUICK)
+def test_description_counts_parameters_and_work(name):
     size = MODELS[name].image_size
     parameters, macs = describe(name, MODELS[name].classes, size, parse_options([], name, size))
     assert parameters == MODELS[name].parameters
     assert macs > parameters / 10
 
 
-@originals
-def test_original_layout(name):
-    model, size = MODELS[name], 224
+@cases(condition=lambda entry: entry.original, quick="ghostnet_100 coatnet_cifar_opt")
+def test_original_layout_is_kept_as_an_option(name):
+    entry, size = MODELS[name], 224
     with torch.device("meta"):
         network = build(name, size, stem="imagenet").eval()
-        assert count(network) == model.original
-        assert network(torch.empty(1, 3, size, size)).shape == (1, model.classes)
-        assert last_map(build(name, stem="imagenet"), 32) < 4  # why there is an adapted one
+        assert count(network) == entry.original
+        assert network(torch.empty(1, 3, size, size)).shape == (1, entry.classes)
+        # This is why there is an adapted layout.
+        assert last_map_size(build(name, stem="imagenet"), 32) < 4
 
 
 @every
-def test_a_stem_is_an_option_where_there_is_an_original(name):
+def test_stem_is_an_option_where_there_is_an_original(name):
     assert ("stem" in MODELS[name].options) == (MODELS[name].original > 0)
 
 
-@ours
+@cases(condition=lambda entry: entry.timm_name is None, quick=QUICK)
 def test_last_feature_map_is_at_least_4x4(name):
-    with torch.device("meta"):
-        assert last_map(build(name), 32) >= 4
+    assert last_map_size(on_meta(name), 32) >= 4
 
 
-@trainable
-def test_each_model_trains(name):
-    """A fresh loss near ln(classes); four pictures learnt by heart in a few steps; gradients in every parameter.
+@cases(condition=lambda entry: not entry.large, quick=QUICK)
+def test_model_overfits_one_batch_from_a_uniform_guess(name):
+    """The fresh loss is near ln(classes), four images are learned, all parameters have gradients.
 
-    Near: the loss averaged over all labels that the pictures could have is at most 0.2 above ln(classes), its least value;
-    classifiers start with small weights, not with none. Learnt: a loss of half of ln(4), which takes telling the four
-    apart, in at most 20 steps and in training mode.
+    Near: the loss averaged over all labels is at most 0.2 above ln(classes), its least value.
+    Learned: a loss of half of ln(4), which takes telling four images apart, within 20 steps.
     """
     classes = MODELS[name].classes
     torch.manual_seed(0)
-    model = build(name, **without_drop_path(name)).train()
-    images, labels = (
-        torch.randn(4, 3, 32, 32) + 2 * torch.randn(4, 3, 1, 1),
-        torch.tensor([0, 2, 5, 7]),
-    )
-    optimizer = torch.optim.AdamW(
-        model.parameters(), 1e-3 if MODELS[name].parameters > 5e6 else 1e-2, fused=True
-    )
-    losses, fresh = [], None
-    while len(losses) < 3 or (losses[-1] > math.log(4) / 2 and len(losses) < 20):
-        logits = model(images)
+    options = {"drop_path": 0.0} if "drop_path" in MODELS[name].options else {}
+    model = build(name, **options).train()
+    images = torch.randn(4, 3, 32, 32) + 2 * torch.randn(4, 3, 1, 1)
+    fresh = {}
+
+    def note_first(module, args, logits):
+        fresh.setdefault("loss", -logits.log_softmax(1).mean().item())
         assert logits.shape == (4, classes)
-        loss = F.cross_entropy(logits, labels)
-        fresh = fresh or -logits.log_softmax(1).mean().item()
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert 0 <= fresh - math.log(classes) + 1e-5 < 0.2
+
+    model.register_forward_hook(note_first)
+    lr = 1e-3 if MODELS[name].parameters > 5e6 else 1e-2
+    losses = train(model, images, torch.tensor([0, 2, 5, 7]), 20, lr, target=math.log(4) / 2)
+    assert 0 <= fresh["loss"] - math.log(classes) + 1e-5 < 0.2
     assert losses[-1] < math.log(4) / 2, losses
-    # After some steps, because a branch that starts at zero (a norm's scale, the Mixers' classifier) lets none through.
-    dead = [
-        key
-        for key, p in model.named_parameters()
-        if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()
-    ]
-    assert not dead
+    # After some steps, because a branch that starts at zero passes no gradient on.
+    assert all(p.grad.any() and p.grad.isfinite().all() for p in model.parameters())
 
 
 @every
-def test_weight_decay_groups_cover_the_model(name):
-    with torch.device("meta"):
-        model = build(name)
+def test_weight_decay_spares_vectors_and_positions(name):
+    model = on_meta(name)
     decayed = {id(p) for p in param_groups(model, 0.1)[0]["params"]}
     exempt = ("position_bias", "pos_embed", "cls_token", "temperature", "attention_biases")
     for key, p in model.named_parameters():
@@ -192,107 +164,93 @@ def test_weight_decay_groups_cover_the_model(name):
 
 
 @every
-def test_recipe_is_made_of_training_arguments(name):
+def test_recipe_consists_of_training_arguments(name):
     recipe = dict(MODELS[name].recipe)
-    numbers = (
-        "lr",
-        "weight_decay",
-        "mixup",
-        "cutmix",
-        "mix_prob",
-        "label_smoothing",
-        "warmup_epochs",
-        "clip_grad",
-        "random_erasing",
-        "layer_decay",
-    )
+    numbers = {"lr", "weight_decay", "mixup", "cutmix", "mix_prob", "label_smoothing", "clip_grad"}
+    numbers |= {"warmup_epochs", "random_erasing", "layer_decay"}
     assert recipe.pop("optimizer", "sgd") in OPTIMIZERS
     assert recipe.pop("schedule", "cosine") in SCHEDULES
     assert set(recipe.pop("augment", "crop").split(",")) <= set(TRANSFORMS)
     for key, value in recipe.items():
         assert isinstance(value, float if key in numbers else int), key
-        assert key in (*numbers, "epochs", "batch_size", "cutout", "image_size"), key
+        assert key in numbers | {"epochs", "batch_size", "cutout", "image_size"}, key
+
+
+def test_importing_models_imports_no_model_library():
+    code = "import sys, models; sys.exit('timm' in sys.modules or 'torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# ---- options -------------------------------------------------------------------------------------
 
 
 @every
-def test_options_have_defaults_that_tell_their_type(name):
+def test_options_have_typed_defaults_that_can_be_given(name):
     for key, default in MODELS[name].options.items():
         assert isinstance(default, (bool, int, float, str)), key
         assert parse_options([f"{key}={default}"], name) == {key: default}
 
 
-def test_importing_the_table_imports_no_model_library():
-    code = "import sys, models; sys.exit('timm' in sys.modules or 'torchvision' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-# ---- options -------------------------------------------------------------------------------------------------------
+WRONG = dict(
+    stem="bagel", shortcut="long", eca_position="bn3", drop_path=1.0, image_size=30, patch_size=7,
+    width=50, depth=0, heads=7, mlp_ratio=-1.0, positions="random", pool="max",
+)  # fmt: skip
 
 
 @every
 def test_wrong_values_of_options_are_refused(name):
-    wrong = dict(
-        stem="bagel",
-        shortcut="long",
-        eca_position="bn3",
-        drop_path=1.0,
-        image_size=30,
-        patch_size=7,
-        width=50,
-        depth=0,
-        heads=7,
-        mlp_ratio=-1.0,
-        positions="random",
-        pool="max",
-    )
-    for key in wrong.keys() & MODELS[name].options:
-        with (
-            pytest.raises(UserError, match=f"{key}|not a multiple of the patch"),
-            torch.device("meta"),
-        ):
-            create_model(name, 10, **(parse_options([], name, side(name)) | {key: wrong[key]}))
+    for key in WRONG.keys() & MODELS[name].options:
+        options = parse_options([], name, fitting_size(name)) | {key: WRONG[key]}
+        message = f"{key}|not a multiple of the patch"
+        with pytest.raises(UserError, match=message), torch.device("meta"):
+            create_model(name, 10, **options)
 
 
-@having("drop_path")
+@cases(condition=lambda entry: "drop_path" in entry.options)
 def test_drop_path_grows_with_depth(name):
     with torch.device("meta"):
         model = build(name, drop_path=0.3)
-    # timm's ConvNeXt has an Identity for a rate of zero, and calls the rate drop_prob.
-    rates = [
-        m.rate if isinstance(m, DropPath) else m.drop_prob
-        for m in model.modules()
-        if type(m).__name__ == "DropPath"
-    ]
+    layers = [module for module in model.modules() if type(module).__name__ == "DropPath"]
+    rates = [m.rate if isinstance(m, DropPath) else m.drop_prob for m in layers]
     assert rates == sorted(rates)
-    rates = sorted({0.0, *rates})  # a block may have several
+    # A block may have several; timm's ConvNeXt has none for a rate of zero.
+    rates = sorted({0.0, *rates})
     assert rates == pytest.approx([0.3 * i / (len(rates) - 1) for i in range(len(rates))])
 
 
-@pytest.mark.parametrize(
-    "name, parameters",
-    dict(
-        resnet20=275_572, resnet32=470_004, resnet44=664_436, resnet56=858_868, resnet110=1_733_812
-    ).items(),
+PADDED = dict(
+    resnet20=275_572, resnet32=470_004, resnet44=664_436, resnet56=858_868, resnet110=1_733_812
 )
+
+
+@pytest.mark.parametrize(("name", "parameters"), PADDED.items())
 def test_pad_shortcuts_have_no_parameters(name, parameters):
     with torch.device("meta"):
         assert count(build(name, shortcut="pad")) == parameters
 
 
-@pytest.mark.parametrize("size", [24, 64])
-@having("image_size")
-def test_other_sizes_are_an_option_where_positions_are_learnt(name, size):
-    size = side(name, size)
+@cases(
+    condition=lambda entry: "image_size" in entry.options,
+    quick="mlp_mixer_tiny coatnet_0 vit_custom vit_tiny",
+)
+def test_image_size_is_an_option_where_positions_are_learned(name):
+    size = fitting_size(name, 48)
     with torch.device("meta"):
-        assert build(name, image_size=size)(torch.empty(2, 3, size, size)).shape == (
-            2,
-            MODELS[name].classes,
-        )
+        logits = build(name, image_size=size)(torch.empty(2, 3, size, size))
+    assert logits.shape == (2, MODELS[name].classes)
     with pytest.raises(UserError, match=f"{size} px"):
         describe(name, 10, size)
 
 
-# ---- shared pieces -------------------------------------------------------------------------------------------------
+def test_auto_precision_is_fp32_where_bf16_is_slower():
+    slow = {name for name, entry in MODELS.items() if not entry.bf16_on_cpu}
+    assert slow >= {"ghostnet_100", "segnext_mscan_tiny"}
+    for name in (*MODELS, "timm/resnet18"):
+        assert prefers_fp32(name, torch.device("cpu")) == (name in slow)
+        assert not prefers_fp32(name, torch.device("cuda"))
+
+
+# ---- shared layers -------------------------------------------------------------------------------
 
 
 def test_drop_path_drops_images_and_keeps_the_mean():
@@ -300,7 +258,7 @@ def test_drop_path_drops_images_and_keeps_the_mean():
     x = torch.ones(4000, 2, 3, 3)
     y = DropPath(0.25)(x)
     assert ((y == 0) | (y == 1 / 0.75)).all()
-    assert (y == y[:, :1, :1, :1]).all()  # an image at a time
+    assert (y == y[:, :1, :1, :1]).all()  # whole images
     assert y.mean().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(DropPath(0.25).eval()(x), x) and torch.equal(DropPath(0.0)(x), x)
     assert drop_path_rates(0.2, 1) == [0]
@@ -310,45 +268,34 @@ def test_layer_norm_is_over_channels():
     x = torch.randn(2, 5, 3, 4)
     norm = randomize(LayerNorm2d(5))
     centred = x - x.mean(1, keepdim=True)
-    wanted = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
-    wanted = wanted * norm.weight[:, None, None] + norm.bias[:, None, None]
-    torch.testing.assert_close(norm(x), wanted)
+    expected = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
+    torch.testing.assert_close(norm(x), expected)
 
 
-# ---- efficient channel attention -------------------------------------------------------------------------------------
+# ---- efficient channel attention -----------------------------------------------------------------
 
 
-def test_eca_kernel_rule():
+def test_eca_kernel_is_timms():
     from timm.layers import EcaModule
 
-    wanted = {16: 3, 32: 3, 64: 3, 128: 5, 256: 5, 512: 5, 1024: 5, 2048: 7}
-    assert {channels: eca_kernel(channels) for channels in wanted} == wanted
-    assert all(
-        eca_kernel(channels) == EcaModule(channels).conv.kernel_size[0] for channels in wanted
-    )
+    expected = {16: 3, 32: 3, 64: 3, 128: 5, 256: 5, 512: 5, 1024: 5, 2048: 7}
+    for channels, kernel in expected.items():
+        assert eca_kernel(channels) == kernel == EcaModule(channels).conv.kernel_size[0]
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 9])
 def test_eca_is_a_sum_over_neighbouring_channels(kernel):
-    from timm.layers import EcaModule
-
     B, C = 2, 7
     x = torch.randn(B, C, 3, 4)
     eca = randomize(ECA(kernel))
     weight, means = eca.conv.weight.flatten(), x.mean((2, 3))
-    wanted = torch.empty_like(x)
+    expected = torch.empty_like(x)
     for b, c in itertools.product(range(B), range(C)):
-        total = 0.0
-        for i in range(kernel):
-            neighbour = c + i - kernel // 2
-            if 0 <= neighbour < C:
-                total += weight[i] * means[b, neighbour]
-        wanted[b, c] = x[b, c] * torch.sigmoid(total)
-    torch.testing.assert_close(eca(x), wanted)
-    if kernel > 1:  # timm's takes no kernel of one
-        theirs = EcaModule(kernel_size=kernel)
-        theirs.conv.weight.data.copy_(eca.conv.weight)
-        torch.testing.assert_close(eca(x), theirs(x))
+        neighbours = [(i, c + i - kernel // 2) for i in range(kernel)]
+        total = sum(weight[i] * means[b, j] for i, j in neighbours if 0 <= j < C)
+        expected[b, c] = x[b, c] * torch.sigmoid(total)
+    torch.testing.assert_close(eca(x), expected)
 
 
 def test_eca_takes_odd_kernels():
@@ -356,15 +303,14 @@ def test_eca_takes_odd_kernels():
         ECA(4)
 
 
-@pytest.mark.parametrize("position", ["bn1", "bn2", "add"])
-def test_eca_positions(position):
+@pytest.mark.parametrize("position", ECA_POSITIONS)
+def test_eca_is_at_the_position_of_its_name(position):
     x = torch.randn(2, 4, 6, 6)
     block = randomize(ECABlock(4, 8, 2, "project", kernel=3, position=position))
     eca = next(m for m in block.modules() if isinstance(m, ECA))
-    none = nn.Identity()
-    first, second, third = (eca if position == p else none for p in ("bn1", "bn2", "add"))
-    wanted = third(block.shortcut(x) + second(block.conv2(first(block.conv1(x)).relu()))).relu()
-    torch.testing.assert_close(block(x), wanted)
+    first, second, third = (eca if position == p else nn.Identity() for p in ("bn1", "bn2", "add"))
+    expected = third(block.shortcut(x) + second(block.conv2(first(block.conv1(x)).relu()))).relu()
+    torch.testing.assert_close(block(x), expected)
 
 
 def test_adaptive_eca_is_the_fixed_kernel_of_three():
@@ -381,38 +327,26 @@ def test_pad_shortcut_subsamples_and_adds_zeros():
     assert not y[:, :2].any() and not y[:, 6:].any() and y.shape[1] == 9
 
 
-# ---- ghost modules ---------------------------------------------------------------------------------------------------
+# ---- blocks --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [1, 7, 8])
-@pytest.mark.parametrize("relu", [True, False])
-def test_ghost_module_equals_timms(width, relu):
-    from timm.models.ghostnet import GhostModule as Theirs
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Identity])
+def test_ghost_module_equals_timms(width, act):
+    from timm.models.ghostnet import GhostModule as TimmGhostModule
 
     x = torch.randn(2, 3, 6, 6)
-    ours = randomize(GhostModule(3, width, kernel=3, stride=2, relu=relu))
-    theirs = Theirs(
-        3, width, kernel_size=3, stride=2, act_layer=nn.ReLU if relu else nn.Identity
-    ).eval()
-    copy_weights(ours, theirs)
-    assert ours(x).shape == (2, width, 3, 3)
-    torch.testing.assert_close(ours(x), theirs(x))
+    module = randomize(GhostModule(3, width, stride=2, relu=act is nn.ReLU))
+    timms = TimmGhostModule(3, width, kernel_size=3, stride=2, act_layer=act).eval()
+    timms.load_state_dict(dict(zip(timms.state_dict(), module.state_dict().values())))
+    assert module(x).shape == (2, width, 3, 3)
+    torch.testing.assert_close(module(x), timms(x))
 
 
-def test_ghost_channels_come_from_the_intrinsic_ones():
-    x = torch.randn(1, 3, 6, 6)
-    module = randomize(GhostModule(3, 7, relu=False))
-    intrinsic = module.primary(x)
-    weight, norm = module.cheap[0].weight, module.cheap[1]
-    for c in range(3):  # four intrinsic channels, and ghosts of the first three
-        ghost = F.conv2d(intrinsic[:, c : c + 1], weight[c : c + 1], padding=1)[:, 0]
-        ghost = (ghost - norm.running_mean[c]) / (
-            norm.running_var[c] + norm.eps
-        ).sqrt() * norm.weight[c] + norm.bias[c]
-        torch.testing.assert_close(module(x)[:, 4 + c], ghost)
-
-
-# ---- multi-scale convolutional attention -------------------------------------------------------------------------------
+def pointwise(x, convolution):
+    """A 1x1 convolution as a sum over channels."""
+    products = torch.einsum("oc,bchw->bohw", convolution.weight[:, :, 0, 0], x)
+    return products + convolution.bias[:, None, None]
 
 
 def test_msca_is_a_gate_from_a_sum_of_scales():
@@ -420,48 +354,31 @@ def test_msca_is_a_gate_from_a_sum_of_scales():
     x = torch.randn(2, C, 9, 9)
     msca = randomize(MSCA(C))
 
-    def strip(x, convolution):
-        height, width = convolution.kernel_size
-        assert 1 in (height, width) or height == width == 5
-        return F.conv2d(
-            x, convolution.weight, convolution.bias, padding=(height // 2, width // 2), groups=C
-        )
+    def strip(x, convolution, kernel):
+        assert convolution.kernel_size == kernel
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        return F.conv2d(x, convolution.weight, convolution.bias, padding=padding, groups=C)
 
-    local = strip(x, msca.local)
-    scales = local.clone()  # scale 0 is the identity
+    local = strip(x, msca.local, (5, 5))
+    scales = local.clone()
     for k, (horizontal, vertical) in zip((7, 11, 21), msca.strips):
-        assert horizontal.kernel_size == (1, k) and vertical.kernel_size == (k, 1)
-        scales += strip(strip(local, horizontal), vertical)
-    gate = (
-        torch.einsum("oc,bchw->bohw", msca.mix.weight[:, :, 0, 0], scales)
-        + msca.mix.bias[:, None, None]
-    )
-    torch.testing.assert_close(msca(x), gate * x)
+        scales += strip(strip(local, horizontal, (1, k)), vertical, (k, 1))
+    torch.testing.assert_close(msca(x), pointwise(scales, msca.mix) * x)
 
 
-# ---- recursive gated convolution ---------------------------------------------------------------------------------------
-
-
-def test_gnconv_of_order_two_by_hand():
-    C = 6
-    x = torch.randn(2, C, 8, 8)
-    gnconv = randomize(GnConv(C, order=2, scale=0.5))
-
-    def linear(x, convolution):
-        return (
-            torch.einsum("oc,bchw->bohw", convolution.weight[:, :, 0, 0], x)
-            + convolution.bias[:, None, None]
-        )
+def test_gnconv_of_order_two_is_the_formula():
+    x = torch.randn(2, 6, 8, 8)
+    gnconv = randomize(GnConv(6, order=2, scale=0.5))
 
     def depthwise(x, first, last):
         weight, bias = gnconv.depthwise.weight[first:last], gnconv.depthwise.bias[first:last]
         return F.conv2d(x, weight, bias, padding=3, groups=last - first)
 
-    projected = linear(x, gnconv.proj_in)  # 12 channels: p0 has 3, q0 has 3, q1 has 6
+    projected = pointwise(x, gnconv.proj_in)  # 12 channels: p0 has 3, q0 has 3, q1 has 6
     p0, q0, q1 = projected[:, :3], projected[:, 3:6], projected[:, 6:]
     p1 = p0 * depthwise(q0, 0, 3) * 0.5
-    p2 = linear(p1, gnconv.gates[0]) * depthwise(q1, 3, 9) * 0.5
-    torch.testing.assert_close(gnconv(x), linear(p2, gnconv.proj_out))
+    p2 = pointwise(p1, gnconv.gates[0]) * depthwise(q1, 3, 9) * 0.5
+    torch.testing.assert_close(gnconv(x), pointwise(p2, gnconv.proj_out))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
@@ -475,15 +392,31 @@ def test_gnconv_has_the_order_of_its_name(order):
     torch.testing.assert_close(gnconv(2 * x), 2 ** (order + 1) * gnconv(x))
 
 
-# ---- CoAtNet -----------------------------------------------------------------------------------------------------------
+def test_selective_kernel_is_a_convex_mixture():
+    x = torch.randn(2, 8, 6, 6)
+    module = randomize(SelectiveKernel(8, stride=2))
+    maps = [branch(x) for branch in module.branches]
+    hidden = F.gelu(module.fc1((maps[0] + maps[1] + maps[2]).mean((2, 3))))
+    expected = torch.zeros_like(maps[0])
+    for c in range(8):
+        rows = [c, 8 + c, 16 + c]
+        weights = (hidden @ module.fc2.weight[rows].T + module.fc2.bias[rows]).softmax(1)  # (B, 3)
+        for k in range(3):
+            expected[:, c] += weights[:, k, None, None] * maps[k][:, c]
+    torch.testing.assert_close(module(x), expected)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_relative_position_bias_against_a_loop(size):
+# ---- CoAtNet -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_relative_position_bias_against_a_loop(size, fused):
     C, heads = 6, 2
-    x = torch.randn(2, C, size, size)
+    x = torch.randn(2, C, size, size, dtype=torch.double)
     attention = randomize(Attention(C, C, heads, size)).double()
-    tokens = x.double().flatten(2).transpose(1, 2)
+    attention.fused_attn = fused
+    tokens = x.flatten(2).transpose(1, 2)
     q, k, v = attention.qkv(tokens).chunk(3, dim=-1)
     table = attention.position_bias.view(2 * size - 1, 2 * size - 1, heads)
     pixels = list(itertools.product(range(size), range(size)))
@@ -491,19 +424,16 @@ def test_relative_position_bias_against_a_loop(size):
     for b, h in itertools.product(range(2), range(heads)):
         part = slice(h * C // heads, (h + 1) * C // heads)
         for i, (yi, xi) in enumerate(pixels):
-            scores = [
-                (q[b, i, part] @ k[b, j, part]) / math.sqrt(C // heads)
-                + table[yj - yi + size - 1, xj - xi + size - 1, h]
-                for j, (yj, xj) in enumerate(pixels)
-            ]
-            out[b, i, part] = torch.stack(scores).softmax(0) @ v[b, :, part]
-    torch.testing.assert_close(
-        attention(x.double()), attention.proj(out).transpose(1, 2).view(2, C, size, size)
-    )
+            offsets = [(yj - yi + size - 1, xj - xi + size - 1) for yj, xj in pixels]
+            bias = torch.stack([table[dy, dx, h] for dy, dx in offsets])
+            scores = k[b, :, part] @ q[b, i, part] / math.sqrt(C // heads) + bias
+            out[b, i, part] = scores.softmax(0) @ v[b, :, part]
+    expected = attention.proj(out).transpose(1, 2).view(2, C, size, size)
+    torch.testing.assert_close(attention(x), expected)
     assert relative_index(size).unique().numel() == (2 * size - 1) ** 2
 
 
-def test_attention_without_position_bias_ignores_the_order_of_pixels():
+def test_attention_without_position_bias_ignores_the_order():
     x, shuffled = torch.randn(1, 4, 3, 3), torch.randperm(9)
     attention = randomize(Attention(4, 8, 2, 0))
     moved = attention(x.flatten(2)[:, :, shuffled].view(1, 4, 3, 3)).flatten(2)
@@ -515,16 +445,25 @@ def test_attention_names_the_size_it_was_built_for():
         Attention(4, 4, 1, 4)(torch.randn(1, 4, 8, 8))
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_in_half_precision(fused):
+    attention = randomize(Attention(8, 8, 2, 4))
+    attention.fused_attn = fused
+    x = torch.randn(2, 8, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = attention(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), attention(x), rtol=0.1, atol=0.1)
+
+
 def load_renamed(module, state, names):
-    """Loads timm's values into ours: names maps their prefixes to ours; 1x1 convolutions may be linear layers here."""
-    ours = module.state_dict()
+    """Loads timm's values. names: timm's prefixes -> ours; our 1x1 convolutions may be linear."""
+    own = module.state_dict()
     for key, value in state.items():
-        theirs = next(
-            prefix for prefix in sorted(names, key=len, reverse=True) if key.startswith(prefix)
-        )
-        name = names[theirs] + key.removeprefix(theirs)
-        ours[name] = value.view_as(ours[name])
-    module.load_state_dict(ours)
+        prefix = max((p for p in names if key.startswith(p)), key=len)
+        name = names[prefix] + key.removeprefix(prefix)
+        own[name] = value.view_as(own[name])
+    module.load_state_dict(own)
 
 
 @pytest.mark.parametrize("in_channels, stride", [(8, 1), (4, 2)])
@@ -533,22 +472,17 @@ def test_mbconv_equals_timms(in_channels, stride):
 
     x = torch.randn(2, in_channels, 6, 6)
     config = MaxxVitConvCfg(expand_output=False, pool_type="max2", attn_act_layer="gelu")
-    theirs = randomize(MbConvBlock(in_channels, 8, stride, cfg=config))
-    ours = MBConv(in_channels, 8, stride).eval()
+    timms = randomize(MbConvBlock(in_channels, 8, stride, cfg=config))
+    block = MBConv(in_channels, 8, stride).eval()
     names = {
-        "pre_norm": "norm",
-        "conv1_1x1": "expand.0",
-        "norm1": "expand.1",
-        "conv2_kxk": "depthwise.0",
-        "norm2": "depthwise.1",
-        "se": "gate",
-        "conv3_1x1": "project",
+        "pre_norm": "norm", "conv1_1x1": "expand.0", "norm1": "expand.1", "norm2": "depthwise.1",
+        "conv2_kxk": "depthwise.0", "se": "gate", "conv3_1x1": "project",
         "shortcut.expand": "shortcut.1",
-    }
-    load_renamed(ours, theirs.state_dict(), names)
-    for norm in (ours.norm, ours.expand[1], ours.depthwise[1]):
-        norm.eps = theirs.pre_norm.eps
-    torch.testing.assert_close(ours(x), theirs(x))
+    }  # fmt: skip
+    load_renamed(block, timms.state_dict(), names)
+    for norm in (block.norm, block.expand[1], block.depthwise[1]):
+        norm.eps = timms.pre_norm.eps
+    torch.testing.assert_close(block(x), timms(x))
 
 
 @pytest.mark.parametrize("in_channels, stride", [(64, 1), (32, 2)])
@@ -558,137 +492,82 @@ def test_transformer_equals_timms(in_channels, stride):
 
     x, width, heads = torch.randn(2, in_channels, 3 * stride, 3 * stride), 64, 2
     config = MaxxVitTransformerCfg(pool_type="max2")
-    theirs = TransformerBlock2d(
-        in_channels, width, stride, lambda **kw: RelPosBias(window_size=(3, 3), **kw), config
-    )
-    for p in theirs.eval().parameters():
-        nn.init.normal_(p, std=0.2)
-    state = theirs.state_dict()
-    for key in (
-        "attn.qkv.weight",
-        "attn.qkv.bias",
-    ):  # theirs: a head's q, k and v side by side; ours: all q, all k, all v
+    position_bias = functools.partial(RelPosBias, window_size=(3, 3))
+    timms = randomize(TransformerBlock2d(in_channels, width, stride, position_bias, config), 0.3)
+    state = timms.state_dict()
+    # timm has q, k and v of one head side by side; ours has all q, all k, all v.
+    for key in ("attn.qkv.weight", "attn.qkv.bias"):
         state[key] = state[key].unflatten(0, (heads, 3, 32)).transpose(0, 1).flatten(0, 2)
+    # timm's offset is that of i from j; ours is that of j from i.
     table = "attn.rel_pos.relative_position_bias_table"
-    state[table] = state[table].flip(0)  # theirs: offset of i from j; ours: of j from i
-    ours = Transformer(in_channels, width, heads, 3, stride)
+    state[table] = state[table].flip(0)
+    block = Transformer(in_channels, width, stride, heads=heads, size=3)
     names = {
-        "norm1": "norm1",
-        "norm1.norm": "norm1",
-        "norm2": "norm2",
-        "attn": "attention",
-        table: "attention.position_bias",
-        "mlp": "mlp",
-        "shortcut.expand": "shortcut.1",
-    }
-    load_renamed(ours, state, names)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+        "norm1": "norm1", "norm1.norm": "norm1", "norm2": "norm2", "attn": "attention",
+        table: "attention.position_bias", "mlp": "mlp", "shortcut.expand": "shortcut.1",
+    }  # fmt: skip
+    load_renamed(block, state, names)
+    torch.testing.assert_close(block(x), timms(x), rtol=1e-4, atol=1e-4)
 
 
-def test_attention_in_half_precision():
-    attention = randomize(Attention(8, 8, 2, 4))
-    x = torch.randn(2, 8, 4, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = attention(x)
-    assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), attention(x), rtol=0.1, atol=0.1)
+# ---- timm's networks -----------------------------------------------------------------------------
+
+ADAPTED = ["ghostnet_100", "convnext_tiny", "cspresnet50", "resnest50d"]
 
 
-def test_selective_kernel_is_a_convex_mixture():
-    x = torch.randn(2, 8, 6, 6)
-    module = randomize(SelectiveKernel(8, stride=2))
-    maps = [branch(x) for branch in module.branches]
-    hidden = F.gelu(module.fc1((maps[0] + maps[1] + maps[2]).mean((2, 3))))
-    wanted = torch.zeros_like(maps[0])
-    for c in range(8):
-        rows = [c, 8 + c, 16 + c]
-        weights = (hidden @ module.fc2.weight[rows].T + module.fc2.bias[rows]).softmax(1)  # (B, 3)
-        for k in range(3):
-            wanted[:, c] += weights[:, k, None, None] * maps[k][:, c]
-    torch.testing.assert_close(module(x), wanted)
-
-
-# ---- timm's networks -----------------------------------------------------------------------------------------------------
-
-TIMM = dict(ghostnet_100=64, convnext_tiny=64, cspresnet50=64, resnest50d=64, mixer_b16_224=224)
-
-
-@pytest.mark.parametrize("name, size", TIMM.items())
-def test_original_layouts_equal_timms(name, size):
+@cases([*ADAPTED, "mlp_mixer_b16"], quick="ghostnet_100 cspresnet50")
+def test_original_layouts_equal_timms(name):
     import timm
 
-    options = dict(image_size=size) if size == 224 else {}
-    ours = create_model(
-        {"mixer_b16_224": "mlp_mixer_b16"}.get(name, name), 10, stem="imagenet", **options
-    ).eval()
-    theirs = timm.create_model(name, num_classes=10).eval()
-    theirs.load_state_dict(ours.state_dict())
+    size = 224 if name == "mlp_mixer_b16" else 64
+    timm_name = "mixer_b16_224" if name == "mlp_mixer_b16" else name
+    model = create_model(name, 10, stem="imagenet", **parse_options([], name, size)).eval()
+    timms = timm.create_model(timm_name, num_classes=10).eval()
+    timms.load_state_dict(model.state_dict())
     x = torch.randn(1, 3, size, size)
     with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x))
+        torch.testing.assert_close(model(x), timms(x))
 
 
-@pytest.mark.parametrize("name", ["ghostnet_100", "convnext_tiny", "cspresnet50", "resnest50d"])
+@cases(ADAPTED)
 def test_adapted_networks_differ_in_the_stem_alone(name):
     with torch.device("meta"):
-        adapted, original = (build(name, stem=stem).state_dict() for stem in ("cifar", "imagenet"))
+        original = build(name, stem="imagenet").state_dict()
+    adapted = on_meta(name).state_dict()
     assert list(adapted) == list(original)
     changed = [key for key in adapted if adapted[key].shape != original[key].shape]
     assert all(key.startswith("stem") for key in changed) and len(changed) <= 1
 
 
-def test_auto_precision_spares_a_cpu_what_is_slower_there():
-    slow = {name for name, model in MODELS.items() if not model.bf16_on_cpu}
-    assert slow == {
-        "ghostnet_100",
-        "improved_resnet20_convnext",
-        "coatnet_0_custom_enhanced",
-        "segnext_mscan_tiny",
-    }
-    for name in MODELS:
-        assert prefers_fp32(name, torch.device("cpu")) == (name in slow)
-        assert not prefers_fp32(name, torch.device("cuda"))
-    assert not prefers_fp32("timm/resnet18", torch.device("cpu"))
+# ---- the largest ---------------------------------------------------------------------------------
+
+LARGEST = dict(eva02_large=361.7, eva_giant=620.3, convnext_xxlarge=198.0)  # published GMACs
 
 
-# ---- the largest ---------------------------------------------------------------------------------------------------------
-
-LARGEST = dict(eva02_large=361.7, eva_giant=620.3, convnext_xxlarge=198.0)
-
-
-def test_the_largest_are_the_published_ones():
-    assert set(LARGEST) == {name for name, model in MODELS.items() if model.large}
+@pytest.mark.slow
+def test_largest_models_are_the_published_ones():
+    assert set(LARGEST) == {name for name, entry in MODELS.items() if entry.large}
+    assert all(is_published(name) for name in LARGEST)
     for name, gmacs in LARGEST.items():
-        model = MODELS[name]
-        parameters, macs = describe(
-            name, 1000, model.image_size, parse_options([], name, model.image_size)
-        )
-        assert (parameters, macs / 1e9) == (model.parameters, pytest.approx(gmacs, rel=1e-3))
+        size = MODELS[name].image_size
+        _, macs = describe(name, 1000, size, parse_options([], name, size))
+        assert macs / 1e9 == pytest.approx(gmacs, rel=1e-3)
         for transfer, frozen in ((False, False), (True, False), (True, True)):
-            assert recipe(name, transfer, frozen)["image_size"] == model.image_size
-        assert (
-            recipe(name, True)["layer_decay"] == 0.85
-            and recipe(name, True, True)["layer_decay"] == 1.0
-        )
+            assert recipe(name, transfer, frozen)["image_size"] == size
+        assert recipe(name, transfer=True)["layer_decay"] == 0.85
+        assert recipe(name, transfer=True, frozen=True)["layer_decay"] == 1.0
 
 
-@pytest.mark.parametrize("name", [*LARGEST, "vit_tiny", "tinyvit_5m"])
-def test_the_smallest_of_a_family_has_its_layers_and_learns(name):
-    path = f"timm/{MODELS[name].fixed['name']}"
-    options, size = smallest(path.removeprefix("timm/"))
+@cases([*LARGEST, "vit_tiny", "tinyvit_5m"], quick="eva02_large")
+def test_smallest_of_a_family_has_its_layers_and_learns(name):
+    options, size = smallest(MODELS[name].timm_name)
     torch.manual_seed(0)
+    path = f"timm/{MODELS[name].timm_name}"
     small = create_model(path, 10, **(parse_options([], path, size) | options))
     with torch.device("meta"):
-        whole = build(name, 128)
-    assert {type(m) for m in small.modules()} == {type(m) for m in whole.modules()} and count(
-        small
-    ) < 4e6
-    images, labels = torch.randn(4, 3, size, size), torch.tensor([0, 2, 5, 7])
-    optimizer, losses = torch.optim.AdamW(small.parameters(), 1e-3), []
-    for _ in range(6):
-        loss = F.cross_entropy(small(images), labels)
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        full = build(name, 128)
+    assert {type(m) for m in small.modules()} == {type(m) for m in full.modules()}
+    assert count(small) < 4e6
+    labels = torch.tensor([0, 2, 5, 7])
+    losses = train(small, torch.randn(4, 3, size, size), labels, steps=6, lr=1e-3)
     assert losses[-1] < losses[0] - 0.2

@@ -1,4 +1,4 @@
-"""The page to try a model on: what it answers, and in a browser, where there is gradio and a Chromium."""
+"""The page to try a model on: its answers, and in a browser where gradio and Chromium are there."""
 
 import shutil
 import socket
@@ -6,84 +6,86 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers.samples import write_checkpoint
 from PIL import Image
-from samples import write_checkpoint
 
+import show_example
 from show import predict, serve
 
+CPU = torch.device("cpu")
 
-def test_an_answer_is_the_models_and_names_what_it_looks_at(tmp_path):
-    predictor = predict.Predictor(write_checkpoint(tmp_path / "run"), torch.device("cpu"))
-    named, looked = serve.try_picture(predictor, Image.new("RGBA", (90, 50), (200, 10, 10, 255)), 3)
+
+def test_an_answer_is_the_models_with_where_it_looks(tmp_path):
+    predictor = predict.Predictor(write_checkpoint(tmp_path / "run"), CPU)
+    named, looked = serve.classify(predictor, Image.new("RGBA", (90, 50), (200, 10, 10, 255)), 3)
     images = torch.tensor([200, 10, 10], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     top = predictor.logits(images).softmax(1)[0].topk(3)
-    assert list(named.values()) == pytest.approx(
-        top.values.tolist(), abs=1e-5
-    ) and looked.shape == (384, 384, 3)
-    turned = Image.new("RGB", (90, 90), (200, 10, 10))
-    turned.paste((0, 0, 250), (0, 0, 90, 30))
-    upright, exif = turned.rotate(90), Image.Exif()
-    exif[0x0112] = 6  # a camera's: turn it by 90 degrees clockwise to see it upright
-    upright.getexif().update(exif)
-    for one, other in zip(
-        serve.try_picture(predictor, turned, 3), serve.try_picture(predictor, upright, 3)
-    ):
-        assert (one == other) if isinstance(one, dict) else (one == other).all()
-    mixer = predict.Predictor(
-        write_checkpoint(tmp_path / "mixer", model="mlp_mixer_tiny"), torch.device("cpu")
-    )
-    named, looked = serve.try_picture(mixer, Image.new("L", (9, 9)), 2)
+    assert list(named.values()) == pytest.approx(top.values.tolist(), abs=1e-5)
+    assert looked.shape == (384, 384, 3)
+
+
+def test_an_image_is_turned_as_its_camera_says(tmp_path):
+    predictor = predict.Predictor(write_checkpoint(tmp_path / "run"), CPU)
+    upright = Image.new("RGB", (90, 90), (200, 10, 10))
+    upright.paste((0, 0, 250), (0, 0, 90, 30))
+    turned, exif = upright.rotate(90), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    turned.getexif().update(exif)
+    wanted, looked = serve.classify(predictor, upright, 3)
+    named, looked_turned = serve.classify(predictor, turned, 3)
+    assert named == wanted and (looked == looked_turned).all()
+
+
+def test_a_model_that_can_not_be_explained_answers(tmp_path):
+    path = write_checkpoint(tmp_path / "mixer", model="mlp_mixer_tiny")
+    named, looked = serve.classify(predict.Predictor(path, CPU), Image.new("L", (9, 9)), 2)
     assert len(named) == 2 and looked is None
 
 
 @pytest.mark.extras("gradio", "playwright", "chromium")
-def test_in_a_browser(tmp_path):
+@pytest.mark.slow
+def test_the_page_answers_in_a_browser(tmp_path):
     pytest.importorskip("gradio", reason="no gradio")
     api = pytest.importorskip("playwright.sync_api", reason="no playwright")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("no Chromium")
-    path = write_checkpoint(tmp_path / "run")
-    Image.new("RGB", (64, 48), (30, 200, 90)).save(tmp_path / "picture.png")
+    Image.new("RGB", (64, 48), (30, 200, 90)).save(tmp_path / "image.png")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        str(ROOT / "show_example.py"),
-        "--checkpoint",
-        str(path),
-        "--serve",
-        "--port",
-        str(port),
-    ]
-    server = subprocess.Popen(
-        [*command, "--device", "cpu"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    checkpoint = write_checkpoint(tmp_path / "run")
+    command = [sys.executable, show_example.__file__, "--checkpoint", str(checkpoint)]
+    command += ["--serve", "--port", str(port), "--device", "cpu"]
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(command, cwd=tmp_path, **quiet)
     try:
         address = f"http://127.0.0.1:{port}/"
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(address).close()
-                break
-            except OSError:
-                assert server.poll() is None, "the server ended"
-                time.sleep(0.2)
+        wait_for(address, server)
         with api.sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            page = browser.new_page()
-            page.goto(address)
-            page.set_input_files("input[type=file]", str(tmp_path / "picture.png"), timeout=120_000)
-            page.wait_for_function("document.body.innerText.includes('%')", timeout=120_000)
-            assert page.locator("img").count() >= 2
-            browser.close()
+            with closing(browser):
+                page = browser.new_page()
+                page.goto(address)
+                page.set_input_files("input[type=file]", tmp_path / "image.png", timeout=120_000)
+                has_answer = "document.body.innerText.includes('%')"
+                page.wait_for_function(has_answer, timeout=120_000)
+                assert page.locator("img").count() >= 2
     finally:
         server.terminate()
         server.wait()
+
+
+def wait_for(address, server):
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(address).close()
+            return
+        except OSError:
+            assert server.poll() is None, "the server ended"
+            time.sleep(0.2)
+    raise TimeoutError(address)

@@ -22,6 +22,7 @@ import data
 import models
 from common.errors import UserError
 from common.free_memory import available
+from datasets.residency import resident_bytes
 from models import lora
 from models.weights import classifier_keys
 from training.initial_model import model_options
@@ -170,9 +171,8 @@ def saved_bytes(model, inputs, dtype, as_on="cpu"):
         with autocast(inputs.device, dtype):
             logits = model(inputs)
         labels = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
-        loss = F.cross_entropy(
-            logits.float(), labels
-        )  # holds the graph until everything is counted
+        # The loss holds the graph until everything is counted.
+        loss = F.cross_entropy(logits.float(), labels)
     del loss
     return SavedBytes(_size(kept) + largest_part, _size(kept | recomputed))
 
@@ -284,7 +284,7 @@ def _largest_micro_batch(args, model, split, dtype, ranks, share):
     device = ranks.device
     need = need_of_run(args, split.num_classes, device=device.type, dtype=dtype, world=ranks.world)
     resident = sum(
-        data.resident_bytes(part, device, args.resident)
+        resident_bytes(part, device, args.resident)
         for part in (split.train, split.val or split.test)
     )
     loaded = _bytes([*model.parameters(), *model.buffers()])

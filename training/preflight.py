@@ -184,7 +184,7 @@ def _small_copy(parser, given):
     if models.is_published(name):
         published = name.removeprefix("timm/")
         if not name.startswith("timm/"):
-            published = models.MODELS[name].fixed["name"]
+            published = models.MODELS[name].timm_name
         options, size = smallest(published)
         name = f"timm/{published}"
         given.setdefault("layer_decay", 0.85)

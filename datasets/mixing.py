@@ -1,0 +1,51 @@
+"""MixUp and CutMix of a batch: each image, and its target, is mixed with its neighbour's.
+
+Row 2i is mixed with row 2i + 1. A batch is a random permutation, so neighbours are random pairs; a
+rank's rows start at an even row, so it holds both images of each pair.
+Images are float (B, C, H, W), targets float (B, K) with rows that sum to one.
+"""
+
+import torch
+
+from datasets.augment import box_masks, to_nhwc
+from datasets.draws import per_image, rand, rand_beta
+
+
+def mix(images, targets, generator, mixup_alpha, cutmix_alpha, probability):
+    """Mixes each image with the given probability; an even choice if both alphas are above 0.
+
+    MixUp (arXiv 1710.09412) keeps a share Beta(alpha, alpha) of the image and adds its neighbour's.
+    CutMix (arXiv 1905.04899) pastes a box of the neighbour; targets are weighted by the areas.
+    """
+    draws = rand(generator, len(images), 2)
+    mixed = draws[:, 0] < probability
+    prefers_mixup = draws[:, 1] < (0.5 if cutmix_alpha else 1.0)
+    kept = torch.ones(len(images))
+    if mixup_alpha:
+        beta = rand_beta(generator, len(images), mixup_alpha)
+        kept = torch.where(mixed & prefers_mixup, beta, kept)
+    kept = per_image(kept, images)
+    if cutmix_alpha:
+        centres, sides = _cutmix_boxes(images, generator, cutmix_alpha)
+        cut = mixed & ~prefers_mixup if mixup_alpha else mixed
+        # The box of an image that isn't cut is empty.
+        kept = kept - box_masks(centres, sides * cut[:, None], images)
+    return _blend(images, targets, kept)
+
+
+def _cutmix_boxes(images, generator, alpha):
+    """Centres and sides (B, 2) of boxes whose area, before clipping, is 1 - Beta(alpha, alpha)."""
+    kept = rand_beta(generator, len(images), alpha)
+    size = torch.tensor(images.shape[-2:])
+    centres = (rand(generator, len(images), 2) * size).floor()
+    return centres, ((1 - kept).sqrt()[:, None] * size).floor()
+
+
+def _blend(images, targets, kept):
+    """kept * own + (1 - kept) * neighbour's; kept: (B, C, H, W) or (B, 1, 1, 1)."""
+    # An odd last row is its own neighbour.
+    neighbour = (torch.arange(len(images), device=images.device) ^ 1).clamp_(max=len(images) - 1)
+    others = to_nhwc(images).index_select(0, neighbour).permute(0, 3, 1, 2)
+    kept_targets = kept.mean((1, 2, 3))[:, None]
+    other_targets = targets.index_select(0, neighbour)
+    return torch.lerp(others, images, kept), torch.lerp(other_targets, targets, kept_targets)

@@ -1,0 +1,94 @@
+"""Where images are: on the device, or on the host, which sends batches ahead of the step."""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from common.free_memory import available
+
+# Bytes of images that are padded once instead of per batch, at most (CIFAR: 154 MB).
+PREPARED_ON_CPU = 2**28
+BYTES_PER_BLOCK = 2**26
+
+
+def streams(examples, device, resident):
+    """Whether batches are sent from the host; resident: "device", "host" or "auto"."""
+    if resident == "auto":
+        return not _fits(examples, device)
+    return resident == "host"
+
+
+def _fits(examples, device):
+    # A border for cropping adds half of the images' size, and two copies exist while it is made.
+    already_there = device.type == "cpu" and not examples.cached
+    return already_there or examples.nbytes <= available(device) / 3
+
+
+def prepares(examples, device):
+    """Whether a dataset that isn't streamed is copied and prepared once, for all batches."""
+    if device.type != "cpu" or len(examples.shape) == 2:  # features
+        return True
+    return not examples.cached and examples.nbytes <= PREPARED_ON_CPU
+
+
+def resident_bytes(examples, device, resident="auto"):
+    """GPU memory that Batches will take for these images, with their border for cropping."""
+    if device.type != "cuda" or streams(examples, device, resident):
+        return 0
+    return int(1.6 * examples.nbytes)
+
+
+def copy_to_device(examples, device):
+    """The images (N, 3, H, W), channels_last, or features (N, D), on a device.
+
+    A subset or a cached folder is copied in blocks: the host never holds a second copy of it.
+    """
+    if device.type == "cpu" or (not examples.cached and examples.rows is None):
+        return examples.images.to(device)
+    count, channels, height, width = examples.shape
+    images = torch.empty(count, height, width, channels, dtype=torch.uint8, device=device)
+    block = max(1, BYTES_PER_BLOCK // (channels * height * width))
+    for index in torch.arange(count).split(block):
+        images[index[0] : index[-1] + 1] = examples.gather(index).to(device)
+    return images.permute(0, 3, 1, 2)
+
+
+def send_ahead(examples, indices, device, stream):
+    """Yields (images (B, 3, H, W), index) on the device for each index of a batch's images.
+
+    A thread gathers and sends the next batch during the step on the current one. stream: a CUDA
+    stream for the copies, None on other devices.
+    """
+
+    def send(index):
+        _, channels, height, width = examples.shape
+        shape = (len(index), height, width, channels)
+        # Pinning all images instead would need a second copy, of up to twice their size.
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=stream is not None)
+        examples.gather(index, out=images)
+        if stream is None:
+            return images.to(device), index.to(device), None
+        with torch.cuda.stream(stream):
+            images = images.to(device, non_blocking=True)
+            # An index that isn't pinned would wait for all work that was queued before it.
+            index = index.pin_memory().to(device, non_blocking=True)
+            return images, index, stream.record_event()
+
+    def select_device():
+        # A new thread uses the first GPU, and would leave a context there.
+        if stream is not None:
+            torch.cuda.set_device(device)
+
+    indices = iter(indices)
+    with ThreadPoolExecutor(1, initializer=select_device) as thread:
+        pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
+        while pending:
+            images, index, sent = pending.pop().result()
+            pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
+            if sent:
+                current = torch.cuda.current_stream(device)
+                current.wait_event(sent)
+                images.record_stream(current)
+                index.record_stream(current)
+            yield images.permute(0, 3, 1, 2), index

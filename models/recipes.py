@@ -1,0 +1,53 @@
+"""Training recipes: the training arguments that suit a model, as tables of plain values.
+
+A recipe holds what differs from the scripts' defaults. lr: step size at the given batch_size;
+mixup, cutmix: alpha of the Beta distribution, 0 is off; mix_prob: share of the images that are
+mixed; clip_grad: largest norm of the gradient; random_erasing: probability for each image;
+layer_decay: factor of the learning rate from a layer to the one before it. The number of warmup
+epochs follows from `epochs` by default: 5 of 200 (arXiv 1706.02677 §2.2).
+"""
+
+# fmt: off
+DEFAULT = {}  # the script's own recipe
+
+# Residual networks of less than two million parameters underfit: no mixing, no label smoothing.
+SMALL = dict(
+    optimizer="sgd", lr=0.1, batch_size=128,              # arXiv 1512.03385 §4.2
+    weight_decay=5e-4, epochs=200,                        # arXiv 1605.07146
+    schedule="cosine",                                    # arXiv 1608.03983
+    augment="crop,flip", mixup=0.0, cutmix=0.0, label_smoothing=0.0,
+)
+# Networks of 4 to 26 million parameters memorise 50,000 images.
+LARGE = SMALL | dict(
+    mixup=0.2, cutmix=1.0, mix_prob=0.5,                  # arXiv 1905.04899
+    label_smoothing=0.1,                                  # arXiv 1812.01187 §5.2
+)
+# ConvNeXt's and HorNet's (arXiv 2201.03545, 2207.14284), with each constructor's own drop-path.
+MODERN = dict(
+    optimizer="adamw", weight_decay=0.05,
+    lr=1e-3, batch_size=128,      # 4e-3 at 4096, scaled by the square root (2205.10287), rounded up
+    schedule="cosine", epochs=200, augment="crop,flip,rand_augment",
+    mixup=0.8, cutmix=1.0, mix_prob=1.0, label_smoothing=0.1,
+    clip_grad=1.0,                                        # CoAtNet's (arXiv 2106.04803)
+)
+# Less than four million parameters: half of the images stay unmixed.
+MODERN_SMALL = MODERN | dict(mix_prob=0.5)
+# Small transformers from scratch (arXiv 2112.13492 §4.1); RandAugment replaces their AutoAugment,
+# and the warmup is half of theirs.
+SCRATCH = MODERN | dict(epochs=100, random_erasing=0.25)
+
+# From published weights.
+TRANSFER = dict(
+    optimizer="adamw", lr=3e-4, weight_decay=0.05, batch_size=128, schedule="cosine", epochs=10,
+    layer_decay=0.75,                                     # arXiv 2106.08254 §A
+    augment="crop,flip", mixup=0.2, cutmix=1.0, mix_prob=0.5, label_smoothing=0.1, clip_grad=1.0,
+)
+TRANSFER_SIZE = 224  # image_size in px, which most of timm's weights were made for
+# The largest models, from published weights (arXiv 2211.07636, 2303.11331). Not tuned here.
+LARGEST = TRANSFER | dict(lr=3e-5, layer_decay=0.85, epochs=5)
+# A linear classifier on features of a frozen network: nothing to regularise.
+PROBE = TRANSFER | dict(
+    lr=3e-3, weight_decay=0.0, layer_decay=1.0, epochs=30,
+    augment="none", mixup=0.0, cutmix=0.0, label_smoothing=0.0,
+)
+# fmt: on

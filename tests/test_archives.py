@@ -1,0 +1,421 @@
+"""Archives are read exactly or refused; nothing hostile runs, and nothing is left behind."""
+
+import base64
+import hashlib
+import os
+import pickle
+import socket
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.archives import archive_contents, pickled, publish, write_archive
+from helpers.batches import channels_last
+from helpers.errors import refused
+from helpers.loading import load_together
+
+import data
+from datasets import archives
+
+NAMES = ("cifar10", "cifar100")
+
+
+@pytest.fixture
+def make_archive(tmp_path, monkeypatch):
+    """make_archive(name, edit, extra) publishes a small archive and returns (path, contents)."""
+
+    def make(name="cifar10", edit=None, extra=(), directory=tmp_path / "data"):
+        contents, archive = archive_contents(name), archives.ARCHIVES[name]
+        if edit:
+            edit(contents)
+        directory.mkdir(exist_ok=True)
+        path = directory / archive.file
+        write_archive(path, archive.folder, contents, extra)
+        publish(monkeypatch, name, path.read_bytes())
+        return path, contents
+
+    return make
+
+
+def assert_holds(part, members, label_key):
+    """Each row holds the planes of red, green and blue, row by row."""
+    rows = np.concatenate([member["data"] for member in members])
+    assert part.images.dtype == torch.uint8 and part.labels.dtype == torch.int64
+    assert channels_last(part.images)
+    assert np.array_equal(part.images.reshape(len(rows), -1).numpy(), rows)
+    for channel, y, x in ((0, 0, 0), (0, 0, 5), (1, 31, 30), (2, 7, 0), (2, 31, 31)):
+        values = rows[:, channel * 1024 + y * 32 + x]
+        assert np.array_equal(part.images[:, channel, y, x].numpy(), values)
+    assert part.labels.tolist() == [label for member in members for label in member[label_key]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_archive_is_read_as_published(make_archive, name):
+    path, contents = make_archive(name)
+    split, archive = data.load(name, path.parent), archives.ARCHIVES[name]
+    assert_holds(split.train, [contents[member] for member in archive.train], archive.label_key)
+    assert_holds(split.test, [contents[member] for member in archive.test], archive.label_key)
+    assert split.classes == tuple(f"class_{i}" for i in range(archive.num_classes))
+    assert (split.name, split.val) == (name, None)
+    assert (split.mean, split.std) == (archive.mean, archive.std)
+    assert os.listdir(path.parent) == [path.name]  # nothing is unpacked
+
+
+def test_pickles_of_python_3_are_read_too(make_archive):
+    def edit(contents):
+        contents.update({key: pickle.dumps(value, protocol=4) for key, value in contents.items()})
+
+    path, _ = make_archive(edit=edit)
+    members = [archive_contents("cifar10")["test_batch"]]
+    assert_holds(data.load("cifar10", path.parent).test, members, "labels")
+
+
+def test_a_wrong_digest_is_refused_before_opening(make_archive, monkeypatch):
+    path, _ = make_archive()
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    monkeypatch.setattr(tarfile, "open", None)
+    right = archives.ARCHIVES["cifar10"].md5
+    with refused(f"{path} is not the published cifar10 archive: md5 ", f"not {right}", "delete it"):
+        data.load("cifar10", path.parent)
+
+
+@pytest.mark.parametrize("kept", [0, 0.001, 0.5, 0.9])
+def test_a_truncated_archive_is_refused(make_archive, monkeypatch, kept):
+    path, _ = make_archive()
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(kept * len(raw))])
+    with refused(f"{path} is not the published cifar10 archive"):
+        data.load("cifar10", path.parent)
+    publish(monkeypatch, "cifar10", path.read_bytes())  # even if the digest is right
+    with refused(f"{path} can't be read as the cifar10 archive"):
+        data.load("cifar10", path.parent)
+
+
+LABELS = [0, 1, 2, 3, 4, 5, 6]
+UNKNOWN_CODEC = b"\x80\x02c_codecs\nencode\nU\x01aU\x06nosuch\x86R."
+
+
+@pytest.mark.parametrize(
+    "member, change, message",
+    [
+        ("test_batch", None, "it lacks test_batch"),
+        ("batches.meta", None, "it lacks batches.meta"),
+        ("data_batch_2", {"labels": [*LABELS, 10]}, "labels must be 0 to 9"),
+        ("data_batch_2", {"labels": [*LABELS, -1]}, "labels must be 0 to 9"),
+        ("data_batch_2", {"labels": [*LABELS, 2**70]}, "OverflowError"),
+        ("data_batch_2", {"labels": LABELS}, "data_batch_2 has 8 images and 7 labels"),
+        ("data_batch_2", {"labels": None}, "TypeError"),
+        ("data_batch_2", {"data": np.zeros((8, 3071), np.uint8)}, "holds uint8 (8, 3071)"),
+        ("data_batch_2", {"data": np.zeros((8, 3072), np.float32)}, "holds float32"),
+        ("batches.meta", {"label_names": ["a", "b"]}, "2 class names"),
+        ("test_batch", pickled({"data": 1}), "labels"),
+        ("test_batch", pickled([1, 2]), "TypeError"),
+        ("test_batch", b"not a pickle", ""),
+        ("test_batch", b"", "EOFError"),
+        ("test_batch", pickled({"labels": [0]})[:-9], "truncated"),
+        ("test_batch", UNKNOWN_CODEC, "LookupError"),
+    ],
+)
+def test_an_archive_with_other_contents_is_refused(make_archive, member, change, message):
+    def edit(contents):
+        if change is None:
+            del contents[member]
+        elif isinstance(change, dict):
+            contents[member].update(change)
+        else:
+            contents[member] = change
+
+    path, _ = make_archive(edit=edit)
+    with refused(f"{path} can't be read as the cifar10 archive (", message):
+        data.load("cifar10", path.parent)
+
+
+@pytest.mark.parametrize(
+    "name, kind, target",
+    [
+        ("../x", tarfile.REGTYPE, ""),
+        ("cifar-10-batches-py/../../x", tarfile.REGTYPE, ""),
+        ("/tmp/x", tarfile.REGTYPE, ""),
+        ("cifar-10-batches-py/x", tarfile.SYMTYPE, "/etc/passwd"),
+        ("cifar-10-batches-py/test_batch", tarfile.SYMTYPE, "../../x"),
+        ("cifar-10-batches-py/x", tarfile.LNKTYPE, "../x"),
+        ("cifar-10-batches-py/x", tarfile.CHRTYPE, ""),
+        ("cifar-10-batches-py/x", tarfile.BLKTYPE, ""),
+        ("cifar-10-batches-py/x", tarfile.FIFOTYPE, ""),
+    ],
+)
+def test_a_hostile_member_is_refused_and_nothing_written(
+    make_archive, tmp_path, name, kind, target
+):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    path, _ = make_archive(extra=[info])
+    before = sorted(tmp_path.rglob("*"))
+    with refused(f"{path} can't be read", f"member {name!r} is not a plain file"):
+        data.load("cifar10", path.parent)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+class Hostile:
+    """An object whose pickle, when it is loaded, calls a function that creates a file."""
+
+    def __init__(self, path, function):
+        self.path, self.function = str(path), function
+
+    def __reduce__(self):
+        arguments = (self.path, "w") if self.function is open else (f"touch {self.path}",)
+        return self.function, arguments
+
+
+@pytest.mark.parametrize("function", [open, os.system, eval, np.fromfile, np.load])
+@pytest.mark.parametrize("pickler", [pickled, pickle.dumps], ids=["Python 2", "Python 3"])
+def test_a_pickle_that_runs_code_is_refused(make_archive, tmp_path, function, pickler):
+    sentinel = tmp_path / "sentinel"
+    raw = pickler({"data": Hostile(sentinel, function), "labels": [0]})
+    path, _ = make_archive(edit=lambda contents: contents.update(data_batch_3=raw))
+    with refused(f"{path} can't be read as", "(UnpicklingError: refused: ", "could run code"):
+        data.load("cifar10", path.parent)
+    assert not sentinel.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_mean_and_std_are_those_of_the_real_data(name):
+    directory, archive = Path(__file__).resolve().parent.parent / "data", archives.ARCHIVES[name]
+    if not (directory / archive.file).is_file():
+        pytest.skip(f"there is no data/{archive.file}")
+    mean, std = data.channel_statistics(data.load(name, directory).train)
+    assert mean == pytest.approx(archive.mean, abs=5e-5)
+    assert std == pytest.approx(archive.std, abs=5e-5)
+
+
+# ---- downloads ----
+
+
+class Server:
+    """Serves one file at every address. The first part of the path names the server's behaviour."""
+
+    STATUS = {"missing": 404, "elsewhere": 302, "liar": 206}
+
+    def __init__(self, content):
+        self.content, self.redirect = content, ""
+        self.requests, self.closed = [], threading.Event()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                server.answer(self)
+
+            def log_message(self, *arguments):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        options = {"poll_interval": 0.01}
+        threading.Thread(target=self.http.serve_forever, kwargs=options, daemon=True).start()
+
+    def url(self, behaviour):
+        return f"http://127.0.0.1:{self.http.server_port}/{behaviour}/"
+
+    def answer(self, handler):
+        behaviour, requested = handler.path.split("/")[1], handler.headers.get("Range")
+        self.requests.append((behaviour, requested))
+        if len(self.requests) > 20:  # a client that never gives up
+            behaviour = "missing"
+        start = 0
+        if requested and behaviour != "no-ranges":
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
+        body = b"<html>log in first</html>" if behaviour == "portal" else self.content[start:]
+        if behaviour in ("wrong", "liar"):
+            body = body[::-1]
+        handler.send_response(self.STATUS.get(behaviour, 206 if start else 200))
+        if behaviour == "elsewhere":
+            handler.send_header("Location", self.redirect)
+        if behaviour != "no-length":
+            handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        limits = {"closes": len(self.content) // 2, "no-length": 20, "stalls": 100}
+        body = body[: limits.get(behaviour)]
+        step = len(body) // 20 if behaviour == "slow" else max(1, len(body))
+        for place in range(0, len(body), step):
+            handler.wfile.write(body[place : place + step])
+            if behaviour == "slow":
+                self.closed.wait(0.01)
+        if behaviour == "stalls":
+            self.closed.wait(60)
+
+    def close(self):
+        self.closed.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def served(make_archive, tmp_path, monkeypatch):
+    """A server of a small archive that isn't on the disk: (server, its bytes, where it belongs)."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    source, _ = make_archive(directory=tmp_path / "source")
+    server = Server(source.read_bytes())
+    yield server, source.read_bytes(), tmp_path / "new" / "data" / source.name
+    server.close()
+
+
+@pytest.fixture
+def mirrors(monkeypatch):
+    return lambda *urls: monkeypatch.setattr(archives, "MIRRORS", urls)
+
+
+def write_part(path, raw):
+    """The file that an interrupted download leaves."""
+    path.parent.mkdir(parents=True)
+    path.with_name(path.name + ".part").write_bytes(raw)
+
+
+def test_an_archive_is_downloaded_once(served, mirrors):
+    server, raw, path = served
+    mirrors(server.url("good"))
+    first = data.load("cifar10", path.parent)
+    assert path.read_bytes() == raw and os.listdir(path.parent) == [path.name]
+    mirrors()
+    again = data.load("cifar10", path.parent)
+    assert torch.equal(first.train.images, again.train.images)
+    assert server.requests == [("good", None)]
+
+
+def test_data_url_replaces_the_mirrors(served, mirrors):
+    server, raw, path = served
+    mirrors(server.url("missing"))
+    data.load("cifar10", path.parent, data_url=server.url("good") + "renamed.tar.gz")
+    assert path.read_bytes() == raw and server.requests == [("good", None)]
+
+
+@pytest.mark.parametrize("behaviour", ["good", "no-ranges"])
+def test_a_download_is_resumed_or_started_again(served, mirrors, behaviour):
+    server, raw, path = served
+    mirrors(server.url(behaviour))
+    write_part(path, raw[:1000])
+    data.load("cifar10", path.parent)
+    assert path.read_bytes() == raw and server.requests == [(behaviour, "bytes=1000-")]
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_complete_part_is_only_renamed(served, mirrors):
+    server, raw, path = served
+    mirrors(server.url("good"))
+    write_part(path, raw)
+    data.load("cifar10", path.parent)
+    assert path.read_bytes() == raw and not server.requests
+
+
+@pytest.mark.parametrize("part", [b"something else" * 20, bytes(10**6)], ids=["short", "long"])
+def test_a_part_of_another_file_is_replaced(served, mirrors, part):
+    server, raw, path = served
+    mirrors(server.url("good"))
+    write_part(path, part)
+    data.load("cifar10", path.parent)
+    assert path.read_bytes() == raw and server.requests[-1] == ("good", None)
+
+
+def test_a_broken_download_is_resumed_from_the_next_mirror(served, mirrors):
+    server, raw, path = served
+    mirrors(server.url("closes"), server.url("good"))
+    data.load("cifar10", path.parent)
+    assert path.read_bytes() == raw
+    assert server.requests == [("closes", None), ("good", f"bytes={len(raw) // 2}-")]
+
+
+@pytest.mark.parametrize("behaviour", ["missing", "portal", "wrong", "no-length", "liar"])
+def test_a_mirror_with_something_else_is_skipped(served, mirrors, behaviour):
+    server, raw, path = served
+    mirrors(server.url(behaviour), server.url("good"))
+    write_part(path, raw[:1000])
+    data.load("cifar10", path.parent)
+    assert path.read_bytes() == raw
+    assert server.requests[-1][0] == "good" and len(server.requests) <= 3
+
+
+def test_a_failed_download_keeps_what_it_has(served, mirrors):
+    server, raw, path = served
+    half = len(raw) // 2
+    mirrors(server.url("closes"))
+    reason = f"the connection ended after {half} of {len(raw)} bytes; start again"
+    with refused(f"there is no {path}", reason):
+        data.load("cifar10", path.parent)
+    assert path.with_name(path.name + ".part").read_bytes() == raw[:half]
+    mirrors(server.url("good"))
+    data.load("cifar10", path.parent)
+    assert server.requests[-1] == ("good", f"bytes={half}-")
+
+
+def test_a_wrong_digest_is_reported_and_nothing_kept(served, mirrors):
+    server, raw, path = served
+    mirrors(server.url("wrong"), server.url("missing"))
+    digest = f"md5 {hashlib.md5(raw[::-1]).hexdigest()}, not "
+    with refused(f"there is no {path}", "wrong/", digest, "missing/", "404"):
+        data.load("cifar10", path.parent)
+    assert not path.parent.exists()
+
+
+def test_a_slow_mirror_is_waited_for(served, mirrors):
+    server, raw, path = served
+    mirrors(server.url("slow"))
+    data.load("cifar10", path.parent)
+    assert path.read_bytes() == raw and server.requests == [("slow", None)]
+
+
+def test_a_silent_mirror_is_given_up_and_its_bytes_kept(served, mirrors, monkeypatch):
+    server, raw, path = served
+    monkeypatch.setattr(archives, "TIMEOUT", 0.3)
+    mirrors(server.url("stalls"))
+    with refused(f"there is no {path}", "timed out"):
+        data.load("cifar10", path.parent)
+    mirrors(server.url("good"))
+    data.load("cifar10", path.parent)
+    assert path.read_bytes() == raw
+    assert server.requests == [("stalls", None), ("good", "bytes=100-")]
+
+
+@pytest.mark.parametrize("scheme", ["file", "data"])
+def test_a_redirect_away_from_the_net_is_not_followed(served, mirrors, tmp_path, scheme):
+    server, raw, path = served
+    (tmp_path / "local").write_bytes(raw)
+    encoded = base64.b64encode(raw).decode()
+    urls = {"file": f"file://{tmp_path}/local", "data": f"data:;base64,{encoded}"}
+    server.redirect = urls[scheme]
+    mirrors(server.url("elsewhere"))
+    with refused(f"there is no {path}", "not allowed" if scheme == "file" else "elsewhere/"):
+        data.load("cifar10", path.parent)
+    assert not path.exists() and server.requests == [("elsewhere", None)]
+
+
+def test_four_processes_download_an_archive_once(served):
+    server, raw, path = served
+    archive = archives.ARCHIVES["cifar10"]
+    loads = load_together(4, "cifar10", path.parent, server.url("slow"), archive)
+    assert len(set(loads)) == 1 and server.requests == [("slow", None)]
+    assert path.read_bytes() == raw and os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_network_the_message_says_what_to_do(tmp_path, mirrors, name):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mirrors(f"http://127.0.0.1:{port}/", "https://mirror.invalid/")
+    archive = archives.ARCHIVES[name]
+    advice = f"put {archive.file} from ", f"{archive.md5}) into {tmp_path}/", "--dataset shapes"
+    with refused(f"there is no {tmp_path / archive.file}", *advice):
+        data.load(name, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("url", ["cifar.tar.gz", "file:///nowhere/cifar.tar.gz", "http://"])
+def test_an_invalid_address_is_refused(tmp_path, url):
+    with refused("there is no ", url, "--dataset shapes"):
+        data.load("cifar10", tmp_path, data_url=url)
