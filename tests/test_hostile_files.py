@@ -34,9 +34,6 @@ class Hostile:
 HOSTILE_FILES = {
     "pickle": lambda bad, path: path.write_bytes(pickle.dumps(bad)),
     "torch.save": torch.save,
-    "legacy torch.save": lambda bad, path: torch.save(
-        {"state_dict": bad}, path, _use_new_zipfile_serialization=False
-    ),
     "among weights": lambda bad, path: torch.save(
         {"state_dict": {"fc.weight": torch.zeros(10, 64), "fc.bias": bad}}, path
     ),
