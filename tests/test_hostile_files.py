@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import socket
+from math import inf
 
 import pytest
 import torch
@@ -64,44 +65,23 @@ def test_a_hostile_or_foreign_file_is_refused_everywhere(train, copy, tmp_path, 
 # ---- options and names of models -----------------------------------------------------------------
 
 # For timm/test_resnet, which accepts them. PICKLE and FOLDER stand for paths.
-HOSTILE_OPTIONS = {
-    "an address": {
-        "pretrained": True,
-        "pretrained_cfg": {"url": "http://127.0.0.1:9/chosen.pth"},
-        "cache_dir": "FOLDER",
-    },
-    "an overlay": {"pretrained": True, "pretrained_cfg_overlay": {"file": "PICKLE"}},
-    "a tag": {"pretrained_cfg": "r160_in1k"},
-    "published weights": {"pretrained": True},
-    "fresh weights": {"pretrained": False},
-    "partial weights": {"pretrained_strict": False},
-    "a pickle": {"checkpoint_path": "PICKLE"},
-    "a folder": {"cache_dir": "FOLDER"},
-    "a script": {"scriptable": True},
-    "an export": {"exportable": True},
-    "not a script": {"no_jit": True},
-    "features": {"features_only": True},
-    "features of a class": {"feature_cls": "fx"},
-    "a pruned network": {"pruned": True},
-    "a device": {"device": "meta"},
-    "another name": {"name": "resnet18"},
-    "other classes": {"num_classes": 3},
-    "a path": {"global_pool": "../secret"},
-    "a file": {"global_pool": "weights.pth"},
-    "a drive": {"global_pool": "c:weights"},
-    "a URL": {"act_layer": "https://example.org"},
-    "a long word": {"act_layer": "a" * 65},
-    "a path in a list": {"channels": [8, ["/etc/passwd"]]},
-    "a dict": {"block_args": {"attn_layer": "se"}},
-    "a dict in a list": {"channels": ({"a": 1},)},
-    "bytes": {"act_layer": b"relu"},
-    "a complex number": {"drop_rate": 1j},
-    "infinity": {"drop_rate": float("inf")},
-    "a huge number": {"stem_width": 2**63},
-    "deep lists": {"channels": [[[[[[8]]]]]]},
-    "long lists": {"channels": [8] * 10_000},
-    "two words": {"drop rate": 0.1},
-}
+# fmt: off
+HOSTILE_OPTIONS = [
+    {"pretrained": True, "pretrained_cfg": {"url": "http://127.0.0.1:9/chosen.pth"},
+     "cache_dir": "FOLDER"},
+    {"pretrained": True, "pretrained_cfg_overlay": {"file": "PICKLE"}},
+    {"pretrained_cfg": "r160_in1k"}, {"pretrained": True}, {"pretrained": False},
+    {"pretrained_strict": False}, {"checkpoint_path": "PICKLE"}, {"cache_dir": "FOLDER"},
+    {"scriptable": True}, {"exportable": True}, {"no_jit": True}, {"features_only": True},
+    {"feature_cls": "fx"}, {"pruned": True}, {"device": "meta"}, {"name": "resnet18"},
+    {"num_classes": 3}, {"global_pool": "../secret"}, {"global_pool": "weights.pth"},
+    {"global_pool": "c:weights"}, {"act_layer": "https://example.org"}, {"act_layer": "a" * 65},
+    {"channels": [8, ["/etc/passwd"]]}, {"block_args": {"attn_layer": "se"}},
+    {"channels": ({"a": 1},)}, {"act_layer": b"relu"}, {"drop_rate": 1j},
+    {"drop_rate": inf}, {"stem_width": 2**63}, {"channels": [[[[[[8]]]]]]},
+    {"channels": [8] * 10_000}, {"drop rate": 0.1},
+]
+# fmt: on
 HOSTILE_NAMES = (
     *("timm/hf_hub:timm/test_resnet", "timm/hf-hub:timm/test_resnet", "hf_hub:timm/test_resnet"),
     *("timm/local-dir:.", "timm/LOCAL-DIR:.", "timm//etc/passwd", "timm/./test_resnet"),
@@ -176,11 +156,10 @@ def assert_refused_everywhere(refuses, copy, tmp_path, model, options, pairs):
     assert "best.pt" in refuses(load_checkpoint, copy / "best.pt")
 
 
-@pytest.mark.parametrize("kind", HOSTILE_OPTIONS)
-def test_hostile_options_of_a_model_are_refused_everywhere(copy, refuses, tmp_path, kind):
-    options = located(HOSTILE_OPTIONS[kind], tmp_path)
-    text = {"infinity": "1e999"}
-    pairs = [f"{key}={text.get(kind, repr(value))}" for key, value in options.items()]
+@pytest.mark.parametrize("options", HOSTILE_OPTIONS, ids=lambda options: str(options)[:40])
+def test_hostile_options_of_a_model_are_refused_everywhere(copy, refuses, tmp_path, options):
+    options = located(options, tmp_path)
+    pairs = [f"{key}={'1e999' if value == inf else repr(value)}" for key, value in options.items()]
     assert_refused_everywhere(refuses, copy, tmp_path, "timm/test_resnet", options, pairs)
     change_model(copy / "best.pt", "resnet20", options)
     assert "best.pt" in refuses(load_checkpoint, copy / "best.pt")

@@ -9,7 +9,7 @@ from argparse import Namespace
 import pytest
 import torch
 from helpers.errors import refused
-from helpers.faults import send, terminate_job
+from helpers.faults import terminate_job
 from helpers.paths import ROOT
 from helpers.processes import encode, torchrun
 from helpers.runs import CONSTANT, TINY, VIT, progress, rows, summary, words
@@ -105,19 +105,6 @@ def test_a_convolutional_run_moves_between_shards_ranks_and_one_process(forks, t
 # ---- signals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_signal_to_one_rank_ends_all_and_one_process_resumes(forks, tmp_path):
-    one, cut = tmp_path / "one", tmp_path / "cut"
-    options = (*COMMON, *STEADY, "--output-dir")
-    forks.run(*options, one)
-    fault = (send, "training", signal.SIGTERM)  # to a rank that doesn't write
-    out = forks.run_ranks(2, *options, cut, faults=[fault], faulty=1, status=143)
-    assert summary(cut)["status"] == "interrupted" and "continue with --resume" in out
-    assert summary(cut)["steps"] == progress(cut)["step"] == 6  # after the next exchange
-    forks.resume(cut)
-    torch.testing.assert_close(losses(cut), losses(one), rtol=1e-3, atol=1e-3)
-
-
 @pytest.fixture(scope="module")
 def one_process(forks, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "one"
@@ -141,13 +128,13 @@ def test_sigterm_to_torchrun_and_every_rank_loses_no_step(
     process = torchrun(
         2,
         *(*COMMON, *HELD_OUT, *STEADY, "--output-dir", cut),
-        script=ROOT / "tests/helpers/faulty_train.py",
+        script=("-m", "helpers.faulty_train"),
         FAULTS=encode([(terminate_job, phases, rank, sign)]),
         PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     )
     out, err = process.communicate(timeout=300)
     ended, sent = summary(cut), int(sign.read_text())
-    assert process.returncode != 0 and "faulty_train.py" not in err.split("Root Cause")[0], err
+    assert process.returncode != 0 and 'faulty_train.py", line' not in err, err
     assert (ended["status"], ended.get("signal")) == ("interrupted", signal.SIGTERM), err
     assert f"--resume {cut}" in out.splitlines()[-1]
     assert ended["steps"] == progress(cut)["step"] >= sent

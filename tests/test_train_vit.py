@@ -14,7 +14,7 @@ from common import checkpoint
 from common.scopes import flag
 from datasets.pipeline import Pipeline
 from models.weights import load_checkpoint, load_weights
-from training import arguments, linear_probe
+from training import linear_probe
 
 OPTIONS = dict(width=24, depth=2, heads=2)
 
@@ -47,15 +47,6 @@ def test_the_recipe_for_small_data_trains(train_small):
     model, card = load_checkpoint(directory / "best.pt")
     assert card["options"] == OPTIONS | dict(spt=True, lsa=True, image_size=32)
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
-
-
-def test_defaults_depend_on_the_source_of_the_weights():
-    scratch, _ = arguments.resolve(train_vit.build_parser(), [])
-    assert (scratch.model, scratch.epochs, scratch.image_size) == ("vit_small_data", 100, 32)
-    args, _ = arguments.resolve(train_vit.build_parser(), ["--pretrained"])
-    assert (args.model, args.epochs, args.image_size) == ("vit_tiny", 10, 224)
-    assert (args.layer_decay, args.origin["layer_decay"]) == (0.75, "recipe")
-    assert args.origin["model"] == "default"
 
 
 @pytest.mark.slow

@@ -269,8 +269,8 @@ def _without(values, keys):
 
 
 def as_dict(args):
-    """{name: value} of all arguments."""
-    return _without(vars(args), {"origin"})
+    """{name: value} of the arguments that are recorded."""
+    return _without(vars(args), {"origin", "dry_run", "gpu_memory", "smoke"})
 
 
 def data_options(args):

@@ -120,11 +120,11 @@ class Process:
         return SimpleNamespace(returncode=self.returncode, out=out, err=err)
 
 
-def torchrun(world, *arguments, script=ROOT / "train_vit.py", **environment):
+def torchrun(world, *arguments, script=(ROOT / "train_vit.py",), **environment):
     """A subprocess.Popen of torchrun with a script."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
     return subprocess.Popen(
-        [*command, "--standalone", str(script), *map(str, arguments)],
+        [*command, "--standalone", *map(str, (*script, *arguments))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
