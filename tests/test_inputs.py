@@ -28,7 +28,7 @@ def first_batch(*argv):
     return next(inputs(*argv).train(None).epoch(0))
 
 
-def test_training_batches_are_augmented_mixed_and_drawn_as_the_arguments_say():
+def test_training_batches_follow_the_arguments():
     images, labels = first_batch(*PLAIN)
     assert images.shape == (20, 3, 32, 32) and labels.dtype == torch.int64
     assert first_batch("--mixup", 0.5)[1].shape == (20, 10)
