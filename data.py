@@ -97,9 +97,7 @@ class Batches:
     device: torch.device | str = "cpu"
     seed: int = 0
     shuffle: bool = True
-    repeats: int = (
-        1  # augmentations of each image in a batch (arXiv 1901.09335), in epochs of equal length
-    )
+    repeats: int = 1  # times that a batch augments each of its images (arXiv 1901.09335)
     rank: int = 0
     world: int = 1
     resident: str = "auto"  # "device", "host", or "auto": the device if the images fit there
@@ -107,8 +105,8 @@ class Batches:
     def __post_init__(self):
         if self.shuffle:
             self._check_batch_size()
-        self.device = torch.device(self.device)
         self.labels = self.examples.labels.to(self.device)
+        self.device = self.labels.device  # with its index
         self.streamed = residency.streams(self.examples, self.device, self.resident)
         # One stream for all epochs: memory that was used by one stream isn't reused by another.
         is_cuda = self.device.type == "cuda"

@@ -123,7 +123,8 @@ class Run:
 
     def _read(self, rows):
         headers = list(rows[0]) if rows else []
-        header_of = {_canonical(header): header for header in reversed(headers)}  # the first counts
+        # Of two headers with one meaning the first counts. Our runs may have columns of any name.
+        header_of = {_canonical(h) or (h if self.is_ours else ""): h for h in reversed(headers)}
         if rows and "epoch" not in header_of:
             raise UserError("has no column named epoch")
         by_epoch = {}  # some programs write training and evaluation of an epoch into separate rows

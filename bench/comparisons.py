@@ -192,7 +192,7 @@ def measure_checkpoint(args, device):
     foreground" is the same work with training waiting for all of it.
     """
     name, dtype = models.canonical(args.model), mixed_precision.amp_dtype(args.amp, device)
-    model = measure.to_device(models.create_model(name, 10), device)
+    model = measure.to_device(models.create_model(name, 10), device, dtype)
     optimizer, ema = measure.create_optimizer(model), MovingAverage(model, 0.999)
     update = measure.training_step(model, optimizer, device, dtype)
 

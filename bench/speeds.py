@@ -114,12 +114,14 @@ def print_precisions(args, device):
     for name in map(models.canonical, args.models or SUITES["table"]):
         options = models.parse_options([], name, 32)
         parameters, macs = models.describe(name, 100, 32, options)
-        model = measure.to_device(models.create_model(name, 100, **options), device)
-        optimizer = measure.create_optimizer(model)
-        bf16 = measure.training_step(model, optimizer, device, torch.bfloat16)
-        fp32 = measure.training_step(model, optimizer, device)
+        steps = []
+        for dtype in (torch.bfloat16, None):
+            model = models.create_model(name, 100, **options)
+            model = measure.to_device(model, device, dtype)
+            optimizer = measure.create_optimizer(model)
+            steps.append(measure.training_step(model, optimizer, device, dtype))
         size = f"{name:<30}{parameters:>14,}{macs / 1e9:>9.3f}"
-        measure.print_steps(size, (bf16, fp32), args, device)
+        measure.print_steps(size, steps, args, device)
 
 
 def accuracies(patterns):

@@ -15,7 +15,7 @@ def print_table(args, device):
     for name in args.models:
         steps = []
         for create in (models.create_model, timm_twin):
-            model = measure.to_device(create(name, 100), device)
+            model = measure.to_device(create(name, 100), device, dtype)
             optimizer = measure.create_optimizer(model)
             steps.append(measure.training_step(model, optimizer, device, dtype))
         measure.print_steps(f"{name:<20}", steps, args, device)

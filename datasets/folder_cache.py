@@ -34,9 +34,8 @@ FORMAT = 1
 COLUMNS = 7  # of the table: the CRC, three sums, three sums of squares
 TRAILER = struct.Struct("<32sQ8s")  # SHA-256 of table and header, length of the header, MAGIC
 MAGIC = b"imgcache"
-CHECKED_AT_ONCE = (
-    2**28
-)  # bytes of images that are all checked on opening, so that damage is repaired
+# Bytes of images that are all checked on opening, so that damage is repaired.
+CHECKED_AT_ONCE = 2**28
 RELEASED_EVERY = 2**26  # bytes that are read before mapped pages are released
 GB = 1e9
 

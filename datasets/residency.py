@@ -7,9 +7,8 @@ import torch
 
 from common.free_memory import available
 
-PREPARED_ON_CPU = (
-    2**28
-)  # largest images in bytes that are padded once, not per batch (CIFAR: 154 MB)
+# Bytes of images that are padded once instead of per batch, at most (CIFAR: 154 MB).
+PREPARED_ON_CPU = 2**28
 BYTES_PER_BLOCK = 2**26
 
 

@@ -197,14 +197,6 @@ def test_unsuitable_batch_sizes_are_refused():
     assert len(Batches(examples, 51, UNCHANGED, shuffle=False)) == 1
 
 
-@pytest.mark.parametrize("transforms", [(), TRANSFORMS], ids=["none", "all"])
-@pytest.mark.parametrize("options", [{}, MIXED], ids=["plain", "mixed"])
-def test_inputs_are_stored_as_channels_last(transforms, options):
-    pipeline = Pipeline(MEAN, STD, 32, transforms, **options)
-    inputs, _ = next(Batches(random_examples(16), 16, pipeline).epoch(0))
-    assert channels_last(inputs)
-
-
 def test_every_purpose_has_its_own_seed():
     keys = itertools.product(range(10), range(10), ("permutation", "augment"), range(5))
     seeds = {data.derive_seed(*key) for key in keys}

@@ -8,7 +8,7 @@ import models
 from common.text import printable
 from models import lora
 from models.weights import load_weights
-from training import devices, linear_probe
+from training import devices, linear_probe, resume
 
 
 def build_model(args, split, saved, lora_rank=0):
@@ -43,6 +43,8 @@ def build_model(args, split, saved, lora_rank=0):
         lora.add_adapters(model, lora_rank, layers)
     if args.freeze_backbone:
         model = linear_probe.Probe(model)
+        if saved:  # its features are computed before State.restore
+            resume.refuse_misfits(model.load_state_dict)(saved["state_dict"])
     return model, normalization
 
 

@@ -1,7 +1,7 @@
 """The step loop: `train_epoch` trains, `evaluate` measures. Neither knows a recipe.
 
     step = Step(lr_at=lambda step: 0.1, dtype=torch.bfloat16)
-    state = State(model, optimizer)
+    state, curve = State(model, optimizer), Curve("test", every=1, epochs=10)
     row = train_epoch(state, train_batches, step) | evaluate_epoch(state, test_batches, curve, step)
 
 The state between two steps is the weights, the optimizer and `Progress`: batches and dropout are
@@ -23,6 +23,7 @@ from training import devices
 from training.distributed import Ranks
 from training.mixed_precision import autocast, fp32_classifier
 
+METRICS = ("loss", "acc", "top5")  # of an evaluation
 MOST_SKIPS = 20  # the scale is halved at each: from 65536 to less than 0.1
 # Batches of an evaluation after which several ranks ask each other whether to stop: each time they
 # wait for the slowest.
@@ -41,8 +42,8 @@ class NonFiniteLoss(UserError):
 class Step:
     """How a step is taken.
 
-    lr_at: step -> learning rate, times "lr_scale" of a parameter group that has one; loss_fn:
-    (logits float32 (B, K), targets) -> mean loss; dtype: autocast's, None for fp32; accumulate:
+    lr_at(step): learning rate; a parameter group with "lr_scale" gets it times that; loss_fn(logits
+    float32 (B, K), targets): mean loss; dtype: autocast's, None for fp32; accumulate:
     parts that a batch is split into, with one update for all; clip_grad: largest norm of the
     gradient (0: no limit); ranks: the processes that train together.
     """
@@ -68,25 +69,28 @@ class Curve:
         return epoch % self.every == 0 or epoch == self.epochs
 
 
-def train_epoch(state, batches, step, stop=None, show=None):
+def never():
+    return False
+
+
+def train_epoch(state, batches, step, stop=never, show=None):
     """Trains what is left of the current epoch; returns its row of metrics.csv so far.
 
     state: training.state.State, changed in place; batches: data.Batches; stop(): asked after each
     step; show(progress, loss): called after each step. The row: epoch (from 1), step, lr,
     train_loss (mean), train_acc (%), over the images of all ranks.
 
-    Raises Interrupted between two steps when stop() is true, and NonFiniteLoss before an update
-    that would spoil the weights.
+    Raises Interrupted between two steps when stop() is true. Raises NonFiniteLoss before the update
+    where the loss is not finite, and before anything is saved where only the weights are not.
     """
     optimizer, scaler, progress, ranks = state.optimizer, state.scaler, state.progress, step.ranks
     model = state.parallel_model(ranks)
     device = next(model.parameters()).device
     several = ranks.world > 1
     purpose = "model" if ranks.first else f"model {ranks.rank}"
-    # fp16: statistics before a step that may be skipped. Checkpointing: those after the forward
-    # pass.
-    buffers = [b for b in model.buffers() if b.is_floating_point()] if scaler.is_enabled() else []
-    before_step = _Snapshot(buffers)
+    # fp16 may skip a step: then the statistics are those before it. With gradient checkpointing,
+    # they are those after the forward pass.
+    before_step = _Snapshot(_float_buffers(model) if scaler.is_enabled() else [])
     after_forward = _Snapshot(_running_statistics(model) if _recomputes(model) else [])
     model.train()
     start = time.perf_counter() - progress.seconds
@@ -99,13 +103,11 @@ def train_epoch(state, batches, step, stop=None, show=None):
         devices.seed_model(step.seed, device, progress.epoch, purpose, progress.batch)
         before_step.take()
         # A rank that was asked to stop says so with its metrics, and all stop after this step.
-        asked = several and bool(stop and stop())
-        images = batches.batch_size if several else len(targets)
+        asked = several and stop()
+        images = batches.batch_size if several else len(targets)  # of all ranks
 
-        parts = list(
-            zip(inputs.tensor_split(step.accumulate), targets.tensor_split(step.accumulate))
-        )
-        readbacks = []
+        chunks = (tensor.tensor_split(step.accumulate) for tensor in (inputs, targets))
+        parts, readbacks = list(zip(*chunks)), []
         for number, (x, y) in enumerate(parts, 1):
             with _without_synchronisation(model, number < len(parts)):
                 with autocast(device, step.dtype):
@@ -116,6 +118,7 @@ def train_epoch(state, batches, step, stop=None, show=None):
                     sums.append(torch.full_like(loss, asked))
                 readbacks.append(_Readback(ranks.sum(torch.stack(sums))))
                 with _statistics_unchanged(after_forward):
+                    # Ranks average their gradients: each part counts by its images.
                     scaler.scale(loss * (len(y) * ranks.world / images)).backward()
         sums = [sum(values) for values in zip(*(readback.tolist() for readback in readbacks))]
         loss_sum, correct = sums[:2]
@@ -140,7 +143,8 @@ def train_epoch(state, batches, step, stop=None, show=None):
         progress.count_step(images, loss_sum, correct, finite)
         if show:
             show(progress, loss_sum / images)
-        if sums[2] if several else stop and stop():
+        stop_now = sums[2] > 0 if several else stop()
+        if stop_now:
             _check_state(model, optimizer, progress, lr, ranks)  # what is saved now must be good
             progress.seconds = time.perf_counter() - start
             raise Interrupted
@@ -158,18 +162,17 @@ def train_epoch(state, batches, step, stop=None, show=None):
     }
 
 
-def evaluate_epoch(state, batches, curve, step, stop=None):
+def evaluate_epoch(state, batches, curve, step, stop=never):
     """The columns of metrics.csv for the model, and with "ema_" for the moving average.
 
     None in each column where the curve leaves the epoch out. Raises NonFiniteLoss, Interrupted.
     """
     epoch = state.progress.epoch + 1
-    names = [f"{curve.name}_{metric}" for metric in ("loss", "acc", "top5")]
+    prefixes = ("", "ema_") if state.average else ("",)
     if not curve.is_due(epoch):
-        columns = names + [f"ema_{name}" for name in names] if state.average else names
-        return dict.fromkeys(columns)
+        return {f"{prefix}{curve.name}_{metric}": None for prefix in prefixes for metric in METRICS}
 
-    def measure(model, confusion):
+    def measure(model, prefix, confusion):
         step.ranks.broadcast(model.buffers())  # each rank has its own statistics of batch norm
         metrics = evaluate(
             model, batches, dtype=step.dtype, stop=stop, ranks=step.ranks, confusion=confusion
@@ -181,21 +184,21 @@ def evaluate_epoch(state, batches, curve, step, stop=None):
                 f"with learning rate {step.lr_at(number - 1):.4g}: stopped; last.pt is the last "
                 f"good state; try a smaller --lr"
             )
-        return list(metrics.values())
+        return {f"{prefix}{curve.name}_{metric}": metrics[metric] for metric in METRICS}
 
     # The confusion matrix is that of the weights and images that the test accuracy is of.
     final = epoch == curve.epochs and curve.name == "test"
     confusion = state.confusion if final else None
-    row = dict(zip(names, measure(state.model, None if state.average else confusion)))
-    if state.average:
-        with state.average.on_device() as model:
-            row |= {f"ema_{k}": v for k, v in zip(names, measure(model, confusion))}
-    return row
+    if not state.average:
+        return measure(state.model, "", confusion)
+    row = measure(state.model, "", None)
+    with state.average.on_device() as model:
+        return row | measure(model, "ema_", confusion)
 
 
 @torch.no_grad()
 def evaluate(
-    model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=None, ranks=None, confusion=None
+    model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=never, ranks=None, confusion=None
 ):
     """{"loss": mean, "acc": top-1 %, "top5": %} over every image once, summed on the device.
 
@@ -209,9 +212,8 @@ def evaluate(
     counts, losses = torch.zeros(3, dtype=torch.int64, device=device), []
     for number, (inputs, labels) in enumerate(batches, 1):
         if len(labels) == 0 and ranks.sharded:
-            model(
-                inputs.new_zeros(1, *inputs.shape[1:])
-            )  # others need this rank's shard of the model
+            # The other ranks need this rank's shard of the model.
+            model(inputs.new_zeros(1, *inputs.shape[1:]))
         if len(labels):  # a rank's part of a small last batch may be empty
             with autocast(device, dtype), fp32_classifier(model, dtype):
                 logits = model(inputs)
@@ -223,11 +225,11 @@ def evaluate(
             counts += torch.stack([hits[:, 0].sum(), hits.sum(), count])
             if confusion:
                 confusion(predictions[:, 0], labels)
-        if (ranks.world == 1 or number % POLL_EVERY == 0) and ranks.any(stop and stop()):
+        if (ranks.world == 1 or number % POLL_EVERY == 0) and ranks.any(stop()):
             raise Interrupted
     sums = [*counts.tolist(), sum(torch.stack(losses).tolist()) if losses else 0.0]
     if ranks.world > 1:
-        sums.append(bool(stop and stop()))
+        sums.append(stop())
         sums = ranks.sum(torch.tensor(sums, dtype=torch.float64, device=device)).tolist()
         if sums.pop():
             raise Interrupted
@@ -341,6 +343,10 @@ def _statistics_unchanged(snapshot):
     snapshot.take()
     yield
     snapshot.restore()
+
+
+def _float_buffers(model):
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
 def _running_statistics(model):

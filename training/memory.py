@@ -171,9 +171,8 @@ def saved_bytes(model, inputs, dtype, as_on="cpu"):
         with autocast(inputs.device, dtype):
             logits = model(inputs)
         labels = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
-        loss = F.cross_entropy(
-            logits.float(), labels
-        )  # holds the graph until everything is counted
+        # The loss holds the graph until everything is counted.
+        loss = F.cross_entropy(logits.float(), labels)
     del loss
     return SavedBytes(_size(kept) + largest_part, _size(kept | recomputed))
 

@@ -262,14 +262,14 @@ def no_run(path):
     """The UserError for a directory without a checkpoint."""
     config = Path(path) / "config.json"
     hint = ""
-    if config.is_file():
+    if config.is_file() and not (Path(path) / "previous.pt").is_file():
         hint = f": it ended before its first save; --config {config} starts it again"
     return UserError(f"{path} holds no run to resume (no last.pt){hint}", 2)
 
 
 def load_last(path, or_previous=False):
-    """(contents of last.pt, False), or of previous.pt and True where last.pt is damaged and
-    `or_previous` is set. Raises UserError, which names the way out where there is one.
+    """Returns (contents of last.pt, False); or of previous.pt and True, where last.pt is damaged
+    and `or_previous` is set. Raises UserError, which names the way out where there is one.
     """
     last, previous = Path(path) / "last.pt", Path(path) / "previous.pt"
     try:

@@ -1,6 +1,7 @@
-"""Random images, and comparisons of batches."""
+"""Images for tests of batches, and comparisons."""
 
 import torch
+import torch.nn.functional as F
 
 from datasets.examples import Examples
 
@@ -30,3 +31,19 @@ def same_batches(ours, others):
 
 def channels_last(images):
     return images.is_contiguous(memory_format=torch.channels_last)
+
+
+def make_images(count=16, height=32, width=32):
+    """Soft random colours with noise; the first image is one grey, the second has no colour."""
+    generator = seeded(count)
+    coarse = torch.rand(count, 3, 5, 5, generator=generator)
+    images = F.interpolate(coarse, (height, width), mode="bicubic") * 300 - 20
+    images += 20 * torch.randn(count, 3, height, width, generator=generator)
+    images[0] = 90
+    images[1] = images[1, :1]
+    return images.clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def one_by_one(reference, images, *parameters):
+    """reference(image (3, H, W), parameters of this image) of each image, stacked."""
+    return torch.stack([reference(*arguments) for arguments in zip(images, *parameters)])
