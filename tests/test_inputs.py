@@ -41,7 +41,9 @@ def test_training_batches_are_augmented_mixed_and_drawn_as_the_arguments_say():
 
 
 def test_an_evaluation_has_every_image_once_in_order_and_normalized():
-    images, labels = (torch.cat(parts) for parts in zip(*inputs("--augment", "crop").test()))
+    images, labels = (
+        torch.cat(parts) for parts in zip(*inputs("--augment", "crop").test_batches())
+    )
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALIZATION)
     torch.testing.assert_close(images, (TEST.images / 255 - mean) / std)
     assert torch.equal(labels, TEST.labels)

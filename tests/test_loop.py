@@ -122,7 +122,7 @@ class ThreadRanks:
                 yield batch
 
         def stop():
-            return rank == 1 and stop_in and self.batches[rank] >= stop_in
+            return rank == 1 and stop_in is not None and self.batches[rank] >= stop_in
 
         model, ranks = self.models[rank], Rank(CPU, rank, 2)
         try:
@@ -227,7 +227,7 @@ def test_a_run_that_stops_after_any_step_resumes_bit_identically(optimizer, step
     def new():
         return start(network(dropout=0.3, norm=True), optimizer, 0.01, ema_decay=0.9)
 
-    def train(state, stop=None):
+    def train(state, stop=loop.never):
         source = batches(mixup_alpha=0.2, cutmix_alpha=1.0, mix_probability=0.5)
         return fit(state, 3, source, stop, lr_at=lambda step: 0.01 / (step + 1), accumulate=2)
 
@@ -287,7 +287,7 @@ def test_weights_that_are_not_finite_are_not_passed_on(interrupted):
             with torch.no_grad():
                 state.model[0].weight[0, 0, 0, 0] = math.nan
 
-    stop = stop_after(3) if interrupted else None
+    stop = stop_after(3) if interrupted else loop.never
     with pytest.raises(loop.NonFiniteLoss, match="0.weight is not finite at step 3"):
         fit(state, show=spoil, stop=stop)
 
