@@ -1,6 +1,5 @@
 """Several processes train as one, on the CPU: by torchrun, or forked with its variables."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -13,12 +12,11 @@ from helpers.errors import refused
 from helpers.faults import send, terminate_job
 from helpers.paths import ROOT
 from helpers.processes import encode, torchrun
-from helpers.runs import CNN, CONSTANT, TINY, VIT, progress, rows, summary, words
+from helpers.runs import CONSTANT, TINY, VIT, progress, rows, summary, words
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import create_model
 from models.weights import load_checkpoint
-from training import distributed, loop
 from training.distributed import Ranks, join, shard
 from training.sync_batch_norm import SyncBatchNorm
 
@@ -230,41 +228,6 @@ def test_an_incomplete_environment_of_torchrun_is_refused(monkeypatch, given):
     with refused(*message) as error, join(Namespace(device="cpu", batch_size=8)):
         pass
     assert error.value.status == 2
-
-
-@pytest.mark.slow
-def test_each_rank_evaluates_as_many_images_at_once_as_one_process(train, monkeypatch):
-    """The second rank doesn't exist: sums over the ranks are those of the first one."""
-    for name, function in {
-        "sum": lambda self, values: values,
-        "broadcast": lambda self, tensors: None,
-        "wait": lambda self: None,
-        "parallel": lambda self, model: model,
-        "local_first": lambda self: contextlib.nullcontext(),
-    }.items():
-        monkeypatch.setattr(Ranks, name, function)
-    evaluate, sizes = loop.evaluate, []
-
-    def counting(model, batches, **options):
-        hook = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-        with contextlib.closing(Namespace(close=hook.remove)):
-            return evaluate(model, batches, **options)
-
-    monkeypatch.setattr(loop, "evaluate", counting)
-    options = words("--limit-train 144 --limit-test 100 --batch-size 8 --epochs 1 --ema-decay 0")
-    for world, expected in ((1, [32, 32, 32, 4]), (2, [32, 18])):
-        ranks = Ranks(torch.device("cpu"), 0, world)
-        monkeypatch.setattr(distributed, "join", lambda args, r=ranks: contextlib.nullcontext(r))
-        train(*CNN, *options, output=str(world))
-        assert sizes == expected
-        sizes.clear()
-
-
-def test_one_process_has_nothing_to_exchange():
-    alone = Ranks(torch.device("cpu"))
-    values, model = torch.ones(2), torch.nn.Linear(1, 1)
-    assert alone.sum(values) is values and alone.parallel(model) is model
-    assert alone.any(True) and not alone.any(None)
 
 
 def test_a_model_with_scalar_parameters_is_not_sharded():

@@ -1,8 +1,5 @@
 """A run that resumes ends as the uninterrupted run, or is refused before anything is written."""
 
-import argparse
-import os
-import shutil
 import signal
 
 import pytest
@@ -15,7 +12,6 @@ from helpers.runs import (
     CONSTANT,
     OPTIONS,
     RUN,
-    TINY,
     VIT,
     assert_same_run,
     assert_same_training,
@@ -28,14 +24,11 @@ from helpers.runs import (
     summary,
     words,
 )
-from PIL import Image
 
 import models
-import train as train_script
 import train_sota
-import train_vit
-from common import checkpoint, scopes
-from training import arguments, loop, optimizers
+from common import checkpoint
+from training import loop
 
 pytestmark = pytest.mark.slow
 
@@ -98,26 +91,7 @@ def test_a_deterministic_run_on_a_gpu_resumes_bit_identically(train):
     assert_same_run(cut, expected)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 9])
-def test_a_run_cut_after_any_step_resumes_bit_identically(train, uninterrupted, steps):
-    """The first step, the last one of an epoch, and the last one before the test."""
-    cut = train(*OPTIONS, stop_after=steps)
-    assert summary(cut)["status"] == "interrupted" and summary(cut)["steps"] == steps
-    train("--resume", cut)
-    assert_same_run(cut, uninterrupted)
-
-
 # ---- what a run that resumes writes --------------------------------------------------------------
-
-
-def test_rows_after_the_checkpoint_are_written_once(train, uninterrupted):
-    """As after a kill between the row and the checkpoint of an epoch, and one within a row."""
-    cut = train(*OPTIONS, stop_after=6)
-    row = (uninterrupted / "metrics.csv").read_text().splitlines(keepends=True)[2]
-    with open(cut / "metrics.csv", "a") as file:
-        file.write(row + row[:20])
-    train("--resume", cut)
-    assert_same_run(cut, uninterrupted)
 
 
 def test_the_columns_of_another_version_are_kept(train, uninterrupted):
@@ -164,13 +138,6 @@ def test_an_old_summary_is_removed_when_a_run_resumes(train, forks):
     killing = (send, "first step", signal.SIGKILL)
     done = forks.run("--resume", cut, "--device", "cpu", faults=[killing])
     assert done.returncode == -signal.SIGKILL and not (cut / "summary.json").exists()
-
-
-def test_a_finished_run_stays_as_it_is(train, copy, capsys):
-    before = files(copy)
-    train("--resume", copy)
-    assert f"{copy} is already finished: test accuracy" in capsys.readouterr().out
-    assert files(copy) == before
 
 
 def test_the_accuracy_in_the_summary_is_exact(train):
@@ -231,116 +198,27 @@ def test_a_best_pt_that_will_be_tested_is_checked_first(train, forks, tmp_path, 
     assert summary(cut)["status"] == "finished"
 
 
-# ---- other arguments, data and contents ----------------------------------------------------------
+# ---- what may change -----------------------------------------------------------------------------
 
 
-def another(action, value):
-    """A word for an option that stands for another value than this one."""
-    if action.choices:
-        return next(choice for choice in action.choices if choice != value)
-    if action.dest in ("augment", "model", "model_arg"):
-        return {"augment": "flip", "model": "resnet32", "model_arg": "shortcut=pad"}[action.dest]
-    if action.type in (None, str):
-        return "another"
-    for word in ("1", "0.5", "9"):
-        try:
-            if action.type(word) not in (None, value):
-                return word
-        except argparse.ArgumentTypeError:
-            continue
-    raise AssertionError(action.dest)
-
-
-@pytest.mark.parametrize("script", [train_script, train_vit, train_sota])
-def test_every_argument_may_change_or_is_refused_by_name(uninterrupted, script):
-    """The number of epochs may change here; training.resume.check_epochs decides with the data."""
-    saved = arguments.defaults(train_sota.build_parser())
-    saved |= last(uninterrupted)["training"]["arguments"]
-    refused_together, free = [], scopes.names("machine") | {"epochs"}
-    for action in script.build_parser()._actions:
-        name = action.dest
-        if name == "help" or name in scopes.names("call"):
-            continue
-        option = [action.option_strings[0]]
-        if action.nargs != 0:
-            option.append(another(action, saved[name]))
-        given = ["--resume", str(uninterrupted), *option]
-        if name in free:
-            args, _ = arguments.resolve(script.build_parser(), given)
-            assert getattr(args, name) != saved[name], name
-        else:
-            refused_together += option
-            with refused("can't resume", f"{option[0]} is ", " there, not ") as error:
-                arguments.resolve(script.build_parser(), given)
-            assert error.value.status == 2
-    with refused("can't resume") as error:
-        given = ["--resume", str(uninterrupted), *refused_together]
-        arguments.resolve(script.build_parser(), given)
-    for word in refused_together:
-        assert not word.startswith("--") or f"{word} is " in str(error.value)
-
-
-def test_the_command_that_started_a_run_resumes_it(train):
-    """With --resume instead of --output-dir. "auto" is what the run was started with."""
-    options = (*TINY, *CNN, *words("--epochs 2 --warmup-epochs auto --ema-decay auto"))
-    expected = train(*options, output="expected")
-    cut = train(*options, output="cut", stop_after=4)
-    with refused("can't resume", "--warmup-epochs is 0.2 there, not 1.0"):
-        train("--resume", cut, "--warmup-epochs", 1)
-    with refused("can't resume", "--weights is not given there, not x.pt"):
-        train("--resume", cut, "--weights", "x.pt")
-    train("--resume", cut, *options)
-    assert_same_training(cut, expected)
+def test_options_of_another_script_are_refused(train, copy):
+    """The run of train.py has no --lora-rank."""
+    with refused("can't resume", "--lora-rank is 0 there, not 2"):
+        train("--resume", copy, "--lora-rank", 2, script=train_sota)
 
 
 @pytest.mark.parametrize(
-    ("options", "steps", "allowed"),
-    [
-        ("--schedule constant", None, True),
-        ("--schedule cosine", 2, True),  # within the warmup
-        ("--schedule cosine", 5, False),
-        ("--schedule multi_step", 5, True),  # before the rate falls
-        ("--schedule multi_step", 7, False),
-    ],
+    ("schedule", "steps"),
+    [("constant", None), ("cosine", 2), ("multi_step", 5)],
+    ids=["a finished run", "within the warmup", "before the rate falls"],
 )
-def test_a_run_is_extended_as_if_started_so_or_refused(train, options, steps, allowed):
-    options = (*CNN, *words(options), *words("--warmup-epochs 1 --ema-decay 0.8"))
+def test_an_extended_run_is_as_if_started_so(train, schedule, steps):
+    options = (*CNN, "--schedule", schedule, *words("--warmup-epochs 1 --ema-decay 0.8"))
     cut = train(*options, "--epochs", 4, output="cut", stop_after=steps)
-    if not allowed:
-        before = files(cut)
-        with refused("--epochs 5", "start a new run") as error:
-            train("--resume", cut, "--epochs", 5)
-        assert error.value.status == 2 and files(cut) == before
-        return
     train("--resume", cut, "--epochs", 5)
     expected = train(*options, "--epochs", 5, output="expected")
     assert_same_training(cut, expected)
     assert summary(cut)["test_acc"] == summary(expected)["test_acc"]
-
-
-def test_other_data_than_at_the_start_is_refused_by_name(train, tmp_path):
-    folder = tmp_path / "pets"
-    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
-        (folder / name).mkdir(parents=True)
-        for i in range(4):
-            Image.new("RGB", (32, 32), (40 * i, 90, 100)).save(folder / name / f"{i}.png")
-    options = ("--dataset", "folder", "--data-dir", folder, "--limit-train", 0, "--limit-test", 0)
-    cut = train(*CNN, *options, *words("--batch-size 4 --epochs 3"), stop_after=5)
-    assert last(cut)["card"]["classes"] == ["cat", "dog"]
-    before = files(cut)
-    shutil.copy(folder / "train/cat/0.png", folder / "train/cat/more.png")
-    with refused("can't resume: the data has changed", "train images: 8 there, 9 here"):
-        train("--resume", cut)
-    for part in ("train", "test"):
-        shutil.copytree(folder / part / "dog", folder / part / "fox")
-    with refused("can't resume", "classes: 2 (cat, dog) there, 3 (cat, dog, fox) here"):
-        train("--resume", cut)
-    assert files(cut) == before
-    for part in ("train", "test"):
-        shutil.rmtree(folder / part / "fox")
-    os.unlink(folder / "train/cat/more.png")
-    train("--resume", cut)
-    assert summary(cut)["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -359,9 +237,6 @@ def test_a_last_pt_with_other_contents_is_refused(train, copy, change):
     checkpoint.save(state, copy / "last.pt")
     with refused("", "last.pt"):
         train("--resume", copy)
-
-
-# ---- another precision, model code or optimizer layout -------------------------------------------
 
 
 @pytest.mark.parametrize(("before", "after"), [("off", "fp16"), ("fp16", "bf16")])
@@ -405,20 +280,6 @@ def test_gradient_checkpointing_counts_an_image_once_in_batch_norm(train):
         assert same(optimizer, last(plain)["training"]["optimizer"])
 
 
-def test_a_muon_run_without_split_groups_resumes_as_it_began(train):
-    """Earlier versions trained the first layer and the classifier with Muon, too."""
-    options = (*CNN, *words("--epochs 2 --optimizer muon --ema-decay 0.8"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizers, "muon_groups", lambda groups, model, saved=None: groups)
-        expected = train(*options, output="expected")
-        cut = train(*options, output="cut", stop_after=4)
-    train("--resume", cut)
-    assert_same_training(cut, expected)
-
-
-# ---- errors that are not those of the files ------------------------------------------------------
-
-
 def test_an_infinite_loss_in_an_evaluation_stops_the_run(
     train, uninterrupted, tmp_path, monkeypatch
 ):
@@ -437,24 +298,3 @@ def test_an_infinite_loss_in_an_evaluation_stops_the_run(
     assert summary(cut)["status"] == "failed" and progress(cut)["epoch"] == 1
     train("--resume", cut)
     assert_same_run(cut, uninterrupted)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB."),
-        RuntimeError("Error(s) in loading state_dict for X: ('CUDA out of memory. Tried …',)"),
-    ],
-    ids=["raised", "reported by torch"],
-)
-def test_out_of_memory_while_resuming_is_not_a_misfit(train, copy, monkeypatch, error):
-    (copy / "summary.json").unlink()
-
-    def load_state_dict(*args, **options):
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.Module, "load_state_dict", load_state_dict)
-        with refused("out of memory with 28 images of 32 px at once: try --accumulate 2"):
-            train("--resume", copy)
-    train("--resume", copy)

@@ -1,7 +1,7 @@
 """Many kills at random moments, of random options and one to three ranks: pytest -m soak -s
 
-SOAK_KILLS is their number (200), SOAK_SEED selects the moments. Each run is killed and resumed until
-it ends, and must then be bit-identical to the same run without kills.
+SOAK_KILLS is their number (200), SOAK_SEED selects the moments. Each run is killed and resumed
+until it ends, and must then be bit-identical to the same run without kills.
 """
 
 import os

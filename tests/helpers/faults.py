@@ -4,13 +4,12 @@ They replace what a run is made of by its interfaces: the loss function, `evalua
 RunDir, and the small functions of common.files.
 """
 
-import ctypes
+import errno
 import json
 import os
-import shutil
 import signal
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -19,19 +18,11 @@ from common import files
 from training import loop, run
 from training.run_directory import RunDir
 
-NOT_ALLOWED = 77  # exit status where this machine doesn't allow the fault
-_exit_functions = []
-
 
 def inject(text):
     """Calls the faults of processes.encode."""
     for name, *arguments in json.loads(text):
         globals()[name](*arguments)
-
-
-def at_exit():
-    for function in _exit_functions:
-        function()
 
 
 def replace(owner, name, wrapper):
@@ -92,11 +83,11 @@ def terminate_job(phases, rank, sign):
     """
     if os.environ["RANK"] != str(rank):
         return
-    steps = 0
+    steps = []
 
     def act():
         if not Path(sign).exists():
-            Path(sign).write_text(str(steps))
+            Path(sign).write_text(str(len(steps)))
         agent = os.getppid()
         children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
         for pid in (agent, *children):
@@ -105,15 +96,8 @@ def terminate_job(phases, rank, sign):
     for phase in phases:
         before(*PHASES[phase], act)
 
-    def wrapper(original):
-        def cross_entropy(*arguments, **options):
-            nonlocal steps
-            steps += 1
-            return original(*arguments, **options)
-
-        return cross_entropy
-
-    replace(F, "cross_entropy", wrapper)
+    for step in range(1, 100):
+        before(F, "cross_entropy", step, partial(steps.append, step))
 
 
 def announce(moment, sign, until=None):
@@ -201,19 +185,23 @@ def file_size_limit(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def small_disk(path, kilobytes, copy):
-    """Mounts a file system of that size, for this process only; at exit it is copied to `copy`."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    new_mounts, new_user, private = 0x20000, 0x10000000, 1 << 18 | 1 << 14
-    size = f"size={kilobytes}k".encode()
-    unshared = libc.unshare(new_mounts) == 0 or libc.unshare(new_mounts | new_user) == 0
-    if not (
-        unshared
-        and libc.mount(b"none", b"/", None, private, None) == 0
-        and libc.mount(b"none", path.encode(), b"tmpfs", 0, size) == 0
-    ):
-        sys.exit(NOT_ALLOWED)
-    _exit_functions.append(lambda: shutil.copytree(path, copy))
+def full_disk(size):
+    """Each file takes so many bytes, then there is no space left."""
+
+    def opening(original):
+        def open_file(path, mode):
+            file = original(path, mode)
+            file.write = lambda data, write=file.write: write_if_space(file, write, data)
+            return file
+
+        return open_file
+
+    def write_if_space(file, write, data):
+        if file.tell() + len(data) > size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(data)
+
+    replace(files, "open_file", opening)
 
 
 # ---- losses --------------------------------------------------------------------------------------

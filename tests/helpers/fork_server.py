@@ -39,7 +39,6 @@ def run(script, request):
     except BaseException:
         traceback.print_exc()
     finally:
-        faults.at_exit()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
