@@ -44,10 +44,9 @@ SYNONYMS = {  # what other programs call them
 }
 # fmt: on
 # Words in either order; a metric without a split is the training's, as in Keras.
-COLUMN_NAMES = {
+COLUMN_NAMES = {frozenset((metric,)): f"train_{metric}" for metric in METRICS} | {
     frozenset((split, metric)): f"{split}_{metric}" for split in SPLITS for metric in METRICS
 }
-COLUMN_NAMES |= {frozenset((metric,)): f"train_{metric}" for metric in METRICS}
 OTHER_COLUMNS = ("epoch", "step", "epoch_seconds", "images_per_second")
 
 

@@ -146,7 +146,7 @@ def test_batch_size_auto_keeps_the_batch_and_fits_its_parts():
         resolve(train, "--batch-size", "auto")
 
 
-def test_every_argument_of_every_script_has_a_scope_and_every_scope_an_argument():
+def test_arguments_of_the_scripts_and_scopes_are_the_same():
     defaults = [arguments.defaults(script.build_parser()) for script in SCRIPTS.values()]
     assert set().union(*defaults) == set(SCOPES)
     assert set(optimizers.OPTIMIZERS["adam"]) <= names("identity")

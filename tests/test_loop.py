@@ -91,7 +91,7 @@ class ThreadRanks:
     """Two ranks that are threads; they evaluate in `run`."""
 
     def __init__(self):
-        self.barrier, self.values = threading.Barrier(2, timeout=60), [None, None]
+        self.barrier, self.values = threading.Barrier(2, timeout=20), [None, None]
         self.reductions, self.batches, self.labels = 0, [0, 0], []
         self.models = network(), network()
 
@@ -103,7 +103,7 @@ class ThreadRanks:
         self.reductions += rank == 0
         return values.copy_(total)
 
-    def run(self, examples, stop_in=None):
+    def run(self, examples, stop_in=math.inf):
         """The metrics of each rank. stop_in: the second rank is asked to stop during this batch."""
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(lambda rank: self.evaluate(rank, examples, stop_in), range(2)))
@@ -122,7 +122,7 @@ class ThreadRanks:
                 yield batch
 
         def stop():
-            return rank == 1 and stop_in and self.batches[rank] >= stop_in
+            return rank == 1 and self.batches[rank] >= stop_in
 
         model, ranks = self.models[rank], Rank(CPU, rank, 2)
         try:
@@ -227,7 +227,7 @@ def test_a_run_that_stops_after_any_step_resumes_bit_identically(optimizer, step
     def new():
         return start(network(dropout=0.3, norm=True), optimizer, 0.01, ema_decay=0.9)
 
-    def train(state, stop=None):
+    def train(state, stop=loop.never):
         source = batches(mixup_alpha=0.2, cutmix_alpha=1.0, mix_probability=0.5)
         return fit(state, 3, source, stop, lr_at=lambda step: 0.01 / (step + 1), accumulate=2)
 
@@ -287,7 +287,7 @@ def test_weights_that_are_not_finite_are_not_passed_on(interrupted):
             with torch.no_grad():
                 state.model[0].weight[0, 0, 0, 0] = math.nan
 
-    stop = stop_after(3) if interrupted else None
+    stop = stop_after(3) if interrupted else loop.never
     with pytest.raises(loop.NonFiniteLoss, match="0.weight is not finite at step 3"):
         fit(state, show=spoil, stop=stop)
 

@@ -114,7 +114,7 @@ def raises(error):
     return load
 
 
-def test_contents_that_do_not_fit_are_refused_but_errors_of_the_device_are_not():
+def test_contents_that_do_not_fit_are_refused_unlike_errors_of_the_device():
     misfit = "can't resume: last.pt doesn't fit this run"
     for error in (KeyError("x"), TypeError("x"), ValueError("x\ny"), AttributeError("x")):
         with refused(misfit, "x"):

@@ -60,7 +60,7 @@ def start(model, optimizer="sgd", lr=0.05, ema_decay=0.0, fp16=False):
     )
 
 
-def fit(state, epochs=1, source=None, stop=None, show=None, **options):
+def fit(state, epochs=1, source=None, stop=loop.never, show=None, **options):
     """Trains until so many epochs are done and returns their rows. options: fields of loop.Step."""
     step, rows = loop.Step(**{"lr_at": lambda step: 0.05} | options), []
     source = source or batches()
