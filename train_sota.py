@@ -151,7 +151,7 @@ def train(args, saved, ranks):
             row = train_epoch(state, train_batches, step, run.stop, run.show)
             row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
-        run.finish(run.test_best(inputs.test_batches()) if split.val else None)
+        run.finish(run.final_test(inputs.test_batches() if split.val else eval_batches))
     return run.exit_status
 
 

@@ -15,6 +15,7 @@ devices            selecting, seeding and measuring the device
 distributed        several processes; sync_batch_norm: batch norm over all of them
 run                a run in progress: signals, directory, display, its end
 run_directory      config.json, metrics.csv, checkpoints, summary.json
+test_time_augmentation    logits averaged over views of an image
 resume             whether a run may resume, and from what
 environment        what a run is on: versions, device, commit
 tensorboard        images, hyper-parameters and confusion matrix

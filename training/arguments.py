@@ -25,6 +25,7 @@ from training import resume
 from training.optimizers import OPTIMIZERS
 from training.progressive import parse_stages
 from training.schedules import SCHEDULES
+from training.test_time_augmentation import VIEWS
 
 OTHER_SCRIPTS = {"lora_rank": 0, "micro_batch": 0, "ema_device": "same", "fsdp": False}
 
@@ -124,6 +125,9 @@ AUGMENTATION = (
     Option("--cutout", COUNT, "side of the square to cut out, in pixels", 0),
     Option("--random-erasing", SHARE, "share of the images that lose a rectangle", 0.0),
     Option("--repeated-augment", POSITIVE, "times that a batch holds each of its images", 1),
+    Option(
+        "--tta", ("none", *VIEWS), "average over views of a test image, in extra columns", "none"
+    ),
 )
 MACHINE = (
     Option("--device", str, "auto, cpu, cuda, cuda:1, mps", "auto"),

@@ -58,6 +58,8 @@ def _check_transfer(args, saved):
         raise UserError(
             "--freeze-backbone computes features once, without augmentation: add --augment none", 2
         )
+    if args.tta != "none":
+        raise UserError(f"--tta {args.tta} can't be used with --freeze-backbone", 2)
 
 
 def _check_progressive(args):

@@ -75,6 +75,10 @@ def never():
     return False
 
 
+def single_view(model, inputs):
+    return model(inputs)
+
+
 def train_epoch(state, batches, step, stop=never, show=None):
     """Trains what is left of the current epoch; returns its row of metrics.csv so far.
 
@@ -201,13 +205,22 @@ def evaluate_epoch(state, batches, curve, step, stop=never):
 
 @torch.no_grad()
 def evaluate(
-    model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=never, ranks=None, confusion=None
+    model,
+    batches,
+    *,
+    predict=single_view,
+    loss_fn=F.cross_entropy,
+    dtype=None,
+    stop=never,
+    ranks=None,
+    confusion=None,
 ):
     """{"loss": mean, "acc": top-1 %, "top5": %} over every image once, summed on the device.
 
-    ranks: the processes that share the batches; each gets the metrics of all images. confusion
-    (predictions, labels): called for each batch, with this rank's part. Raises Interrupted when
-    stop() is true: between two batches, or on all ranks together after POLL_EVERY batches.
+    predict(model, inputs): the logits; ranks: the processes that share the batches; each gets the
+    metrics of all images. confusion(predictions, labels): called for each batch, with this rank's
+    part. Raises Interrupted when stop() is true: between two batches, or on all ranks together
+    after POLL_EVERY batches.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -216,10 +229,10 @@ def evaluate(
     for number, (inputs, labels) in enumerate(batches, 1):
         if len(labels) == 0 and ranks.sharded:
             # The other ranks need this rank's shard of the model.
-            model(inputs.new_zeros(1, *inputs.shape[1:]))
+            predict(model, inputs.new_zeros(1, *inputs.shape[1:]))
         if len(labels):  # a rank's part of a small last batch may be empty
             with autocast(device, dtype), fp32_classifier(model, dtype):
-                logits = model(inputs)
+                logits = predict(model, inputs)
             logits = logits.float()
             losses.append(loss_fn(logits, labels) * len(labels))
             predictions = logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -15,6 +15,7 @@ from common.files import read_json
 from common.scopes import flag, names
 from training import out_of_memory, run_directory, schedules
 from training.progressive import size_schedule
+from training.terminal import final_line
 
 
 def resolve(defaults, given):
@@ -103,11 +104,12 @@ def is_finished(args, saved):
     summary = read_json(Path(args.output_dir) / "summary.json")
     epoch = saved["training"]["progress"]["epoch"]
     complete = isinstance(summary.get("test_acc"), float) and "reported" in summary
+    if args.tta != "none":
+        complete = complete and isinstance(summary.get("test_tta_acc"), float)
     done = epoch == args.epochs == summary.get("epochs") and summary.get("status") == "finished"
     if not (done and complete):
         return False
-    accuracy, epoch = summary["test_acc"], summary["reported"]
-    print(f"{args.output_dir} is already finished: test accuracy {accuracy:.2f} % ({epoch})")
+    print(f"{args.output_dir} is already finished: {final_line(summary, args.tta)}")
     return True
 
 
