@@ -230,6 +230,7 @@ class Run:
             "best_epoch": epochs[accuracy.index(best)] if accuracy else None,
             "test": summary.get("test_acc"),
             "top5": summary.get("test_top5"),
+            "tta": summary.get("test_tta_acc"),
             "train": _last(self.curve("train_acc")[1]),
             "parameters": summary.get("parameters"),
             "gmacs": summary.get("gmacs"),

@@ -59,6 +59,7 @@ DIFFERENCE_COLUMNS = {
 }
 OTHER_COLUMNS = {
     "experiment": Column("experiment"),
+    "tta": Column("test % with TTA", ".2f", True),
     "memory": Column("memory MB", ",.0f"),
     "train": Column("last train %", ".2f", True),
 }

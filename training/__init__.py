@@ -8,12 +8,14 @@ loop               the step loop: train_epoch, evaluate
 state              everything that changes while a run trains: the contents of last.pt
 optimizers         parameter groups and optimizers
 schedules          learning rate, warmup and averaging over the length of a run
+progressive        smaller inputs early in training
 moving_average     the moving average of weights
 mixed_precision    autocast
 devices            selecting, seeding and measuring the device
 distributed        several processes; sync_batch_norm: batch norm over all of them
 run                a run in progress: signals, directory, display, its end
 run_directory      config.json, metrics.csv, checkpoints, summary.json
+test_time_augmentation    logits averaged over views of an image
 resume             whether a run may resume, and from what
 environment        what a run is on: versions, device, commit
 tensorboard        images, hyper-parameters and confusion matrix

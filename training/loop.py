@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import UserError
-from training import devices
+from training import devices, progressive
 from training.distributed import Ranks
 from training.mixed_precision import autocast, fp32_classifier
 
@@ -45,7 +45,8 @@ class Step:
     lr_at(step): learning rate; a parameter group with "lr_scale" gets it times that; loss_fn(logits
     float32 (B, K), targets): mean loss; dtype: autocast's, None for fp32; accumulate:
     parts that a batch is split into, with one update for all; clip_grad: largest norm of the
-    gradient (0: no limit); ranks: the processes that train together.
+    gradient (0: no limit); ranks: the processes that train together; size_at(step): side of the
+    inputs in pixels (0: as they are).
     """
 
     lr_at: Callable
@@ -55,6 +56,7 @@ class Step:
     clip_grad: float = 0.0
     seed: int = 0
     ranks: Ranks = field(default_factory=lambda: Ranks(torch.device("cpu")))
+    size_at: Callable = progressive.full_size
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class Curve:
 
 def never():
     return False
+
+
+def single_view(model, inputs):
+    return model(inputs)
 
 
 def train_epoch(state, batches, step, stop=never, show=None):
@@ -97,6 +103,7 @@ def train_epoch(state, batches, step, stop=never, show=None):
 
     for inputs, targets in batches.epoch(progress.epoch, start=progress.batch):
         lr = _set_learning_rate(optimizer, step.lr_at(progress.step))
+        inputs = progressive.resize(inputs, step.size_at(progress.step))
         if not state.gradient_order_settled:
             _settle_gradient_order(model, inputs[:2], targets[:2], step)
             state.gradient_order_settled = True
@@ -198,13 +205,22 @@ def evaluate_epoch(state, batches, curve, step, stop=never):
 
 @torch.no_grad()
 def evaluate(
-    model, batches, *, loss_fn=F.cross_entropy, dtype=None, stop=never, ranks=None, confusion=None
+    model,
+    batches,
+    *,
+    predict=single_view,
+    loss_fn=F.cross_entropy,
+    dtype=None,
+    stop=never,
+    ranks=None,
+    confusion=None,
 ):
     """{"loss": mean, "acc": top-1 %, "top5": %} over every image once, summed on the device.
 
-    ranks: the processes that share the batches; each gets the metrics of all images. confusion
-    (predictions, labels): called for each batch, with this rank's part. Raises Interrupted when
-    stop() is true: between two batches, or on all ranks together after POLL_EVERY batches.
+    predict(model, inputs): the logits; ranks: the processes that share the batches; each gets the
+    metrics of all images. confusion(predictions, labels): called for each batch, with this rank's
+    part. Raises Interrupted when stop() is true: between two batches, or on all ranks together
+    after POLL_EVERY batches.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -213,10 +229,10 @@ def evaluate(
     for number, (inputs, labels) in enumerate(batches, 1):
         if len(labels) == 0 and ranks.sharded:
             # The other ranks need this rank's shard of the model.
-            model(inputs.new_zeros(1, *inputs.shape[1:]))
+            predict(model, inputs.new_zeros(1, *inputs.shape[1:]))
         if len(labels):  # a rank's part of a small last batch may be empty
             with autocast(device, dtype), fp32_classifier(model, dtype):
-                logits = model(inputs)
+                logits = predict(model, inputs)
             logits = logits.float()
             losses.append(loss_fn(logits, labels) * len(labels))
             predictions = logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -14,6 +14,8 @@ from common.errors import UserError, first_line
 from common.files import read_json
 from common.scopes import flag, names
 from training import out_of_memory, run_directory, schedules
+from training.progressive import size_schedule
+from training.terminal import final_line
 
 
 def resolve(defaults, given):
@@ -102,11 +104,12 @@ def is_finished(args, saved):
     summary = read_json(Path(args.output_dir) / "summary.json")
     epoch = saved["training"]["progress"]["epoch"]
     complete = isinstance(summary.get("test_acc"), float) and "reported" in summary
+    if args.tta != "none":
+        complete = complete and isinstance(summary.get("test_tta_acc"), float)
     done = epoch == args.epochs == summary.get("epochs") and summary.get("status") == "finished"
     if not (done and complete):
         return False
-    accuracy, epoch = summary["test_acc"], summary["reported"]
-    print(f"{args.output_dir} is already finished: test accuracy {accuracy:.2f} % ({epoch})")
+    print(f"{args.output_dir} is already finished: {final_line(summary, args.tta)}")
     return True
 
 
@@ -170,6 +173,16 @@ def check_epochs(args, saved, steps_per_epoch):
             f"{asked}: with the {args.schedule} schedule, the learning rates so far would be "
             f"different from those over {before['epochs']} epochs: start a new run (a constant "
             f"schedule can be extended)",
+            2,
+        )
+    old, new = (
+        size_schedule(args.progressive, epochs * steps_per_epoch)
+        for epochs in (before["epochs"], args.epochs)
+    )
+    if any(old(step) != new(step) for step in range(progress["step"])):
+        raise UserError(
+            f"{asked}: with --progressive {args.progressive}, the input sizes so far would be "
+            f"different from those over {before['epochs']} epochs: start a new run",
             2,
         )
 

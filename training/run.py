@@ -10,6 +10,7 @@ return run.exit_status
 
 import contextlib
 import signal
+import time
 
 import models
 from common.errors import UserError
@@ -25,7 +26,8 @@ from training import (
     run_directory,
     tensorboard,
 )
-from training.terminal import ProgressDisplay, StopSignal
+from training.terminal import ProgressDisplay, StopSignal, final_line
+from training.test_time_augmentation import VIEWS
 
 
 @contextlib.contextmanager
@@ -53,8 +55,7 @@ def open_run(args, split, state, curve, step, train_batches, saved):
             run.display.close()
             run.directory.close()
         if run.exit_status == 0 and step.ranks.first:
-            accuracy, epoch = run.figures["test_acc"], run.figures["reported"]
-            print(f"test accuracy {accuracy:.2f} % ({epoch})  {run.directory.path}")
+            print(f"{final_line(run.figures, args.tta)}  {run.directory.path}")
 
 
 class Run:
@@ -116,11 +117,47 @@ class Run:
         self.directory.end_epoch(row, state.contents(), best)
         self.display.epoch(row, self.curve.name)
 
-    def test_best(self, batches):
-        """The metrics of best.pt on the test set, which is read here only."""
+    def final_test(self, batches):
+        """Measures the reported weights on the test set: {column of summary.json: value}.
+
+        With held-out images these are the weights of best.pt, and the test set is read here only.
+        Without them the test accuracy is that of the last epoch, and only --tta is left to do.
+        """
+        augmented = self.args.tta != "none"
+        if not (self.split.val or augmented):
+            return {}
+        columns = {}
+        with self._tested_weights() as model:
+            if self.split.val:
+                metrics = self._evaluate(model, batches, confusion=self.state.confusion)
+                columns = {"test_acc": metrics["acc"], "test_top5": metrics["top5"]}
+            if augmented:
+                columns |= self._test_time_augmentation(model, batches)
+        return columns
+
+    def _evaluate(self, model, batches, **options):
+        return loop.evaluate(
+            model, batches, dtype=self.step.dtype, stop=self.stop, ranks=self.ranks, **options
+        )
+
+    def _test_time_augmentation(self, model, batches):
+        start = time.perf_counter()
+        metrics = self._evaluate(model, batches, predict=VIEWS[self.args.tta])
+        return {
+            "test_tta_acc": metrics["acc"],
+            "test_tta_top5": metrics["top5"],
+            "test_tta_seconds": time.perf_counter() - start,
+        }
+
+    @contextlib.contextmanager
+    def _tested_weights(self):
+        """A block in which the yielded model has the weights of best.pt, or of the last epoch."""
         self.directory.wait()
         state, ranks = self.state, self.ranks
         with state.reported_on_device() as model:
+            if not self.split.val:
+                yield model
+                return
             own = {name: value.clone() for name, value in model.state_dict().items()}
             best = None
             if ranks.first:
@@ -128,21 +165,12 @@ class Run:
             best = lora.adapted(ranks.broadcast_object(best), own)
             try:
                 model.load_state_dict(distributed.shard_like(best, own))
-                return loop.evaluate(
-                    model,
-                    batches,
-                    dtype=self.step.dtype,
-                    stop=self.stop,
-                    ranks=ranks,
-                    confusion=state.confusion,
-                )
+                yield model
             finally:  # the trained weights stay as they are, should this be interrupted
                 model.load_state_dict(own)
 
-    def finish(self, tested=None):
-        """Writes the summary. tested: the metrics of `test_best`; else the last epoch's are
-        reported.
-        """
+    def finish(self, tested):
+        """Writes the summary. tested: the result of `final_test`."""
         self.directory.wait()
         self.ranks.sum(self.state.confusion.counts)
         self.exit_status = 0
@@ -152,11 +180,11 @@ class Run:
             raise UserError("metrics.csv doesn't have the accuracy of the last epoch")
         _, top1, top5 = self.state.history[-1]
         self.figures = {
-            "test_acc": tested["acc"] if tested else top1,
-            "test_top5": tested["top5"] if tested else top5,
-            "reported": "best epoch on held-out images" if tested else "last epoch",
+            "test_acc": top1,
+            "test_top5": top5,
+            "reported": "best epoch on held-out images" if self.split.val else "last epoch",
             "weights": "moving average" if self.state.average else "as trained",
-        }
+        } | tested
         self.directory.write_summary(
             "finished",
             **self.figures,

@@ -10,6 +10,7 @@ from common.text import printable
 
 MOST_NAMES = 20  # classes whose confusion matrix is also written as a table with names
 CELL = 24  # pixels
+FINAL = ("test_acc", "test_top5", "test_tta_acc", "test_tta_top5")
 BLUE = (0.0, 0.27, 0.53)
 
 
@@ -34,7 +35,7 @@ def write_end(directory, arguments, figures, classes, state):
     """
     counts, step = state.confusion.counts.cpu(), state.progress.step
     try:
-        final = {key: figures[key] for key in ("test_acc", "test_top5")}
+        final = {key: value for key, value in figures.items() if key in FINAL}
         write_hparams(directory.events, arguments, final)
         if counts.any():
             directory.events.add_image("confusion", confusion_image(counts), step)

@@ -81,3 +81,11 @@ class ProgressDisplay:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def final_line(summary, tta):
+    """The test accuracy of a finished run; after it, the one with test-time augmentation."""
+    line = f"test accuracy {summary['test_acc']:.2f} % ({summary['reported']})"
+    if tta != "none":
+        line += f", {summary['test_tta_acc']:.2f} % with --tta {tta}"
+    return line

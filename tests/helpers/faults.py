@@ -59,7 +59,7 @@ PHASES = {
     "training": (F, "cross_entropy", 5),
     "evaluation": (loop, "evaluate", 1),
     "saving": (RunDir, "_write_last", 2),
-    "test": (run.Run, "test_best", 1),
+    "test": (run.Run, "final_test", 1),
 }
 
 
