@@ -113,15 +113,14 @@ def train(args, saved, ranks):
     parts = memory.split_batches(args, model, split, dtype, ranks)
 
     inputs = Inputs(args, split, normalization, ranks, dtype, parts.images_at_once)
-    train_batches, eval_batches = inputs.train(model), inputs.evaluation(model)
+    train_batches = inputs.training_batches(model)
+    eval_batches = inputs.evaluation_batches(model)
 
     plan = Plan.of(args, len(train_batches))
     resume.check_epochs(args, saved, len(train_batches))
-    # There is no fused kernel for fp16's scaler, and none for shards on a CPU.
-    fused = dtype != torch.float16 and not (ranks.sharded and device.type == "cpu")
     state = State(
         model=model,
-        optimizer=create_optimizer(args, model, saved, fused=fused),
+        optimizer=create_optimizer(args, model, saved, dtype),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         average=MovingAverage(model, plan.ema_decay, averaged) if plan.ema_decay else None,
         confusion=Confusion(split.num_classes, device),
@@ -150,7 +149,7 @@ def train(args, saved, ranks):
             row = train_epoch(state, train_batches, step, run.stop, run.show)
             row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
-        run.finish(run.test_best(inputs.test()) if split.val else None)
+        run.finish(run.test_best(inputs.test_batches()) if split.val else None)
     return run.exit_status
 
 

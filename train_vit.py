@@ -77,13 +77,14 @@ def train(args, saved, ranks):
     model = distributed.place(model, ranks, dtype, sync_bn=args.sync_bn)
 
     inputs = Inputs(args, split, normalization, ranks, dtype, images_at_once(args))
-    train_batches, eval_batches = inputs.train(model), inputs.evaluation(model)
+    train_batches = inputs.training_batches(model)
+    eval_batches = inputs.evaluation_batches(model)
 
     plan = Plan.of(args, len(train_batches))
     resume.check_epochs(args, saved, len(train_batches))
     state = State(
         model=model,
-        optimizer=create_optimizer(args, model, saved, fused=dtype != torch.float16),
+        optimizer=create_optimizer(args, model, saved, dtype),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         average=MovingAverage(model, plan.ema_decay) if plan.ema_decay else None,
         confusion=Confusion(split.num_classes, device),
@@ -112,7 +113,7 @@ def train(args, saved, ranks):
             row = train_epoch(state, train_batches, step, run.stop, run.show)
             row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
-        run.finish(run.test_best(inputs.test()) if split.val else None)
+        run.finish(run.test_best(inputs.test_batches()) if split.val else None)
     return run.exit_status
 
 

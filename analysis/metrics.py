@@ -44,10 +44,9 @@ SYNONYMS = {  # what other programs call them
 }
 # fmt: on
 # Words in either order; a metric without a split is the training's, as in Keras.
-COLUMN_NAMES = {
+COLUMN_NAMES = {frozenset((metric,)): f"train_{metric}" for metric in METRICS} | {
     frozenset((split, metric)): f"{split}_{metric}" for split in SPLITS for metric in METRICS
 }
-COLUMN_NAMES |= {frozenset((metric,)): f"train_{metric}" for metric in METRICS}
 OTHER_COLUMNS = ("epoch", "step", "epoch_seconds", "images_per_second")
 
 
@@ -123,7 +122,8 @@ class Run:
 
     def _read(self, rows):
         headers = list(rows[0]) if rows else []
-        header_of = {_canonical(header): header for header in reversed(headers)}  # the first counts
+        # Of two headers with one meaning the first counts. Our runs may have columns of any name.
+        header_of = {_canonical(h) or (h if self.is_ours else ""): h for h in reversed(headers)}
         if rows and "epoch" not in header_of:
             raise UserError("has no column named epoch")
         by_epoch = {}  # some programs write training and evaluation of an epoch into separate rows

@@ -12,14 +12,10 @@ import statistics
 from typing import NamedTuple
 
 from common.errors import UserError
+from common.scopes import names
 
-# Arguments that say where, when and how a run was started, not what it computes.
-# fmt: off
-PLACE = {
-    "seed", "output_dir", "resume", "resume_previous", "config", "list_models", "tag", "data_url",
-    "device",
-}
-# fmt: on
+# Arguments that don't tell experiments apart. --data-dir does where it is the folder of images.
+NOT_COMPARED = (names("place", "call") | {"seed"}) - {"data_dir"}
 # Arguments that the machine may have chosen, and may choose otherwise for another seed.
 FITTED_TO_MEMORY = ("micro_batch", "accumulate")
 
@@ -167,8 +163,9 @@ def _all_equal(values):
 def group(runs, by=("arguments",)):
     """Groups, in the order of their first runs.
 
-    by: "run" (each alone), "arguments" (they differ by seed and PLACE only), or names of arguments.
-    Runs without a config.json are alone. Raises UserError for an argument that no run has.
+    by: "run" (each alone), "arguments" (they differ by seed and NOT_COMPARED only), or names of
+    arguments. Runs without a config.json are alone. Raises UserError for an argument that no run
+    has.
     """
     known = {name for run in runs for name in run.arguments} | {"run", "arguments"}
     for name in by:
@@ -201,7 +198,7 @@ def _key(run, by):
 def _ignored(run):
     """The arguments that don't identify the run's experiment."""
     chosen = {n for n in FITTED_TO_MEMORY if run.origins.get(n) in ("auto", "--micro-batch")}
-    return PLACE | chosen
+    return NOT_COMPARED | chosen
 
 
 def _common_name(runs):

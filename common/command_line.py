@@ -17,9 +17,12 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of an option, unless it is None, False or an empty list."""
 
     def _get_help_string(self, action):
+        default = getattr(action, "shown_default", action.default)
         hidden = (argparse.SUPPRESS, None, False)
-        if any(action.default is value for value in hidden) or action.default == []:
+        if any(default is value for value in hidden) or default == []:
             return action.help or ""
+        if default != action.default:
+            return f"{action.help} (default: {default})"
         return super()._get_help_string(action)
 
 

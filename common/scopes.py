@@ -1,8 +1,9 @@
 """What an argument of a training script is about: the one table that says so.
 
-identity   decides what a run computes: fixed on resume; runs that differ are other experiments
-machine    where and how it is computed, and what it is called: may change on resume
-call       concerns one call of the script: never taken from --config
+identity     decides what a run computes: fixed on resume; another value is another experiment
+execution    how it is computed: may change on resume, and the last bits of the result with it
+place        where it is computed, and what it is called: makes no difference to the result
+call         concerns one call of the script: never taken from --config
 """
 
 _IDENTITY = """
@@ -14,15 +15,14 @@ _IDENTITY = """
     repeated_augment
     sync_bn seed eval_every
 """
-_MACHINE = """
-    data_dir data_url resident device amp compile grad_checkpointing deterministic tag
-    micro_batch ema_device fsdp
-"""
+_EXECUTION = "amp compile grad_checkpointing deterministic micro_batch ema_device fsdp"
+_PLACE = "device resident data_dir data_url tag"
 _CALL = "output_dir resume resume_previous config list_models dry_run gpu_memory smoke"
 
 SCOPES = (
     dict.fromkeys(_IDENTITY.split(), "identity")
-    | dict.fromkeys(_MACHINE.split(), "machine")
+    | dict.fromkeys(_EXECUTION.split(), "execution")
+    | dict.fromkeys(_PLACE.split(), "place")
     | dict.fromkeys(_CALL.split(), "call")
 )
 

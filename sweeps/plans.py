@@ -26,7 +26,7 @@ from training import arguments, run_directory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Arguments that say where a run is executed or stored, not what it is.
-PLACE = scopes.names("call", "machine")
+PLACE = scopes.names("call", "place")
 
 
 @dataclass(eq=False)

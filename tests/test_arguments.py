@@ -1,215 +1,223 @@
 """Where the value of an argument comes from, and how a wrong one is refused."""
 
-import pytest
+import json
 
-import data
+import pytest
+from helpers.errors import refused
+from helpers.training import resolve
+
 import models
 import train
-from common import command_line
-from common.errors import UserError
-from datasets.pipeline import TRANSFORMS
-from training import arguments, experiment, optimizers
+import train_sota
+import train_vit
+from common.scopes import SCOPES, flag, names
+from training import arguments, optimizers
+
+SCRIPTS = {"train": train, "train_vit": train_vit, "train_sota": train_sota}
 
 
-def resolve(*argv, config=None):
-    parser = train.build_parser()
-    given = command_line.explicit(parser, [str(a) for a in argv])
-    return arguments.resolve(parser, given, config or {}, experiment.recipe, optimizers.OPTIMIZERS)
+def values(args, *keys):
+    return tuple(getattr(args, key) for key in keys)
 
 
-def test_the_default_recipe_is_the_published_one():
-    args, origin = resolve("--model", "resnet34", "--epochs", 500)
-    assert (args.optimizer, args.lr, args.momentum, args.weight_decay, args.batch_size) == (
-        "sgd",
-        0.1,
-        0.9,
-        5e-4,
-        128,
-    )
-    assert (args.schedule, args.augment, args.mix_prob, args.label_smoothing) == (
-        "cosine",
-        "crop,flip",
-        0.5,
-        0.1,
-    )
-    assert (
-        args.mixup > 0 and args.cutmix > 0 and args.ema_decay is None and args.warmup_epochs is None
-    )
-    assert origin["model"] == "command line" and origin["batch_size"] == "default"
+@pytest.fixture
+def configured(tmp_path):
+    """Arguments of train.py with --config: configured({"lr": 0.1}, "--epochs", 3).
+
+    origin: of the values in the config, as a run's config.json has it.
+    """
+
+    def resolved(config, *argv, origin=None):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({"arguments": config, "from": origin} if origin else config))
+        return resolve(train, "--config", path, *argv)
+
+    return resolved
 
 
-def test_batch_size_auto_keeps_the_batch_and_sets_micro_batch_auto():
-    args, origin = resolve("--model", "convnext_tiny", "--batch-size", "auto")
-    assert (
-        args.batch_size == resolve("--model", "convnext_tiny")[0].batch_size
-        and origin["batch_size"] != "command line"
-    )
-    assert args.micro_batch is None and origin["micro_batch"] == "command line"
-    assert resolve("--batch-size", "auto", "--micro-batch", 8)[0].micro_batch == 8
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+def test_the_recipe_of_a_script_is_what_its_default_model_trains_with(script):
+    args, expected = resolve(script), dict(script.RECIPE)
+    if script is train_sota:
+        expected["image_size"] = 448  # of EVA-02 large; the recipe's is for other models
+    assert {key: getattr(args, key) for key in expected} == expected
+
+
+def test_a_recipe_has_every_argument_that_has_no_default_of_its_own():
+    options = arguments.TRAINING + arguments.AUGMENTATION
+    required = {option.flag for option in options if option.default is None}
+    required &= {flag(name) for name in train.RECIPE}
+    for name, entry in models.MODELS.items():
+        recipes = [models.recipe(name, transfer=True, frozen=frozen) for frozen in (False, True)]
+        for recipe in [*recipes, entry.recipe]:
+            assert not recipe or required <= {flag(key) for key in recipe}, name
+
+
+@pytest.mark.parametrize("name", ["resnet20", "convnext_tiny", "vit_small_data", "eva_giant"])
+def test_a_model_with_its_own_recipe_trains_alike_with_every_script(name):
+    resolved = [vars(resolve(script, "--model", name)) for script in SCRIPTS.values()]
+    for key in resolved[0].keys() - {"origin"}:
+        assert resolved[0][key] == resolved[1][key] == resolved[2][key], key
 
 
 @pytest.mark.parametrize("model", models.MODELS)
 def test_the_naive_baseline_has_no_regularization(model):
-    args, _ = resolve("--model", model, "--augment", "none", "--optimizer", "adam")
-    assert args.clip_grad == 0
-    assert (args.lr, args.weight_decay, args.schedule, args.warmup_epochs) == (
-        1e-3,
-        0,
-        "constant",
-        0,
-    )
-    assert (args.mixup, args.cutmix, args.cutout, args.label_smoothing, args.ema_decay) == (
-        0,
-        0,
-        0,
-        0,
-        0,
-    )
+    args = resolve(train, "--model", model, "--augment", "none", "--optimizer", "adam")
+    assert values(args, "lr", "schedule") == (1e-3, "constant")
+    off = ("weight_decay", "warmup_epochs", "mixup", "cutmix", "cutout", "random_erasing")
+    assert not any(values(args, *off, "label_smoothing", "ema_decay", "clip_grad"))
 
 
-def test_the_command_line_wins_over_config_over_recipe_over_default():
-    config = {"lr": 0.3, "label_smoothing": 0.2, "batch_size": 64}
-    args, origin = resolve("--model", "resnet20", "--lr", 0.5, config=config)
-    assert (args.lr, origin["lr"]) == (0.5, "command line")
-    assert (args.label_smoothing, origin["label_smoothing"]) == (0.2, "config")
-    assert (args.cutmix, origin["cutmix"]) == (0.0, "recipe")
-    assert (args.eval_every, origin["eval_every"]) == (1, "default")
-
-
-def test_another_optimizer_has_its_own_learning_rate():
-    args, origin = resolve("--model", "resnet20", "--optimizer", "adamw")
-    assert (args.lr, args.weight_decay, origin["lr"]) == (1e-3, 0.05, "optimizer")
-    assert (args.cutmix, origin["cutmix"]) == (0.0, "recipe")  # not an argument of the optimizer
-
-
-def test_another_choice_overrides_the_recipe_in_a_config():
-    config = dict(
-        model="resnet20",
-        optimizer="sgd",
-        lr=0.1,
-        schedule="cosine",
-        mixup=0.2,
-        cutmix=1.0,
-        augment="crop",
-        epochs=7,
-    )
-    origin = dict(lr="optimizer", mixup="recipe", epochs="command line")
-    parser = train.build_parser()
-
-    def args(*argv):
-        given = command_line.explicit(parser, list(argv))
-        return arguments.resolve(
-            parser, given, config, experiment.recipe, optimizers.OPTIMIZERS, origin
-        )[0]
-
-    assert (args().lr, args().mixup, args().epochs) == (0.1, 0.2, 7)
-    adam = args("--optimizer", "adam")
-    assert (adam.lr, adam.schedule, adam.mixup, adam.epochs) == (1e-3, "constant", 0.2, 7)
-    assert (args("--augment", "none").mixup, args("--augment", "none", "--cutmix", "1").cutmix) == (
-        0.0,
-        1.0,
-    )
-    assert (args("--model", "resnet18").mixup, args("--model", "resnet18").epochs) == (0.2, 7)
+def test_another_optimizer_has_its_own_rates():
+    args = resolve(train, "--model", "resnet20", "--optimizer", "adamw")
+    assert values(args, "lr", "weight_decay", "cutmix") == (1e-3, 0.05, 0.0)
+    assert args.origin["lr"] == "optimizer" and args.origin["cutmix"] == "recipe"
+    muon = resolve(train_vit, "--optimizer", "muon")
+    assert values(muon, "lr", "momentum", "epochs") == (0.01, 0.95, 100)
 
 
 def test_starting_from_weights_has_its_own_recipe():
-    args, origin = resolve("--weights", "x.pt", "--model", "vit_custom")
-    assert (args.optimizer, args.lr, args.layer_decay, args.epochs, args.image_size) == (
-        "adamw",
-        3e-4,
-        0.75,
-        10,
-        32,
-    )
-    assert resolve("--pretrained", "--model", "vit_tiny")[0].image_size == 224
-    probe, _ = resolve("--weights", "x.pt", "--freeze-backbone")
-    assert (probe.augment, probe.mixup, probe.cutmix, probe.layer_decay) == ("none", 0.0, 0.0, 1.0)
-    # The recipe in the config of a run from scratch is replaced; what was given there stays.
-    scratch, given = resolve("--model", "vit_custom", "--epochs", 50)
-    parser = train.build_parser()
-    again, _ = arguments.resolve(
-        parser, {"weights": "x.pt"}, vars(scratch), experiment.recipe, optimizers.OPTIMIZERS, given
-    )
-    assert (again.model, again.epochs, again.lr, again.layer_decay) == (
-        "vit_custom",
-        50,
-        3e-4,
-        0.75,
-    )
+    keys = ("optimizer", "lr", "layer_decay", "epochs", "image_size")
+    args = resolve(train, "--weights", "x.pt", "--model", "vit_custom")
+    assert values(args, *keys) == ("adamw", 3e-4, 0.75, 10, 32)
+    assert resolve(train, "--pretrained", "--model", "vit_tiny").image_size == 224
+    assert resolve(train_vit, "--pretrained").model == "vit_tiny"
+    probe = resolve(train, "--weights", "x.pt", "--freeze-backbone")
+    assert values(probe, "augment", "mixup", "cutmix", "layer_decay") == ("none", 0, 0, 1)
 
 
-def test_a_config_may_hold_strings_as_on_the_command_line():
-    args, _ = resolve(config={"lr": "0.25", "epochs": "3", "ema_decay": "auto"})
-    assert (args.lr, args.epochs, args.ema_decay) == (0.25, 3, None)
+def test_the_layers_in_order_and_where_each_value_came_from(configured):
+    config = {"lr": 0.3, "label_smoothing": 0.2, "batch_size": 64}
+    args = configured(config, "--model", "resnet20", "--lr", 0.5, "--augment", "none")
+    expected = {
+        "lr": (0.5, "command line"),
+        "label_smoothing": (0.2, "config"),
+        "cutmix": (0.0, "--augment none"),
+        "schedule": ("cosine", "recipe"),
+        "momentum": (0.9, "optimizer"),
+        "eval_every": (1, "default"),
+    }
+    assert {key: (getattr(args, key), args.origin[key]) for key in expected} == expected
 
 
-def test_arguments_of_one_call_are_not_taken_from_a_config():
-    args, _ = resolve(config={"output_dir": "x", "resume": "y", "tag": "z", "model": "resnet20"})
-    assert (args.output_dir, args.resume, args.tag, args.model) == (None, None, "z", "resnet20")
+def test_another_choice_replaces_what_came_with_the_choice_of_a_config(configured):
+    config = dict(model="resnet20", optimizer="sgd", lr=0.1, schedule="cosine", mixup=0.2)
+    config |= dict(cutmix=1.0, augment="crop", epochs=7)
+    origin = dict.fromkeys(config, "config") | {"lr": "optimizer", "mixup": "recipe"}
+
+    def args(*argv):
+        return configured(config, *argv, origin=origin)
+
+    assert values(args(), "lr", "mixup", "epochs") == (0.1, 0.2, 7)
+    adam = args("--optimizer", "adam")
+    assert values(adam, "lr", "schedule", "mixup", "epochs") == (1e-3, "constant", 0.2, 7)
+    assert args("--augment", "none").mixup == 0
+    assert args("--augment", "none", "--cutmix", 1).cutmix == 1
+    # The recipe of the other model, but what was asked for.
+    assert values(args("--model", "vit_custom"), "mixup", "epochs") == (0.8, 7)
 
 
-def test_names_for_the_parser_are_those_of_the_code():
-    assert arguments.DATASETS == data.DATASETS and set(arguments.AUGMENTATIONS) == set(
-        TRANSFORMS
-    )
+def test_weights_replace_the_recipe_in_a_config_of_a_run_from_scratch(configured):
+    scratch = resolve(train, "--model", "vit_custom", "--epochs", 50)
+    record = arguments.record(scratch, {})
+    args = configured(record[0], "--weights", "x.pt", origin=record[1])
+    assert values(args, "model", "epochs", "lr", "layer_decay") == ("vit_custom", 50, 3e-4, 0.75)
+
+
+def test_what_a_config_may_hold(configured, tmp_path):
+    strings = configured({"lr": "0.25", "epochs": "3", "ema_decay": "auto"})
+    assert values(strings, "lr", "epochs", "ema_decay") == (0.25, 3, None)
+    # Not what concerns one call of the script.
+    args = configured({"output_dir": "x", "resume": "y", "tag": "z"}, origin={"tag": "config"})
+    assert values(args, "output_dir", "resume", "tag") == (None, None, "z")
+    assert resolve(train, "--config", tmp_path).tag == "z"  # a run's directory
+    # Options of train_sota.py only with their defaults.
+    config = arguments.as_dict(resolve(train_sota, "--model", "resnet20", "--micro-batch", 0))
+    assert configured(config).model == "resnet20"
+
+
+def test_batch_size_auto_keeps_the_batch_and_fits_its_parts():
+    args = resolve(train_sota, "--model", "convnext_tiny", "--batch-size", "auto")
+    assert args.batch_size == resolve(train_sota, "--model", "convnext_tiny").batch_size
+    assert args.micro_batch is None and args.origin["micro_batch"] == "command line"
+    given = ("--batch-size", "auto", "--micro-batch", 8)
+    assert resolve(train_sota, *given).micro_batch == 8
+    with refused("--batch-size auto is an option of train_sota.py: give a number"):
+        resolve(train, "--batch-size", "auto")
+
+
+def test_arguments_of_the_scripts_and_scopes_are_the_same():
+    defaults = [arguments.defaults(script.build_parser()) for script in SCRIPTS.values()]
+    assert set().union(*defaults) == set(SCOPES)
+    assert set(optimizers.OPTIMIZERS["adam"]) <= names("identity")
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+def test_help_shows_every_argument_and_its_default(script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    parser = script.build_parser()
+    assert all(f"{flag(name)} " in text for name in arguments.defaults(parser))
+    assert "default: 128)" in text and "default: None" not in text
+    assert all(action.help for action in parser._actions)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"lrr": 1}, "unknown argument 'lrr'; did you mean lr"),
-        ({"lr": -1}, "at least 0"),
-        ({"dataset": "mnist"}, "none of"),
-        ({"compile": "yes"}, "neither true nor false"),
-        ({"epochs": 1.5}, "an integer"),
-        ({"epochs": None}, "epochs"),
-        ({"model": 3}, "model"),
-        ({"model_arg": [1]}, "list of texts"),
+        ({"lr": -1}, "lr: must be a number, at least 0"),
+        ({"lr": True}, "lr: has a value of the wrong type"),
+        ({"dataset": "mnist"}, "dataset: must be one of cifar10, "),
+        ({"compile": "yes"}, "compile: must be true or false"),
+        ({"epochs": 1.5}, "epochs: must be an integer"),
+        ({"epochs": None}, "epochs: must be an integer"),
+        ({"batch_size": None}, "batch_size: must be a number"),
+        ({"model": 3}, "model: has a value of the wrong type"),
+        ({"model_arg": [1]}, "model_arg: must be a list of strings"),
         ({"augment": None}, "augment"),
-        ({"lr": True}, "lr"),
+        ({"lora_rank": 8}, "--lora-rank 8 needs train_sota.py"),
     ],
 )
-def test_a_config_is_checked_like_a_command_line(config, message):
-    with pytest.raises(UserError, match=message):
-        resolve(config=config)
+def test_a_config_is_checked_like_a_command_line(configured, config, message):
+    with refused("--config", message):
+        configured(config)
+
+
+def test_a_config_without_arguments_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    with refused(f"--config {path}: No such file"):
+        resolve(train, "--config", path)
+    for text in ("", "{", "[1]", '{"arguments": 3}', "\xff", "[" * 10**5):
+        path.write_text(text, encoding="latin1")
+        with refused(f"--config {path}"):
+            resolve(train, "--config", path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("argv", "message"),
     [
         (["--epoch", 3], "did you mean --epochs?"),
-        (["--lr", -0.1], "--lr: must be a number, at least 0, not '-0.1'"),
-        (["--lr", "nan"], "--lr"),
-        (["--epochs", 0], "an integer, at least 1"),
-        (["--epochs", "ten"], "an integer, at least 1"),
-        (["--batch-size", 0], "at least 1"),
-        (["--label-smoothing", 1.5], "at most 0.99"),
-        (["--augment", "crop,flop"], "none or names from crop, flip"),
-        (["--dataset", "mnist"], "choose from"),
-        (["--optimizer", "sdg"], "choose from"),
-        (["--image-size", 4], "at least 8"),
-        (["--ema-decay", 1], "at most"),
-        (["--mix-prob", 2], "at most 1"),
-        (["--momentum", 1], "at most"),
         (["--epochs"], "expected one argument"),
+        (["--epochs", 0], "--epochs: must be an integer, at least 1, not '0'"),
+        (["--lr", -0.1], "--lr: must be a number, at least 0, not '-0.1'"),
+        (["--augment", "crop,flop"], "none or names from crop, flip"),
+        (["--optimizer", "sdg"], "choose from"),
+        (["--momentum", 1], "at most"),
+        (["--lora-rank", 8], "unknown argument --lora-rank"),
+        (["--micro-batch", 8], "unknown argument --micro-batch"),
+        (["--ema-device", "cpu"], "unknown argument --ema-device"),
+        (["--fsdp"], "unknown argument --fsdp"),
     ],
 )
-def test_a_wrong_value_is_one_line_and_exit_status_2(arguments, message, capsys):
+def test_a_wrong_value_is_one_line_and_exit_status_2(argv, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        train.main([str(a) for a in arguments])
+        train.main([str(word) for word in argv])
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and len(lines) == 1 and message in lines[0]
 
 
-def test_help_shows_every_argument_and_its_default(capsys):
-    with pytest.raises(SystemExit):
-        train.main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    common = """
-        model model-arg dataset data-dir data-url image-size epochs batch-size optimizer lr momentum
-        weight-decay schedule warmup-epochs label-smoothing augment mixup cutmix cutout ema-decay
-        clip-grad accumulate amp compile deterministic device seed val-size eval-every output-dir
-        tag resume config limit-train limit-test list-models
-    """
-    assert all(f"--{option} " in text for option in common.split())
-    assert "(without a recipe: 128)" in text and "default: None" not in text
+def test_resume_previous_needs_a_run():
+    with refused("--resume-previous needs --resume RUN"):
+        resolve(train, "--resume-previous")

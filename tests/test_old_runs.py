@@ -1,66 +1,49 @@
-"""What earlier versions of this program wrote is resumed and displayed: tests/fixtures/<name>, never written again.
+"""Runs of earlier versions of this program resume and are displayed.
 
-first_format: a run of four epochs that was interrupted in its third one (run), and the same without the interruption
-(uninterrupted), by the version whose commit their config.json names.
+tests/fixtures/first_format holds a run of four epochs that was interrupted in the third one (run),
+and the same without the interruption, by the version whose commit their config.json names. These
+files are never written again.
 """
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from test_train import same, untimed
+from helpers.paths import ROOT
+from helpers.runs import last, read_json, rows, same, summary
 
-from analysis.metrics import read_json
-from common import checkpoint
-
-FIXTURES = Path(__file__).parent / "fixtures"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def old(tmp_path):
-    shutil.copytree(FIXTURES / "first_format", tmp_path / "old")
-    return tmp_path / "old"
+    return shutil.copytree(ROOT / "tests/fixtures/first_format", tmp_path / "old")
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_of_an_old_version_is_finished(script, old):
     done = script("train.py", "--resume", "run", cwd=old)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert "from epoch 3, step 9" in done.stdout
-    ours, theirs = old / "run", old / "uninterrupted"
-    states = [checkpoint.load(directory / "last.pt") for directory in (ours, theirs)]
-    configs, figures = (
-        [read_json(d / name) for d in (ours, theirs)] for name in ("config.json", "summary.json")
-    )
+    ours, expected = old / "run", old / "uninterrupted"
+    states = [last(path) for path in (ours, expected)]
+    configs = [read_json(path / "config.json") for path in (ours, expected)]
     if all(configs[0][key] == configs[1][key] for key in ("torch", "timm", "device", "threads")):
-        for key in ("state_dict", "ema"):
-            assert same(states[0][key], states[1][key])
-        assert same(states[0]["training"]["optimizer"], states[1]["training"]["optimizer"])
-        assert untimed(ours) == untimed(theirs)
-    for name, value in states[1]["ema"][
-        "average"
-    ].items():  # on other machines the last bits differ
-        torch.testing.assert_close(states[0]["ema"]["average"][name], value, rtol=1e-3, atol=1e-4)
-    for key in ("status", "epochs", "steps", "best_epoch", "test_acc", "test_top5", "parameters"):
-        assert figures[0][key] == figures[1][key], key
-    assert figures[0]["seconds_to_90"] > 0
+        assert rows(ours) == rows(expected)
+        assert all(same(states[0][part], states[1][part]) for part in ("state_dict", "ema"))
+        assert same(*(state["training"]["optimizer"] for state in states))
+    averages = [state["ema"]["average"] for state in states]
+    torch.testing.assert_close(*averages, rtol=1e-3, atol=1e-4)  # on other machines bits differ
+    for name in ("status", "epochs", "steps", "best_epoch", "test_acc", "test_top5", "parameters"):
+        assert summary(ours)[name] == summary(expected)[name], name
+    assert summary(ours)["seconds_to_90"] > 0
 
 
-@pytest.mark.slow
-def test_a_finished_run_of_an_old_version_is_known_as_finished(script, old):
-    done = script("train.py", "--resume", "uninterrupted", cwd=old)
-    assert done.returncode == 0 and "finished already: test accuracy 18.00 %" in done.stdout
-
-
-@pytest.mark.slow
 def test_runs_of_an_old_version_are_displayed(script, old):
+    done = script("train.py", "--resume", "uninterrupted", cwd=old)
+    assert done.returncode == 0 and "already finished: test accuracy 18.00 %" in done.stdout
     table = script("compare_runs.py", "run", "uninterrupted", cwd=old)
-    assert table.returncode == 0 and "18.00" in table.stdout and "interrupted" in table.stdout, (
-        table.stdout + table.stderr
-    )
+    assert table.returncode == 0, table.stderr
+    assert "18.00" in table.stdout and "interrupted" in table.stdout
     shown = script("show_example.py", "--checkpoint", "run/best.pt", "--device", "cpu", cwd=old)
-    assert shown.returncode == 0 and shown.stdout.count(" %, ") == 2 * 16, (
-        shown.stdout + shown.stderr
-    )
+    assert shown.returncode == 0 and shown.stdout.count(" %, ") == 2 * 16, shown.stderr
     assert (old / "run" / "examples.png").stat().st_size > 10_000

@@ -1,395 +1,460 @@
-"""Going on: after kill -9 at twenty moments, with arguments that are refused or allowed, and what a resumed run says of itself.
-
-Signals, the features of a run one by one and losses that are not finite stand in test_faults.py; checkpoints that go from one
-kind of training to another in test_faults_files.py.
-"""
+"""A run that resumes ends as the uninterrupted run, or is refused before anything is written."""
 
 import argparse
-import random
+import os
+import shutil
 import signal
-import time
 
 import pytest
 import torch
-from conftest import OPTIONS, TINY, refused
-from processes import TIMEOUT, kill_in_save, signal_in, tell_of
-from test_faults import equal, files, go_on, one_error, position
-from test_train import same, same_state, stop_after, summary, untimed
+from helpers.errors import refused
+from helpers.faults import kill_in_save, send
+from helpers.processes import assert_one_error
+from helpers.runs import (
+    CNN,
+    CONSTANT,
+    OPTIONS,
+    RUN,
+    TINY,
+    VIT,
+    assert_same_run,
+    assert_same_training,
+    files,
+    last,
+    progress,
+    read_json,
+    rows,
+    same,
+    summary,
+    words,
+)
+from PIL import Image
 
+import models
 import train as train_script
 import train_sota
 import train_vit
-from common import checkpoint
-from training import experiment, loop, optimizers, resume
+from common import checkpoint, scopes
+from training import arguments, loop, optimizers
 
-# ---- killed ----------------------------------------------------------------------------------------------------------
-
-KILLS, EPOCHS = 20, 10
+pytestmark = pytest.mark.slow
 
 
-def kill_at(forks, arguments, moment, delay, sign):
-    """Starts a run and kills it `delay` seconds after a moment (see tell_of); its end, which may have come before that."""
-    process = forks.start(*arguments, faults=[tell_of(moment, sign)])
-    end = time.monotonic() + TIMEOUT
-    while not sign.exists() and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.002)
-    time.sleep(delay)
-    process.kill()
-    return process.wait()
+# ---- cut in the middle of an epoch ---------------------------------------------------------------
+
+# {what is trained: (script, ranks, model, options)}. Later options replace those of RUN.
+# fmt: off
+CASES = {
+    "SGD, MixUp, accumulation": (
+        "train", 1, CNN, "--mixup 0.4 --mix-prob 1 --accumulate 3 --warmup-epochs 2"),
+    "Adam, no average": (
+        "train", 1, CNN, "--optimizer adam --ema-decay 0 --schedule one_cycle --eval-every 2"),
+    "AdamW, test set, augmentation": (
+        "train", 1, CNN, "--optimizer adamw --val-size 0 --augment trivial_augment --cutout 8"),
+    "Muon, CutMix": ("train", 1, CNN, "--optimizer muon --cutmix 1 --clip-grad 1"),
+    "fp16": ("train", 1, CNN, "--amp fp16 --clip-grad 1"),
+    "drop-path, erasing": (
+        "train_vit", 1, VIT, "--drop-path 0.5 --random-erasing 0.5 --repeated-augment 4"),
+    "layer decay": ("train_vit", 1, VIT, "--weights WEIGHTS --layer-decay 0.7"),
+    "frozen backbone": (
+        "train_vit", 1, VIT, "--weights WEIGHTS --freeze-backbone --augment none"),
+    "automatic parts of a batch": (
+        "train_sota", 1, VIT, "--micro-batch auto --drop-path 0.2"),
+    "LoRA": ("train_sota", 1, VIT, "--weights WEIGHTS --lora-rank 2 --ema-device cpu"),
+    "two ranks": ("train", 2, CNN, "--sync-bn"),
+    "three ranks": ("train_vit", 3, VIT, "--optimizer adam --batch-size 27 --drop-path 0.2"),
+    "FSDP": ("train_sota", 2, VIT, "--fsdp --clip-grad 1"),
+}
+# fmt: on
 
 
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments(forks, tmp_path):
-    """The moments are the opening of the directory or one of the next steps, and up to a tenth of a second more.
-
-    A run that ends before its kill is followed by another one; only kills that cut a run short count.
-    """
-    options = (
-        *TINY,
-        "--device",
-        "cpu",
-        "--epochs",
-        EPOCHS,
-        "--ema-decay",
-        0.8,
-        "--mixup",
-        0.4,
-        "--val-size",
-        10,
-        "--batch-size",
-        28,
-    )
-    whole = tmp_path / "whole"
-    assert forks.run(*options, "--output-dir", whole).returncode == 0
-    draw, kills, inside, runs = random.Random(20), 0, 0, []
-    while kills < KILLS:
-        runs.append(tmp_path / f"cut-{len(runs)}")
-        assert len(runs) <= KILLS
-        arguments, status = (*options, "--output-dir", runs[-1]), None
-        while status != 0 and kills < KILLS:
-            moment, delay = draw.randrange(6), draw.uniform(0, 0.1)
-            if not (runs[-1] / "last.pt").exists():
-                moment = max(1, moment)  # from its first step on there is something to go on from
-            done = kill_at(forks, arguments, moment, delay, tmp_path / f"sign-{len(runs)}-{kills}")
-            status = done.returncode
-            assert status in (0, -signal.SIGKILL), done.err
-            if status:
-                kills += 1
-                there = position(runs[-1])  # whole, and every epoch that it knows has its row
-                inside += 0 < there["epoch"] < EPOCHS
-                known = [row["epoch"] for row in untimed(runs[-1])] if there["epoch"] else []
-                assert known[: there["epoch"]] == [str(k + 1) for k in range(there["epoch"])]
-                arguments = ("--resume", runs[-1], "--device", "cpu")
-    assert inside >= KILLS // 2
-    if status:
-        assert forks.run(*arguments).returncode == 0
-    for directory in runs:
-        assert equal(whole, directory) and not list(directory.glob(".*.tmp"))
-        assert [row["epoch"] for row in untimed(directory)] == [str(k + 1) for k in range(EPOCHS)]
+@pytest.mark.extras("peft")
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_cut_within_an_epoch_resumes_bit_identically(forks, tmp_path, case):
+    """The file of the weights that it started from is not needed any more."""
+    script, world, model, options = CASES[case]
+    if case == "LoRA":
+        pytest.importorskip("peft")
+    weights, expected, cut = (tmp_path / name for name in ("weights.pt", "expected", "cut"))
+    torch.manual_seed(5)
+    network = models.create_model("vit_custom", 7, width=24, depth=2, heads=2)
+    torch.save(network.state_dict(), weights)
+    start = (world, *RUN, *model, *words(options.replace("WEIGHTS", str(weights))), "--output-dir")
+    forks.run_ranks(*start, expected, script=script)
+    cutting = [(send, "training", signal.SIGTERM)]
+    forks.run_ranks(*start, cut, script=script, faults=cutting, status=143)
+    assert progress(cut)["batch"] > 0 and progress(cut)["step"] < 9
+    weights.unlink()
+    forks.run_ranks(world, "--resume", cut, "--device", "cpu", script=script)
+    assert_same_run(cut, expected)
 
 
-# ---- best.pt and summary.json ------------------------------------------------------------------------------------------
+@pytest.mark.gpu
+def test_a_deterministic_run_on_a_gpu_resumes_bit_identically(train):
+    options = words("--device cuda --deterministic --epochs 3")
+    expected = train(*options, output="expected")
+    cut = train(*options, output="cut", stop_after=4)
+    train("--resume", cut, "--device", "cuda")
+    assert_same_run(cut, expected)
 
 
-def killed_in_step(forks, directory):
-    """Goes on with a run until its next step, and kills it there."""
-    done = forks.run(
-        "--resume", directory, "--device", "cpu", faults=[signal_in("first batch", signal.SIGKILL)]
-    )
-    assert done.returncode == -signal.SIGKILL, done.err
+@pytest.mark.parametrize("steps", [1, 3, 9])
+def test_a_run_cut_after_any_step_resumes_bit_identically(train, uninterrupted, steps):
+    """The first step, the last one of an epoch, and the last one before the test."""
+    cut = train(*OPTIONS, stop_after=steps)
+    assert summary(cut)["status"] == "interrupted" and summary(cut)["steps"] == steps
+    train("--resume", cut)
+    assert_same_run(cut, uninterrupted)
 
 
-@pytest.mark.parametrize("lost", ["missing", "foreign"])
-def test_the_best_checkpoint_is_made_anew_from_the_last_one(forks, whole, tmp_path, lost):
-    """Of a run that was killed after the last.pt of its best epoch and before its best.pt."""
+# ---- what a run that resumes writes --------------------------------------------------------------
+
+
+def test_rows_after_the_checkpoint_are_written_once(train, uninterrupted):
+    """As after a kill between the row and the checkpoint of an epoch, and one within a row."""
+    cut = train(*OPTIONS, stop_after=6)
+    row = (uninterrupted / "metrics.csv").read_text().splitlines(keepends=True)[2]
+    with open(cut / "metrics.csv", "a") as file:
+        file.write(row + row[:20])
+    train("--resume", cut)
+    assert_same_run(cut, uninterrupted)
+
+
+def test_the_columns_of_another_version_are_kept(train, uninterrupted):
+    """In another order, without some of today's and with one that is unknown."""
+    cut = train(*OPTIONS, stop_after=5)
+    columns = [name for name in reversed(rows(cut)[0]) if name not in ("val_top5", "lr")]
+    values = ",".join(rows(cut)[0][name] for name in columns)
+    (cut / "metrics.csv").write_text(f"{','.join(columns)},later\n{values},7\n")
+    train("--resume", cut)
+    ours, expected = rows(cut), rows(uninterrupted)
+    assert list(ours[0])[: len(columns) + 1] == [*columns, "later"] and ours[0]["later"] == "7"
+    assert [{name: row[name] for name in expected[0]} for row in ours[1:]] == expected[1:]
+    assert summary(cut)["status"] == "finished"
+
+
+@pytest.mark.parametrize("change", [("\n2,", "\nx,"), ("\n3,", "\n2,"), None])
+def test_a_table_that_lacks_an_epoch_is_refused(train, copy, change):
+    (copy / "summary.json").unlink()
+    text = (copy / "metrics.csv").read_text()
+    (copy / "metrics.csv").unlink()
+    if change:
+        (copy / "metrics.csv").write_text(text.replace(*change))
+    before = files(copy)
+    with refused(copy / "metrics.csv"):
+        train("--resume", copy)
+    assert files(copy) == before
+
+
+def test_the_config_says_what_the_run_was_before(train):
+    directory = train(*CNN, *CONSTANT, "--epochs", 1)
+    train("--resume", directory, "--epochs", 2, "--amp", "off")
+    config = read_json(directory / "config.json")
+    assert (config["arguments"]["epochs"], config["precision"]) == (2, "float32")
+    (resumed,) = config["resumed"]
+    assert resumed["at_epoch"] == 2 and resumed["before"]["arguments"]["epochs"] == 1
+
+
+def test_an_old_summary_is_removed_when_a_run_resumes(train, forks):
+    cut = train(*OPTIONS, stop_after=5)
+    assert summary(cut)["status"] == "interrupted"
+    with refused("can't resume", "--batch-size"):
+        train("--resume", cut, "--batch-size", 8)
+    assert (cut / "summary.json").exists()
+    killing = (send, "first step", signal.SIGKILL)
+    done = forks.run("--resume", cut, "--device", "cpu", faults=[killing])
+    assert done.returncode == -signal.SIGKILL and not (cut / "summary.json").exists()
+
+
+def test_a_finished_run_stays_as_it_is(train, copy, capsys):
+    before = files(copy)
+    train("--resume", copy)
+    assert f"{copy} is already finished: test accuracy" in capsys.readouterr().out
+    assert files(copy) == before
+
+
+def test_the_accuracy_in_the_summary_is_exact(train):
+    """Of 49 images it has more digits than metrics.csv; also where only the test was left."""
+    directory = train(*CNN, *words("--epochs 1 --limit-test 49 --seed 1"))
+    before = summary(directory)
+    accuracy = checkpoint.load(directory / "best.pt")["metric"]["value"]
+    assert before["test_acc"] == accuracy == before["best_test_acc"]
+    assert accuracy * 49 / 100 == pytest.approx(round(accuracy * 49 / 100), abs=1e-9)
+    (directory / "summary.json").unlink()  # as after a kill between the last save and the end
+    table = directory / "metrics.csv"
+    table.write_text(table.read_text().replace(f"{accuracy:.6g}", "99"))
+    train("--resume", directory)
+    assert summary(directory) | {"peak_memory_mb": 0} == before | {"peak_memory_mb": 0}
+
+
+# ---- best.pt -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", ["missing", "of another epoch"])
+def test_best_pt_is_written_again_from_last_pt(forks, uninterrupted, tmp_path, lost):
+    """Where last.pt is of the best epoch and the run was killed before it wrote best.pt."""
     cut = tmp_path / "cut"
-    forks.run(*OPTIONS, "--output-dir", cut, faults=[kill_in_save(2, "renamed")])
-    state, best = checkpoint.load(cut / "last.pt"), cut / "best.pt"
-    assert state["training"]["best"]["epoch"] == position(cut)["epoch"] == 1 and not best.exists()
-    if lost == "foreign":
-        other = checkpoint.load(whole / "best.pt")
-        checkpoint.save(other | {"metric": other["metric"] | {"epoch": 3}}, best)
-    killed_in_step(forks, cut)
-    found = checkpoint.load(best)
-    assert same(found["state_dict"], state["ema"]["average"]) and found["metric"]["epoch"] == 1
-    go_on(forks, cut)
-    assert equal(whole, cut)
+    forks.run(*OPTIONS, "--output-dir", cut, faults=[(kill_in_save, 2, "renamed")])
+    best = cut / "best.pt"
+    assert last(cut)["training"]["best"]["epoch"] == 1 and not best.exists()
+    if lost == "of another epoch":
+        contents = checkpoint.load(uninterrupted / "best.pt")
+        checkpoint.save(contents | {"metric": contents["metric"] | {"epoch": 3}}, best)
+    killing = (send, "first step", signal.SIGKILL)
+    forks.run("--resume", cut, "--device", "cpu", faults=[killing])
+    assert checkpoint.load(best)["metric"]["epoch"] == 1
+    assert same(checkpoint.load(best)["state_dict"], last(cut)["ema"]["average"])
+    forks.resume(cut)
+    assert_same_run(cut, uninterrupted)
 
 
-@pytest.mark.parametrize("how", ["missing", "damaged", "foreign"])
-def test_a_best_checkpoint_that_the_test_will_miss_is_told_before_the_training(
-    forks, tmp_path, how
-):
-    """With held-out images, where it can't be made anew: of an epoch before the last one."""
-    cut, options = (
-        tmp_path / "cut",
-        (*OPTIONS, "--lr", 0),
-    )  # without any learning the first epoch stays the best
-    forks.run(*options, "--output-dir", cut, faults=[kill_in_save(3, "renamed")])
+@pytest.mark.parametrize("lost", ["missing", "damaged", "of another epoch"])
+def test_a_best_pt_that_will_be_tested_is_checked_first(train, forks, tmp_path, lost):
+    """With a learning rate of 0 the first epoch stays the best one."""
+    cut = tmp_path / "cut"
+    killing = (kill_in_save, 3, "renamed")
+    forks.run(*OPTIONS, "--lr", 0, "--output-dir", cut, faults=[killing])
     best = cut / "best.pt"
     contents = checkpoint.load(best)
-    assert contents["metric"]["epoch"] == 1 and position(cut)["epoch"] == 2
-    if how == "foreign":
+    assert contents["metric"]["epoch"] == 1 and progress(cut)["epoch"] == 2
+    if lost == "of another epoch":
         checkpoint.save(contents | {"metric": contents["metric"] | {"epoch": 2}}, best)
-    elif how == "damaged":
+    elif lost == "damaged":
         best.write_bytes(best.read_bytes()[:-100])
     else:
         best.unlink()
     before = files(cut)
-    one_error(forks.run("--resume", cut, "--device", "cpu"), "best.pt")
+    assert_one_error(forks.run("--resume", cut, "--device", "cpu"), "best.pt")
     assert files(cut) == before
     checkpoint.save(contents, best)
-    assert "test accuracy" in go_on(forks, cut).out
+    train("--resume", cut)
+    assert summary(cut)["status"] == "finished"
 
 
-def test_what_the_summary_said_before_is_gone_while_a_run_goes_on(forks, copy, tmp_path):
-    cut = tmp_path / "cut"
-    forks.run(*OPTIONS, "--output-dir", cut, faults=[signal_in("training", signal.SIGTERM)])
-    assert summary(cut)["status"] == "interrupted"
-    killed_in_step(forks, cut)
-    assert not (cut / "summary.json").exists()
-    refused = forks.run("--resume", copy, "--device", "cpu", "--batch-size", 8)
-    assert refused.returncode == 2 and summary(copy)["status"] == "finished"
-
-
-# ---- arguments ---------------------------------------------------------------------------------------------------------
-
-SAYS_WHERE = {"config", "output_dir", "resume", "resume_previous", "help"}
+# ---- other arguments, data and contents ----------------------------------------------------------
 
 
 def another(action, value):
-    """A value, as a word of the command line, that an option takes and a run doesn't have."""
+    """A word for an option that stands for another value than this one."""
     if action.choices:
-        return next(str(choice) for choice in action.choices if choice != value)
+        return next(choice for choice in action.choices if choice != value)
     if action.dest in ("augment", "model", "model_arg"):
         return {"augment": "flip", "model": "resnet32", "model_arg": "shortcut=pad"}[action.dest]
-    if action.type is None:
+    if action.type in (None, str):
         return "another"
-    return next(word for word in ("1", "0.5", "9") if _takes(action, word) not in (None, value))
-
-
-def _takes(action, word):
-    try:
-        return action.type(word)
-    except argparse.ArgumentTypeError:
-        return None
+    for word in ("1", "0.5", "9"):
+        try:
+            if action.type(word) not in (None, value):
+                return word
+        except argparse.ArgumentTypeError:
+            continue
+    raise AssertionError(action.dest)
 
 
 @pytest.mark.parametrize("script", [train_script, train_vit, train_sota])
-def test_every_argument_is_refused_by_name_or_free(whole, script):
-    """Not a list of fields: whatever option is added later must be one or the other, or be train_sota.py's for one call."""
-    saved = checkpoint.load(whole / "last.pt")["training"]["arguments"]
-    of_the_call = SAYS_WHERE | set(getattr(script, "OWN", ()))
-    actions = [
-        action for action in script.build_parser()._actions if action.dest not in of_the_call
-    ]
-    words = {
-        action.dest: [action.option_strings[0]]
-        + [another(action, saved[action.dest])] * (action.nargs != 0)
-        for action in actions
-    }
-    for name, option in words.items():
-        arguments = ["--resume", str(whole), *option]
-        if name in resume.FREE:
-            args, _, _ = experiment.resolve_arguments(script.build_parser(), arguments)
-            assert getattr(args, name) != saved[name]
+def test_every_argument_may_change_or_is_refused_by_name(uninterrupted, script):
+    """The number of epochs may change here; training.resume.check_epochs decides with the data."""
+    saved = arguments.defaults(train_sota.build_parser())
+    saved |= last(uninterrupted)["training"]["arguments"]
+    refused_together, free = [], scopes.names("machine") | {"epochs"}
+    for action in script.build_parser()._actions:
+        name = action.dest
+        if name == "help" or name in scopes.names("call"):
+            continue
+        option = [action.option_strings[0]]
+        if action.nargs != 0:
+            option.append(another(action, saved[name]))
+        given = ["--resume", str(uninterrupted), *option]
+        if name in free:
+            args, _ = arguments.resolve(script.build_parser(), given)
+            assert getattr(args, name) != saved[name], name
         else:
-            with refused("can't go on with", f"{option[0]} is ", " there, not ") as error:
-                experiment.resolve_arguments(script.build_parser(), arguments)
+            refused_together += option
+            with refused("can't resume", f"{option[0]} is ", " there, not ") as error:
+                arguments.resolve(script.build_parser(), given)
             assert error.value.status == 2
-    together = [
-        word for name, option in words.items() if name not in resume.FREE for word in option
-    ]
-    with refused("can't go on with") as error:
-        experiment.resolve_arguments(script.build_parser(), ["--resume", str(whole), *together])
-    for name in words.keys() - resume.FREE:
-        assert f"{words[name][0]} is " in str(error.value)
+    with refused("can't resume") as error:
+        given = ["--resume", str(uninterrupted), *refused_together]
+        arguments.resolve(script.build_parser(), given)
+    for word in refused_together:
+        assert not word.startswith("--") or f"{word} is " in str(error.value)
 
 
-def test_what_train_sota_has_of_its_own_goes_with_a_run_and_leaves_it_alone(copy, capsys):
-    before = files(copy)
-    assert train_sota.main(["--resume", str(copy), "--dry-run", "--gpu-memory", "24"]) == 0
-    assert "resnet20, 32 px, 10 classes" in capsys.readouterr().out
-    for words, message in (
-        (["--smoke"], "leave --resume out"),
-        (["--gpu-memory", "24"], "--gpu-memory goes with --dry-run"),
-    ):
-        with refused("", message) as error:
-            train_sota.main(["--resume", str(copy), *words])
-        assert error.value.status == 2
-    assert files(copy) == before
-
-
-def test_the_command_that_began_a_run_goes_on_with_it(train, monkeypatch):
-    """With --resume in the place of --output-dir; "auto" is what it was."""
-    options = (*TINY, "--epochs", 2, "--warmup-epochs", "auto", "--ema-decay", "auto")
-    whole = train(*options, output="whole")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 4)
-        cut = train(*options, output="cut", status=143)
-    with refused("can't go on with", "--warmup-epochs is 0.2 there, not 1.0"):
+def test_the_command_that_started_a_run_resumes_it(train):
+    """With --resume instead of --output-dir. "auto" is what the run was started with."""
+    options = (*TINY, *CNN, *words("--epochs 2 --warmup-epochs auto --ema-decay auto"))
+    expected = train(*options, output="expected")
+    cut = train(*options, output="cut", stop_after=4)
+    with refused("can't resume", "--warmup-epochs is 0.2 there, not 1.0"):
         train("--resume", cut, "--warmup-epochs", 1)
-    with refused("can't go on with", "--weights is not given there, not x.pt"):
+    with refused("can't resume", "--weights is not given there, not x.pt"):
         train("--resume", cut, "--weights", "x.pt")
     train("--resume", cut, *options)
-    assert untimed(whole) == untimed(cut) and same_state(whole, cut)
+    assert_same_training(cut, expected)
 
 
 @pytest.mark.parametrize(
-    ("schedule", "steps", "allowed"),
+    ("options", "steps", "allowed"),
     [
-        ("cosine", 2, True),  # in the warmup of three steps
-        ("cosine", 5, False),
-        ("linear", 5, False),
-        ("one_cycle", 3, True),
-        ("multi_step", 5, True),  # before the first fall of the rate, at the sixth step of twelve
-        ("multi_step", 7, False),
+        ("--schedule constant", None, True),
+        ("--schedule cosine", 2, True),  # within the warmup
+        ("--schedule cosine", 5, False),
+        ("--schedule multi_step", 5, True),  # before the rate falls
+        ("--schedule multi_step", 7, False),
     ],
 )
-def test_a_run_is_extended_as_if_it_had_been_asked_at_the_start_or_not_at_all(
-    train, monkeypatch, schedule, steps, allowed
-):
-    options = ("--schedule", schedule, "--warmup-epochs", 1, "--ema-decay", 0.8)
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        cut = train(*options, "--epochs", 4, output="cut", status=143)
-    if allowed:
-        train("--resume", cut, "--epochs", 5)
-        whole = train(*options, "--epochs", 5, output="whole")
-        assert untimed(whole) == untimed(cut) and same_state(whole, cut)
-        assert summary(cut)["test_acc"] == summary(whole)["test_acc"]
-    else:
+def test_a_run_is_extended_as_if_started_so_or_refused(train, options, steps, allowed):
+    options = (*CNN, *words(options), *words("--warmup-epochs 1 --ema-decay 0.8"))
+    cut = train(*options, "--epochs", 4, output="cut", stop_after=steps)
+    if not allowed:
         before = files(cut)
-        with refused("--epochs 5", schedule, "start a new run") as error:
+        with refused("--epochs 5", "start a new run") as error:
             train("--resume", cut, "--epochs", 5)
         assert error.value.status == 2 and files(cut) == before
+        return
+    train("--resume", cut, "--epochs", 5)
+    expected = train(*options, "--epochs", 5, output="expected")
+    assert_same_training(cut, expected)
+    assert summary(cut)["test_acc"] == summary(expected)["test_acc"]
+
+
+def test_other_data_than_at_the_start_is_refused_by_name(train, tmp_path):
+    folder = tmp_path / "pets"
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (32, 32), (40 * i, 90, 100)).save(folder / name / f"{i}.png")
+    options = ("--dataset", "folder", "--data-dir", folder, "--limit-train", 0, "--limit-test", 0)
+    cut = train(*CNN, *options, *words("--batch-size 4 --epochs 3"), stop_after=5)
+    assert last(cut)["card"]["classes"] == ["cat", "dog"]
+    before = files(cut)
+    shutil.copy(folder / "train/cat/0.png", folder / "train/cat/more.png")
+    with refused("can't resume: the data has changed", "train images: 8 there, 9 here"):
+        train("--resume", cut)
+    for part in ("train", "test"):
+        shutil.copytree(folder / part / "dog", folder / part / "fox")
+    with refused("can't resume", "classes: 2 (cat, dog) there, 3 (cat, dog, fox) here"):
+        train("--resume", cut)
+    assert files(cut) == before
+    for part in ("train", "test"):
+        shutil.rmtree(folder / part / "fox")
+    os.unlink(folder / "train/cat/more.png")
+    train("--resume", cut)
+    assert summary(cut)["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["training"].pop("progress"),
+        lambda state: state["training"].update(arguments=3),
+        lambda state: state["training"]["optimizer"].update(param_groups=[]),
+        lambda state: state["state_dict"].update({"fc.bias": torch.zeros(3)}),
+    ],
+)
+def test_a_last_pt_with_other_contents_is_refused(train, copy, change):
+    (copy / "summary.json").unlink()
+    state = last(copy)
+    change(state)
+    checkpoint.save(state, copy / "last.pt")
+    with refused("", "last.pt"):
+        train("--resume", copy)
+
+
+# ---- another precision, model code or optimizer layout -------------------------------------------
 
 
 @pytest.mark.parametrize(("before", "after"), [("off", "fp16"), ("fp16", "bf16")])
-def test_a_run_goes_on_in_another_precision(train, monkeypatch, before, after):
-    options = ("--epochs", 2, "--ema-decay", 0.8)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 4)
-        cut = train(*options, "--amp", before, output="cut", status=143)
+def test_a_run_resumes_in_another_precision(train, before, after):
+    options = (*CNN, *words("--epochs 2 --ema-decay 0.8 --amp"), before)
+    expected = train(*options, output="expected")
+    cut = train(*options, output="cut", stop_after=4)
     train("--resume", cut, "--amp", after)
-    whole = train(*options, "--amp", before, output="whole")
-    ours, theirs = (float(untimed(directory)[-1]["train_loss"]) for directory in (cut, whole))
+    ours, theirs = (float(rows(path)[-1]["train_loss"]) for path in (cut, expected))
     assert ours == pytest.approx(theirs, rel=0.05) and ours != theirs
 
 
-def test_a_model_that_is_infinite_only_when_it_is_evaluated_stops_the_run(train, monkeypatch):
-    """From the second epoch on; its training figures are as good as ever."""
-    real, calls = loop.evaluate, []
-
-    def evaluate(model, batches, **options):
-        calls.append(1)
-        hook = (
-            model.register_forward_hook(lambda module, inputs, logits: logits * float("inf"))
-            if len(calls) > 1
-            else None
-        )
-        found = real(model, batches, **options)
-        if hook:
-            hook.remove()
-        return found
-
-    options = ("--epochs", 3, "--ema-decay", 0)
-    whole = train(*options, output="whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", evaluate)
-        with refused(
-            "the test loss after step 6 (epoch 2) is nan, with learning rate", "last good one"
-        ) as error:
-            train(*options, output="cut")
-    cut = whole.with_name("cut")
-    assert (
-        error.value.status == 1
-        and summary(cut)["status"] == "failed"
-        and position(cut)["epoch"] == 1
+def test_a_compiled_run_resumes_as_a_plain_one_and_back(train, monkeypatch):
+    """Without a C++ compiler: what is tested is what compiling does to checkpoints."""
+    compile_model = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self: compile_model(self, backend="eager")
     )
+    options = (*VIT, *CONSTANT, *words("--amp off --lr 0.001 --epochs"))
+    expected = train(*options, 3, output="expected")
+    cut = train(*options, 1, "--compile", output="cut")
+    assert not any("_orig_mod" in name for name in last(cut)["state_dict"])
+    train("--resume", cut, "--epochs", 2)
+    train("--resume", cut, "--epochs", 3, "--compile")
+    for part in (lambda state: state["state_dict"], lambda state: state["ema"]["average"]):
+        torch.testing.assert_close(part(last(cut)), part(last(expected)), rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_checkpointing_counts_an_image_once_in_batch_norm(train):
+    """Also where it is switched on when a run resumes."""
+    options = (*CNN, *words("--epochs 2 --accumulate 2 --ema-decay 0.8"))
+    plain = train(*options, output="plain")
+    cut = train(*options, output="cut", stop_after=4)
+    train("--resume", cut, "--grad-checkpointing")
+    checkpointed = train(*options, "--grad-checkpointing", output="checkpointed")
+    assert any("running_var" in name for name in last(plain)["state_dict"])
+    for directory in (cut, checkpointed):
+        assert rows(directory) == rows(plain)
+        assert all(same(last(directory)[part], last(plain)[part]) for part in ("state_dict", "ema"))
+        optimizer = last(directory)["training"]["optimizer"]
+        assert same(optimizer, last(plain)["training"]["optimizer"])
+
+
+def test_a_muon_run_without_split_groups_resumes_as_it_began(train):
+    """Earlier versions trained the first layer and the classifier with Muon, too."""
+    options = (*CNN, *words("--epochs 2 --optimizer muon --ema-decay 0.8"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizers, "muon_groups", lambda groups, model, saved=None: groups)
+        expected = train(*options, output="expected")
+        cut = train(*options, output="cut", stop_after=4)
     train("--resume", cut)
-    assert untimed(whole) == untimed(cut) and same_state(whole, cut)
+    assert_same_training(cut, expected)
 
 
-@pytest.mark.parametrize("owner", [torch.nn.Module, torch.optim.Optimizer])
+# ---- errors that are not those of the files ------------------------------------------------------
+
+
+def test_an_infinite_loss_in_an_evaluation_stops_the_run(
+    train, uninterrupted, tmp_path, monkeypatch
+):
+    """The training of the second epoch was as good as ever."""
+    evaluate, calls = loop.evaluate, []
+
+    def spoiled(*args, **options):
+        calls.append(1)
+        return evaluate(*args, **options) | ({"loss": float("nan")} if len(calls) > 2 else {})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", spoiled)
+        with refused("the val loss after step 6 (epoch 2) is nan", "last.pt is the last good"):
+            train(*OPTIONS)
+    cut = tmp_path / "run"
+    assert summary(cut)["status"] == "failed" and progress(cut)["epoch"] == 1
+    train("--resume", cut)
+    assert_same_run(cut, uninterrupted)
+
+
 @pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB."),
-        RuntimeError(
-            "Error(s) in loading state_dict for ResNet: an exception occurred : ('CUDA out of memory. Tried …',)"
-        ),
+        RuntimeError("Error(s) in loading state_dict for X: ('CUDA out of memory. Tried …',)"),
     ],
-    ids=["raised", "reported"],
+    ids=["raised", "reported by torch"],
 )
-def test_running_out_of_memory_on_resume_is_no_misfit(train, monkeypatch, owner, error):
-    directory = train(
-        "--epochs", 1, "--schedule", "constant", "--warmup-epochs", 0, "--ema-decay", 0
-    )
+def test_out_of_memory_while_resuming_is_not_a_misfit(train, copy, monkeypatch, error):
+    (copy / "summary.json").unlink()
 
-    def load_state_dict(self, state, *rest, **options):
+    def load_state_dict(*args, **options):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(owner, "load_state_dict", load_state_dict)
-        with refused("out of memory with 32 images of 32 px at once: try --micro-batch 16") as told:
-            train("--resume", directory, "--epochs", 2)
-    assert told.value.status == 1
-    train("--resume", directory, "--epochs", 2)
-
-
-def test_gradient_checkpointing_counts_each_image_once_in_batch_norm(train, monkeypatch):
-    """The weights and statistics are those of a run without it, also where it is switched on for the rest of a run."""
-    options = ("--model", "timm/test_resnet", "--epochs", 2, "--accumulate", 2, "--ema-decay", 0.8)
-    plain = train(*options, output="plain")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 4)
-        cut = train(*options, output="cut", status=143)
-    train("--resume", cut, "--grad-checkpointing")
-    checkpointed = train(*options, "--grad-checkpointing", output="checkpointed")
-    state = checkpoint.load(plain / "last.pt")
-    assert any("running_var" in name for name in state["state_dict"])
-    for directory in (cut, checkpointed):
-        other = checkpoint.load(directory / "last.pt")
-        assert untimed(plain) == untimed(directory)
-        assert all(same(state[key], other[key]) for key in ("state_dict", "ema"))
-        assert same(state["training"]["optimizer"], other["training"]["optimizer"])
-
-
-def test_a_muon_run_keeps_adamw_averages_for_its_first_and_last_layer(train):
-    state = checkpoint.load(train("--epochs", 1, "--optimizer", "muon") / "last.pt")
-    momenta, averages = (
-        [
-            tuple(each[name].shape)
-            for each in state["training"]["optimizer"]["state"].values()
-            if name in each
-        ]
-        for name in ("momentum_buffer", "exp_avg_sq")
-    )
-    edges = {tuple(state["state_dict"][name].shape) for name in ("stem.0.weight", "fc.weight")}
-    assert edges == {shape for shape in averages if len(shape) > 1} and not edges & set(momenta)
-    assert len(momenta) == 20  # the filters in between, shortcuts included
-
-
-@pytest.mark.parametrize("steps", [None, 4])
-def test_a_muon_run_from_before_its_groups_were_divided_continues_as_it_began(
-    train, monkeypatch, steps
-):
-    """Muon keeps the classifier and the first convolution then; `steps` is None for a run that was killed before its first."""
-    options = ("--epochs", 2, "--optimizer", "muon", "--ema-decay", 0.8)
-    with monkeypatch.context() as patch:
-        patch.setattr(optimizers, "muon_groups", lambda groups, model, saved=None: groups)
-        whole = train(*options, output="whole")
-        if steps:
-            stop_after(patch, steps)
-            cut = train(*options, output="cut", status=143)
-        else:
-            patch.setattr(loop, "fit", interrupted_at_once)
-            cut = train(*options, output="cut", status=143)
-    train("--resume", cut)
-    assert untimed(whole) == untimed(cut) and same_state(whole, cut)
-
-
-def interrupted_at_once(*_, **__):
-    raise loop.Interrupted
+        patch.setattr(torch.nn.Module, "load_state_dict", load_state_dict)
+        with refused("out of memory with 28 images of 32 px at once: try --accumulate 2"):
+            train("--resume", copy)
+    train("--resume", copy)

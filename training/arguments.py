@@ -3,9 +3,10 @@
     parser = training_parser(__doc__, RECIPE)
     args, saved = resolve(parser, argv)         # saved: the contents of last.pt with --resume
 
-A value comes from the first of these layers that has it: the command line, --config FILE, the
-recipe (the model's own, else the script's RECIPE), the optimizer's defaults, the defaults below.
-args.origin says which layer it was. What each argument is about stands in common/scopes.py.
+A value comes from the first of these layers that has it: the command line, --config FILE, what
+--augment none turns off, the recipe (the model's own, else the script's RECIPE), the optimizer's
+defaults, the defaults below. args.origin says which layer it was. What each argument is about
+stands in common/scopes.py.
 """
 
 import argparse
@@ -158,7 +159,8 @@ def add_options(parser, title, options, description=None):
     group = parser.add_argument_group(title, description)
     for option in options:
         name = option.flag.removeprefix("--").replace("-", "_")
-        default = parser.recipe.get(name) if option.default is None else option.default
+        in_recipe = parser.recipe.get(name, option.default)
+        default = in_recipe if option.default is None else option.default
         how = {"help": option.help, "default": default}
         if option.kind is bool:
             how |= {"action": "store_true", "default": False}
@@ -170,7 +172,8 @@ def add_options(parser, title, options, description=None):
             how["choices"] = option.kind
         else:
             how |= {"type": option.kind, "metavar": name.upper()}
-        group.add_argument(option.flag, **how)
+        action = group.add_argument(option.flag, **how)
+        action.shown_default = in_recipe  # a model's own recipe without the argument has `default`
 
 
 def parse(parser, argv=None):
@@ -180,7 +183,7 @@ def parse(parser, argv=None):
         if all(action.dest != "micro_batch" for action in parser._actions):
             raise UserError("--batch-size auto is an option of train_sota.py: give a number", 2)
         del given["batch_size"]
-        given["micro_batch"] = None
+        given.setdefault("micro_batch", None)
     return given
 
 
@@ -219,34 +222,27 @@ def merge(ordered, keys):
 def layers(parser, given, config, config_origin):
     """[(name, {argument: value})], the first one that has an argument decides.
 
-    A recipe is made for its optimizer: with another one, its rates don't apply. If the command line
-    asks for another model, optimizer or augmentation than the config, then what had come with the
-    config's choice is left out.
+    A recipe is made for its optimizer: with another one, its rates don't apply.
     """
     default = defaults(parser)
     if parser.pretrained_model and (config | given).get("pretrained"):
         default["model"] = parser.pretrained_model
-    chosen = default | config | given
-    recipe = recipe_for(chosen, parser.recipe)
-    native = recipe.get("optimizer", default["optimizer"])
-    optimizer = (config | given).get("optimizer", native)
-    tied = {"optimizer", *OPTIMIZERS[native], *OPTIMIZERS[optimizer]}
-    if optimizer != native:
-        recipe = _without(recipe, tied)
-
-    other_model = given.get("model", config.get("model")) != config.get("model")
-    if config and (
-        other_model
-        or recipe_for(default | config, parser.recipe) != recipe_for(chosen, parser.recipe)
-    ):
+    recipe = recipe_for(default | config | given, parser.recipe)
+    if config and recipe != recipe_for(default | config, parser.recipe):
+        # Another model, or another way to start: only what was asked for in the config applies.
         asked_for = ("command line", "config")
         config = {k: v for k, v in config.items() if config_origin.get(k, "config") in asked_for}
-    if given.get("optimizer", optimizer) != config.get("optimizer", optimizer):
-        config = _without(config, tied | set(OPTIMIZERS[config["optimizer"]]))
+    native = recipe["optimizer"]
+    optimizer = (config | given).get("optimizer", native)
+    if optimizer != native:
+        recipe = _without(recipe, _tied(native, optimizer))
+    before = config.get("optimizer", optimizer)
+    if given.get("optimizer", before) != before:
+        config = _without(config, _tied(native, optimizer, before))
     no_mixing = {"mixup": 0.0, "cutmix": 0.0, "cutout": 0, "random_erasing": 0.0}
     if given.get("augment") == "none":
         config = _without(config, no_mixing)
-    if (recipe | config | given).get("augment", default["augment"]) != "none":
+    if (recipe | config | given)["augment"] != "none":
         no_mixing = {}
     return [
         ("command line", given),
@@ -256,6 +252,11 @@ def layers(parser, given, config, config_origin):
         ("optimizer", OPTIMIZERS[optimizer]),
         ("default", default),
     ]
+
+
+def _tied(*optimizers):
+    """The arguments whose values belong to an optimizer."""
+    return {"optimizer"}.union(*(OPTIMIZERS[name] for name in optimizers))
 
 
 def recipe_for(chosen, script_recipe):

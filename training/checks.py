@@ -27,6 +27,7 @@ def check_arguments(args, saved, ranks):
         raise UserError(f"--final-lr needs --schedule {known}, not {args.schedule}", 2)
     if args.output_dir and saved is None and ranks.first:
         run_directory.refuse_if_taken(args.output_dir)
+    # Raises UserError where the model can't be built for this image size.
     models.describe(args.model, 10, args.image_size, model_options(args))
 
 

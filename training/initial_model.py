@@ -9,7 +9,7 @@ from common.text import printable
 from datasets.pipeline import Pipeline
 from models import lora
 from models.weights import load_weights
-from training import devices, linear_probe
+from training import devices, linear_probe, resume
 
 INITIAL_IMAGES = 5000  # that a model may be initialised with
 
@@ -48,6 +48,8 @@ def build_model(args, split, saved, lora_rank=0):
         lora.add_adapters(model, lora_rank, layers)
     if args.freeze_backbone:
         model = linear_probe.Probe(model)
+        if saved:  # its features are computed before State.restore
+            resume.refuse_misfits(model.load_state_dict)(saved["state_dict"])
     return model, normalization
 
 

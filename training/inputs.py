@@ -1,11 +1,16 @@
 """The batches that a run trains, evaluates and tests on."""
 
+import argparse
 from dataclasses import dataclass
+
+import torch
 
 import data
 from common.errors import UserError
+from datasets.examples import Split
 from datasets.pipeline import Pipeline
 from training import linear_probe
+from training.distributed import Ranks
 
 LARGEST_EVALUATION_BATCH = 500  # images per rank
 
@@ -17,14 +22,14 @@ class Inputs:
     normalization: (mean, std) of each channel; images_at_once: of an evaluation, per rank.
     """
 
-    args: object
-    split: object
+    args: argparse.Namespace
+    split: Split
     normalization: tuple
-    ranks: object
-    dtype: object
+    ranks: Ranks
+    dtype: torch.dtype | None  # autocast's
     images_at_once: int
 
-    def train(self, model):
+    def training_batches(self, model):
         args = self.args
         options = {"seed": args.seed, "repeats": args.repeated_augment}
         if args.freeze_backbone:
@@ -49,14 +54,14 @@ class Inputs:
         )
         return self._batches(self.split.train, args.batch_size, pipeline, args.resident, **options)
 
-    def evaluation(self, model):
+    def evaluation_batches(self, model):
         """Of the images that the accuracy curve follows."""
         examples, batch_size = self.split.val or self.split.test, self._evaluation_batch
         if self.args.freeze_backbone:
             return self._features(model, examples, batch_size, shuffle=False)
         return self._images(examples)
 
-    def test(self):
+    def test_batches(self):
         return self._images(self.split.test)
 
     @property
@@ -85,8 +90,8 @@ class Inputs:
         return self._batches(features, batch_size, pipeline, "device", **options)
 
 
-def images_at_once(args, accumulate=None):
-    """Of an evaluation, per rank: four times those of a training step, because nothing is kept
-    for a backward pass."""
-    part = max(1, args.batch_size // (accumulate or args.accumulate))
+def images_at_once(args):
+    """Of an evaluation, per rank: four times those that one process would train on at once, because
+    nothing is kept for a backward pass."""
+    part = max(1, args.batch_size // args.accumulate)
     return min(LARGEST_EVALUATION_BATCH, 4 * part)

@@ -1,7 +1,7 @@
 """The step loop: `train_epoch` trains, `evaluate` measures. Neither knows a recipe.
 
     step = Step(lr_at=lambda step: 0.1, dtype=torch.bfloat16)
-    state = State(model, optimizer)
+    state, curve = State(model, optimizer), Curve("test", every=1, epochs=10)
     row = train_epoch(state, train_batches, step) | evaluate_epoch(state, test_batches, curve, step)
 
 The state between two steps is the weights, the optimizer and `Progress`: batches and dropout are
@@ -23,6 +23,7 @@ from training import devices
 from training.distributed import Ranks
 from training.mixed_precision import autocast, fp32_classifier
 
+METRICS = ("loss", "acc", "top5")  # of an evaluation
 MOST_SKIPS = 20  # the scale is halved at each: from 65536 to less than 0.1
 # Batches of an evaluation after which several ranks ask each other whether to stop: each time they
 # wait for the slowest.
@@ -41,11 +42,11 @@ class NonFiniteLoss(UserError):
 class Step:
     """How a step is taken.
 
-    lr_at: step -> learning rate, times "lr_scale" of a parameter group that has one; for a group
-    with "lr_end" it is called with this as second argument; loss_fn: (logits float32 (B, K),
-    targets) -> mean loss; dtype: autocast's, None for fp32; accumulate: parts that a batch is split
-    into, with one update for all; clip_grad: largest norm of the gradient (0: no limit); ranks: the
-    processes that train together.
+    lr_at(step): learning rate; a parameter group with "lr_scale" gets it times that, one with
+    "lr_end" gets lr_at(step, lr_end); loss_fn(logits float32 (B, K), targets): mean loss; dtype:
+    autocast's, None for fp32; accumulate: parts that a batch is split into, with one update for
+    all; clip_grad: largest norm of the gradient (0: no limit); ranks: the processes that train
+    together.
     """
 
     lr_at: Callable
@@ -80,8 +81,8 @@ def train_epoch(state, batches, step, stop=never, show=None):
     step; show(progress, loss): called after each step. The row: epoch (from 1), step, lr,
     train_loss (mean), train_acc (%), over the images of all ranks.
 
-    Raises Interrupted between two steps when stop() is true, and NonFiniteLoss before an update
-    that would spoil the weights.
+    Raises Interrupted between two steps when stop() is true. Raises NonFiniteLoss before the update
+    where the loss is not finite, and before anything is saved where only the weights are not.
     """
     optimizer, scaler, progress, ranks = state.optimizer, state.scaler, state.progress, step.ranks
     model = state.parallel_model(ranks)
@@ -104,10 +105,10 @@ def train_epoch(state, batches, step, stop=never, show=None):
         before_step.take()
         # A rank that was asked to stop says so with its metrics, and all stop after this step.
         asked = several and stop()
-        images = batches.batch_size if several else len(targets)
+        images = batches.batch_size if several else len(targets)  # of all ranks
 
-        split = (tensor.tensor_split(step.accumulate) for tensor in (inputs, targets))
-        parts, readbacks = list(zip(*split)), []
+        chunks = (tensor.tensor_split(step.accumulate) for tensor in (inputs, targets))
+        parts, readbacks = list(zip(*chunks)), []
         for number, (x, y) in enumerate(parts, 1):
             with _without_synchronisation(model, number < len(parts)):
                 with autocast(device, step.dtype):
@@ -118,6 +119,7 @@ def train_epoch(state, batches, step, stop=never, show=None):
                     sums.append(torch.full_like(loss, asked))
                 readbacks.append(_Readback(ranks.sum(torch.stack(sums))))
                 with _statistics_unchanged(after_forward):
+                    # Ranks average their gradients: each part counts by its images.
                     scaler.scale(loss * (len(y) * ranks.world / images)).backward()
         sums = [sum(values) for values in zip(*(readback.tolist() for readback in readbacks))]
         loss_sum, correct = sums[:2]
@@ -167,12 +169,11 @@ def evaluate_epoch(state, batches, curve, step, stop=never):
     None in each column where the curve leaves the epoch out. Raises NonFiniteLoss, Interrupted.
     """
     epoch = state.progress.epoch + 1
-    names = [f"{curve.name}_{metric}" for metric in ("loss", "acc", "top5")]
+    prefixes = ("", "ema_") if state.average else ("",)
     if not curve.is_due(epoch):
-        columns = names + [f"ema_{name}" for name in names] if state.average else names
-        return dict.fromkeys(columns)
+        return {f"{prefix}{curve.name}_{metric}": None for prefix in prefixes for metric in METRICS}
 
-    def measure(model, confusion):
+    def measure(model, prefix, confusion):
         step.ranks.broadcast(model.buffers())  # each rank has its own statistics of batch norm
         metrics = evaluate(
             model, batches, dtype=step.dtype, stop=stop, ranks=step.ranks, confusion=confusion
@@ -184,16 +185,16 @@ def evaluate_epoch(state, batches, curve, step, stop=never):
                 f"with learning rate {step.lr_at(number - 1):.4g}: stopped; last.pt is the last "
                 f"good state; try a smaller --lr"
             )
-        return list(metrics.values())
+        return {f"{prefix}{curve.name}_{metric}": metrics[metric] for metric in METRICS}
 
     # The confusion matrix is that of the weights and images that the test accuracy is of.
     final = epoch == curve.epochs and curve.name == "test"
     confusion = state.confusion if final else None
-    row = dict(zip(names, measure(state.model, None if state.average else confusion)))
-    if state.average:
-        with state.average.on_device() as model:
-            row |= {f"ema_{k}": v for k, v in zip(names, measure(model, confusion))}
-    return row
+    if not state.average:
+        return measure(state.model, "", confusion)
+    row = measure(state.model, "", None)
+    with state.average.on_device() as model:
+        return row | measure(model, "ema_", confusion)
 
 
 @torch.no_grad()

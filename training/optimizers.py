@@ -1,5 +1,5 @@
-"""Parameter groups and optimizers. To add an optimizer: its defaults in OPTIMIZERS, and a branch in
-`build_optimizer`."""
+"""Parameter groups and optimizers. To add an optimizer: its defaults in OPTIMIZERS, its number of
+STATES, and a branch in `build_optimizer`."""
 
 import torch
 import torch.nn as nn
@@ -27,26 +27,29 @@ OPTIMIZERS = {
 STATES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1, "muon_sgd": 1}
 
 
-def create_optimizer(args, model, saved=None, fused=True):
-    """The optimizer of a run's arguments. saved: the contents of last.pt of a run that resumes."""
+def create_optimizer(args, model, saved=None, dtype=None):
+    """The optimizer of a run. saved: the contents of last.pt; dtype: autocast's, None for fp32."""
     groups = param_groups(model, args.weight_decay, args.layer_decay, args.optimizer)
     if args.optimizer == "muon":
         groups = muon_groups(groups, model, saved["training"]["optimizer"] if saved else None)
     elif args.optimizer == "muon_sgd":
         groups = muon_sgd_groups(groups, model, args.lr)
+    # torch's fused SGD, if a GradScaler skips its first step, starts from uninitialised momentum.
+    fused = dtype != torch.float16
     return build_optimizer(args.optimizer, groups, args.lr, args.momentum, fused)
 
 
 def build_optimizer(name, groups, lr, momentum=0.9, fused=True):
     """An optimizer of OPTIMIZERS over parameter groups that carry their own weight decay.
 
-    momentum: of SGD (Nesterov) and Muon; the first beta of Adam and AdamW. fused: one kernel for
-    all parameters where the device has one. Leave it out with a GradScaler: torch's fused SGD,
-    whose first step was skipped, continues from momentum that was never initialised.
+    momentum: of SGD (Nesterov) and Muon; the first beta of Adam and AdamW. fused: use one kernel
+    for all parameters where there is one. There is none for SGD on sharded parameters, and none for
+    sharded parameters on a CPU.
     """
     first = groups[0]["params"][0]
-    sharded = hasattr(first, "full_tensor")  # there is no fused SGD for sharded parameters
-    usable = fused and first.device.type in ("cpu", "cuda") and not (name == "sgd" and sharded)
+    sharded = hasattr(first, "full_tensor")
+    without = sharded and (name == "sgd" or first.device.type == "cpu")
+    usable = fused and first.device.type in ("cpu", "cuda") and not without
     fused = True if usable else None  # None: torch's choice; False would be a kernel per parameter
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=fused)

@@ -38,7 +38,7 @@ def explained(args, ranks, accumulate=None):
         images = -(-args.batch_size // (ranks.world * parts))
         if images == 1:
             advice = "--grad-checkpointing, or --ema-device cpu or --lora-rank 16 of train_sota.py"
-        elif "micro_batch" in args:
+        elif hasattr(args, "micro_batch"):
             advice = f"--micro-batch {images // 2}"
         else:
             advice = f"--accumulate {2 * parts}"

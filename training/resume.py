@@ -33,14 +33,14 @@ def resolve(defaults, given):
     given = given | {"resume_previous": used_previous, "output_dir": str(path)}
     try:
         training = saved["training"]
-        values, origin = dict(training["arguments"]), dict(training["origin"])
+        values, origin = defaults | dict(training["arguments"]), dict(training["origin"])
         training["progress"]["epoch"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{_source(path, used_previous)} is not the last.pt of a run") from error
 
     # "auto" on the command line is what the run was started with.
     given = {k: v for k, v in given.items() if v is not None or origin.get(k) != "auto"}
-    may_change = names("machine", "call") | {"epochs"}  # --epochs: see check_epochs
+    may_change = names("execution", "place", "call") | {"epochs"}  # --epochs: see check_epochs
     wrong = [k for k, v in given.items() if k not in may_change and v != values.get(k, v)]
     if wrong:
         differences = "; ".join(
@@ -75,8 +75,8 @@ def refuse_misfits(load):
         try:
             return load(*args)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            other = isinstance(error, RuntimeError) and not _is_misfit(error)
-            if other:
+            unrelated = isinstance(error, RuntimeError) and not _is_misfit(error)
+            if unrelated:
                 raise
             reason = first_line(error)
             raise UserError(f"can't resume: last.pt doesn't fit this run ({reason})") from error
@@ -95,8 +95,8 @@ def _is_misfit(error):
 
 
 def is_finished(args, saved):
-    """Whether a run has nothing left to do, then prints its accuracy. Not for a run that was killed
-    before its final test."""
+    """Whether a run has nothing left to do; prints its accuracy if so. False for one that was
+    killed before its final test."""
     if saved is None:
         return False
     summary = read_json(Path(args.output_dir) / "summary.json")
@@ -105,8 +105,8 @@ def is_finished(args, saved):
     done = epoch == args.epochs == summary.get("epochs") and summary.get("status") == "finished"
     if not (done and complete):
         return False
-    accuracy, weights = summary["test_acc"], summary["reported"]
-    print(f"{args.output_dir} is already finished: test accuracy {accuracy:.2f} % ({weights})")
+    accuracy, epoch = summary["test_acc"], summary["reported"]
+    print(f"{args.output_dir} is already finished: test accuracy {accuracy:.2f} % ({epoch})")
     return True
 
 

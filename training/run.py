@@ -53,8 +53,8 @@ def open_run(args, split, state, curve, step, train_batches, saved):
             run.display.close()
             run.directory.close()
         if run.exit_status == 0 and step.ranks.first:
-            accuracy, weights = run.figures["test_acc"], run.figures["reported"]
-            print(f"test accuracy {accuracy:.2f} % ({weights})  {run.directory.path}")
+            accuracy, epoch = run.figures["test_acc"], run.figures["reported"]
+            print(f"test accuracy {accuracy:.2f} % ({epoch})  {run.directory.path}")
 
 
 class Run:
@@ -148,7 +148,7 @@ class Run:
         self.exit_status = 0
         if not self.ranks.first:
             return
-        if not self.state.history:  # another program wrote metrics.csv
+        if not self.state.history:  # of an old run whose metrics.csv has other columns
             raise UserError("metrics.csv doesn't have the accuracy of the last epoch")
         _, top1, top5 = self.state.history[-1]
         self.figures = {

@@ -121,13 +121,15 @@ class RunDir:
         try:
             text = self.metrics_path.read_text()
             lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+            if not lines:  # the first epoch is not finished, see keep_rows
+                return []
             header, rows = lines[0], [line for line in lines[1:] if line]
             if "epoch" not in header or any(len(row) != len(header) for row in rows):
                 raise ValueError("a row doesn't fit the header")
             rows = [dict(zip(header, row)) for row in rows]
             for row in rows:
                 int(row["epoch"])
-        except (ValueError, IndexError, csv.Error) as error:
+        except (ValueError, csv.Error) as error:
             raise UserError(
                 f"{self.metrics_path} is not a metrics.csv of a run ({error})"
             ) from error
@@ -260,14 +262,14 @@ def no_run(path):
     """The UserError for a directory without a checkpoint."""
     config = Path(path) / "config.json"
     hint = ""
-    if config.is_file():
+    if config.is_file() and not (Path(path) / "previous.pt").is_file():
         hint = f": it ended before its first save; --config {config} starts it again"
     return UserError(f"{path} holds no run to resume (no last.pt){hint}", 2)
 
 
 def load_last(path, or_previous=False):
-    """(contents of last.pt, False), or of previous.pt and True where last.pt is damaged and
-    `or_previous` is set. Raises UserError, which names the way out where there is one.
+    """Returns (contents of last.pt, False); or of previous.pt and True, where last.pt is damaged
+    and `or_previous` is set. Raises UserError, which names the way out where there is one.
     """
     last, previous = Path(path) / "last.pt", Path(path) / "previous.pt"
     try:

@@ -40,7 +40,9 @@ def learning_rate(schedule, lr, steps, warmup_steps=0, final=0.0):
             return lr * (final + (1 - final) * max(0.0, 1 - done))
         if schedule == "multi_step":
             return lr * 0.1 ** ((step >= steps // 2) + (step >= steps * 3 // 4))
-        return lr
+        if schedule == "constant":
+            return lr
+        raise NotImplementedError(schedule)
 
     return lr_at
 
@@ -55,7 +57,7 @@ def default_ema_decay(steps):
     steps.
 
     A fixed decay fits one length only: 0.9999 remembers the random initialisation of a run of 5
-    epochs.
+    epochs. Runs of up to 20 steps get 0: no average.
     """
     return 1 - 1 / min(10_000, max(1.0, steps / 20))
 

@@ -25,7 +25,7 @@ class Progress:
     total_seconds: float = 0.0  # of all training so far, without evaluation
 
     def count_step(self, images, loss_sum, correct, finite):
-        """finite: false where fp16 skipped the update; its images are not counted."""
+        """finite: whether the loss was; images of other steps are not counted."""
         self.step += 1
         self.batch += 1
         if finite:
@@ -73,7 +73,7 @@ class State:
     facts: dict = field(default_factory=dict)
     record: tuple = ({}, {})
     progress: Progress = field(default_factory=Progress)
-    best: dict = field(default_factory=lambda: {"epoch": 0, "value": -1.0})
+    best: dict = field(default_factory=lambda: {"epoch": 0, "value": -1.0})  # epoch 0: none yet
     history: list = field(default_factory=list)
     skipped_steps: int = 0  # in a row, by the scaler
     gradient_order_settled: bool = False

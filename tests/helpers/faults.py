@@ -1,0 +1,235 @@
+"""Faults of a process that trains. What they replace is gone when the process ends.
+
+They replace what a run is made of by its interfaces: the loss function, `evaluate`, the methods of
+RunDir, and the small functions of common.files.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch.nn.functional as F
+
+from common import files
+from training import loop, run
+from training.run_directory import RunDir
+
+NOT_ALLOWED = 77  # exit status where this machine doesn't allow the fault
+_exit_functions = []
+
+
+def inject(text):
+    """Calls the faults of processes.encode."""
+    for name, *arguments in json.loads(text):
+        globals()[name](*arguments)
+
+
+def at_exit():
+    for function in _exit_functions:
+        function()
+
+
+def replace(owner, name, wrapper):
+    """Puts wrapper(original) in the place of owner.name."""
+    setattr(owner, name, wrapper(getattr(owner, name)))
+
+
+def before(owner, name, number, act):
+    """Calls act() before call number `number` (from 1) of owner.name."""
+    calls = 0
+
+    def wrapper(original):
+        def counting(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                act()
+            return original(*arguments, **options)
+
+        return counting
+
+    replace(owner, name, wrapper)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# ---- signals -------------------------------------------------------------------------------------
+
+# The call before which something happens: (owner, name, number of the call).
+PHASES = {
+    "first step": (F, "cross_entropy", 1),
+    "training": (F, "cross_entropy", 5),
+    "evaluation": (loop, "evaluate", 1),
+    "saving": (RunDir, "_write_last", 2),
+    "test": (run.Run, "test_best", 1),
+}
+
+
+def send(phase, *numbers):
+    """Sends signals to this process in that phase, each when the one before it was handled."""
+
+    def act():
+        for number, following in zip(numbers, (*numbers[1:], None)):
+            os.kill(os.getpid(), number)
+            handled = (signal.SIG_DFL, signal.default_int_handler)
+            while following and signal.getsignal(following) not in handled:
+                time.sleep(0.001)
+
+    before(*PHASES[phase], act)
+
+
+def terminate_job(phases, rank, sign):
+    """Sends SIGTERM to torchrun and to all ranks, as SLURM does, from that rank in each phase.
+
+    The file `sign` then holds the number of the training step in which the first ones were sent.
+    """
+    if os.environ["RANK"] != str(rank):
+        return
+    steps = 0
+
+    def act():
+        if not Path(sign).exists():
+            Path(sign).write_text(str(steps))
+        agent = os.getppid()
+        children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+        for pid in (agent, *children):
+            os.kill(int(pid), signal.SIGTERM)
+
+    for phase in phases:
+        before(*PHASES[phase], act)
+
+    def wrapper(original):
+        def cross_entropy(*arguments, **options):
+            nonlocal steps
+            steps += 1
+            return original(*arguments, **options)
+
+        return cross_entropy
+
+    replace(F, "cross_entropy", wrapper)
+
+
+def announce(moment, sign, until=None):
+    """Creates the file `sign` when the run's directory is opened (moment 0) or in that step.
+
+    until: a file; the process waits for it.
+    """
+
+    def act():
+        Path(sign).touch()
+        while until and not Path(until).exists():
+            time.sleep(0.005)
+
+    if moment == 0:
+        before(RunDir, "__init__", 1, act)
+    else:
+        before(F, "cross_entropy", moment, act)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+STAGES = ("opened", "half written", "written", "synced", "linked", "kept", "renamed")
+
+
+def kill_in_save(number, stage):
+    """SIGKILL in that save of last.pt (from 1; the first one is before the first step)."""
+    saves = 0
+
+    def die_at(*stages):
+        if saves == number and stage in stages:
+            die()
+
+    def opening(original):
+        def open_file(path, mode):
+            nonlocal saves
+            file = original(path, mode)
+            if Path(path).name.startswith(".last.pt."):
+                saves += 1
+                die_at("opened")
+                if saves == number and stage == "half written":
+                    file.write = lambda data, write=file.write: die_in_write(file, write, data)
+            return file
+
+        return open_file
+
+    def die_in_write(file, write, data):
+        if file.tell() + len(data) > 20_000:
+            write(data[: len(data) // 2])
+            file.flush()
+            die()
+        return write(data)
+
+    def surrounding(earlier, later):
+        def wrapper(original):
+            def operation(*arguments):
+                die_at(earlier)
+                result = original(*arguments)
+                die_at(later)
+                return result
+
+            return operation
+
+        return wrapper
+
+    def renaming(original):
+        def rename(path, target):
+            if Path(target).name == "last.pt":
+                die_at("kept")
+            original(path, target)
+            if Path(target).name == "last.pt":
+                die_at("renamed")
+
+        return rename
+
+    replace(files, "open_file", opening)
+    replace(files, "sync", surrounding("written", "synced"))
+    replace(files, "link", surrounding(None, "linked"))
+    replace(files, "rename", renaming)
+
+
+def file_size_limit(limit):
+    """No file may grow larger than so many bytes."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def small_disk(path, kilobytes, copy):
+    """Mounts a file system of that size, for this process only; at exit it is copied to `copy`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_mounts, new_user, private = 0x20000, 0x10000000, 1 << 18 | 1 << 14
+    size = f"size={kilobytes}k".encode()
+    unshared = libc.unshare(new_mounts) == 0 or libc.unshare(new_mounts | new_user) == 0
+    if not (
+        unshared
+        and libc.mount(b"none", b"/", None, private, None) == 0
+        and libc.mount(b"none", path.encode(), b"tmpfs", 0, size) == 0
+    ):
+        sys.exit(NOT_ALLOWED)
+    _exit_functions.append(lambda: shutil.copytree(path, copy))
+
+
+# ---- losses --------------------------------------------------------------------------------------
+
+
+def spoil_loss(value, first):
+    """From that training step on (from 1), the loss is multiplied by "nan" or "inf"."""
+    steps = 0
+
+    def wrapper(original):
+        def cross_entropy(*arguments, **options):
+            nonlocal steps
+            steps += 1
+            loss = original(*arguments, **options)
+            return loss * float(value) if steps >= first else loss
+
+        return cross_entropy
+
+    replace(F, "cross_entropy", wrapper)

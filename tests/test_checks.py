@@ -1,0 +1,64 @@
+"""Arguments that contradict each other are refused before any work."""
+
+import pytest
+from helpers.errors import refused
+from helpers.training import CPU, resolve
+
+import train
+import train_sota
+from training.checks import check_arguments, check_fitting
+from training.distributed import Ranks
+
+FROZEN = ("--freeze-backbone", "--weights", __file__)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--batch-size", 4, "--accumulate", 5), "--accumulate 5 is more than the 4 images"),
+        (("--repeated-augment", 3), "--batch-size 128 is not a multiple of --repeated-augment 3"),
+        (("--cutout", 32), "--cutout 32 removes the whole image of 32 px"),
+        (("--warmup-epochs", 5, "--epochs", 5), "--warmup-epochs 5 is as long as the run"),
+        (("--weights", "missing.pt"), "missing.pt"),
+        (("--pretrained",), "resnet18"),
+        (("--freeze-backbone",), "--freeze-backbone needs trained weights"),
+        ((*FROZEN, "--augment", "crop"), "--freeze-backbone computes features once"),
+        ((*FROZEN, "--mixup", 0.2), "add --augment none"),
+        (("--output-dir", __file__), "is a file"),
+        (("--model-arg", "widht=3"), "resnet18 has no option 'widht'"),
+        (("--drop-path", 0.1), "--drop-path"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_refused(argv, message):
+    with refused("", message):
+        check_arguments(resolve(train, *argv), None, Ranks(CPU))
+
+
+def test_arguments_that_go_together_are_accepted():
+    constant = ("--warmup-epochs", 5, "--epochs", 5, "--schedule", "constant")
+    for argv in ((), ("--batch-size", 8, "--accumulate", 8), constant, ("--cutout", 31), FROZEN):
+        check_arguments(resolve(train, *argv), None, Ranks(CPU))
+
+
+def test_each_rank_needs_an_image_for_each_part_of_a_batch():
+    with refused("--accumulate 3 is more than the 2 images", "that a process has"):
+        argv = ("--batch-size", 8, "--accumulate", 3)
+        check_arguments(resolve(train, *argv), None, Ranks(CPU, world=4))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--accumulate", 2, "--micro-batch", 8), "--accumulate and --micro-batch both split"),
+        (("--lora-rank", 4, *FROZEN), "--lora-rank and --freeze-backbone exclude each other"),
+        (("--fsdp", "--optimizer", "muon"), "--fsdp can't be used with"),
+        (("--fsdp", "--ema-device", "cpu"), "--fsdp can't be used with --lora-rank or"),
+        (("--fsdp",), "--fsdp needs several processes: use torchrun"),
+    ],
+)
+def test_options_of_train_sota_that_contradict_each_other_are_refused(argv, message, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with refused(message):
+        check_fitting(resolve(train_sota, *argv), None)
+    check_fitting(resolve(train_sota, "--accumulate", 2, "--micro-batch", 0), None)
+    check_fitting(resolve(train_sota, "--fsdp"), {"training": {}})  # it may resume in one process

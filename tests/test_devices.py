@@ -1,0 +1,75 @@
+"""Devices and precision: selected, checked, and as precise as an evaluation needs."""
+
+import pytest
+import torch
+import torch.nn as nn
+from helpers.errors import refused
+from helpers.training import CPU
+
+from training import devices, linear_probe, loop, mixed_precision
+from training.moving_average import MovingAverage
+
+BF16 = torch.bfloat16
+
+
+def test_a_device_that_does_not_exist_is_refused():
+    missing = ["cuda:99", "tpu"]
+    if not torch.backends.mps.is_available():
+        missing.append("mps")
+    for name in missing:
+        with refused(f"--device {name}", "must be auto, cpu, cuda, cuda:<n> or mps"):
+            devices.select_device(name)
+    assert devices.select_device("cpu") == CPU
+
+
+def test_precision_is_chosen_for_the_device():
+    amp_dtype = mixed_precision.amp_dtype
+    assert amp_dtype("off", CPU) is None and amp_dtype("fp16", CPU) == torch.float16
+    assert amp_dtype("auto", torch.device("mps")) is None
+    assert amp_dtype("auto", CPU) in (None, BF16)
+    for dtype in (None, BF16):
+        with mixed_precision.autocast(CPU, dtype):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (dtype or torch.float32)
+
+
+class CloseLogits(nn.Module):
+    """Logits 1 and 1.002 for an image of ones: equal in bf16. (B, 3, H, W) -> (B, 2)"""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2, bias=False)
+        with torch.no_grad():
+            self.fc.weight.copy_(torch.tensor([[1.0, 0, 0], [1.002, 0, 0]]))
+
+    def get_classifier(self):
+        return self.fc
+
+    def forward_features(self, x):
+        return x.mean((2, 3))
+
+    def forward_head(self, x, pre_logits=False):
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+@pytest.mark.parametrize("kind", ["model", "probe", "average", "compiled"])
+def test_an_evaluation_in_bf16_distinguishes_logits_that_tie_there(kind):
+    model, images = CloseLogits(), torch.ones(4, 3, 8, 8)
+    if kind == "probe":
+        model = linear_probe.Probe(model)
+    elif kind == "average":
+        model = MovingAverage(model, 0.9).model
+    elif kind == "compiled":  # first in training mode
+        model.compile(backend="eager")
+        with mixed_precision.autocast(CPU, BF16):
+            model(images).sum().backward()
+    else:
+        with mixed_precision.autocast(CPU, BF16):
+            assert model.eval()(images).argmax(1).tolist() == [0] * 4  # the wrong class
+    labels = torch.ones(4, dtype=torch.int64)
+    for _ in range(3):
+        assert loop.evaluate(model, [(images, labels)], dtype=BF16)["acc"] == 100
+    with mixed_precision.autocast(CPU, BF16):
+        assert model.train()(images).dtype == BF16  # training is not changed

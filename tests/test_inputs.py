@@ -1,0 +1,74 @@
+"""The batches of a run follow its arguments."""
+
+from dataclasses import replace
+
+import torch
+from helpers.training import CPU, resolve
+
+import models
+import train
+from datasets.examples import Split
+from datasets.shapes import SHAPES, make_shapes
+from training.distributed import Ranks
+from training.inputs import LARGEST_EVALUATION_BATCH, Inputs, images_at_once
+from training.linear_probe import Probe
+
+TEST = make_shapes(60, seed=0)
+SPLIT = Split("shapes", TEST.take(torch.arange(40)), None, TEST, SHAPES, (), ())
+NORMALIZATION = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+PLAIN = ("--augment", "none")
+
+
+def inputs(*argv, split=SPLIT, ranks=None, batch_size=20):
+    args = resolve(train, "--batch-size", batch_size, *argv)
+    return Inputs(args, split, NORMALIZATION, ranks or Ranks(CPU), None, images_at_once=10)
+
+
+def first_batch(*argv):
+    return next(inputs(*argv).training_batches(None).epoch(0))
+
+
+def test_training_batches_follow_the_arguments():
+    images, labels = first_batch(*PLAIN)
+    assert images.shape == (20, 3, 32, 32) and labels.dtype == torch.int64
+    assert first_batch("--mixup", 0.5)[1].shape == (20, 10)
+    assert first_batch(*PLAIN, "--image-size", 64)[0].shape == (20, 3, 64, 64)
+    crop = ("--augment", "crop", "--mixup", 0, "--cutmix", 0)
+    for changes in (crop, (*PLAIN, "--seed", 1), (*PLAIN, "--cutout", 8)):
+        assert not torch.equal(first_batch(*changes)[0], images)
+    repeated = first_batch(*PLAIN, "--repeated-augment", 2)[1]
+    assert torch.equal(repeated[:10], repeated[10:])
+
+
+def test_an_evaluation_has_every_image_once_in_order_and_normalized():
+    images, labels = (
+        torch.cat(parts) for parts in zip(*inputs("--augment", "crop").test_batches())
+    )
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALIZATION)
+    torch.testing.assert_close(images, (TEST.images / 255 - mean) / std)
+    assert torch.equal(labels, TEST.labels)
+    held_out = replace(SPLIT, val=TEST.take(torch.arange(40, 60)))
+    for split, count in ((SPLIT, 60), (held_out, 20)):
+        assert len(inputs(split=split).evaluation_batches(None).labels) == count
+
+
+def test_ranks_share_a_training_batch_and_evaluate_as_many_images_at_once():
+    parts = [inputs(*PLAIN, ranks=Ranks(CPU, rank, world=2)) for rank in range(2)]
+    shares = [next(part.training_batches(None).epoch(0))[0] for part in parts]
+    assert torch.equal(torch.cat(shares), first_batch(*PLAIN)[0])
+    sizes = [[len(labels) for _, labels in part.test_batches()] for part in parts]
+    assert sizes == [[10, 10, 10]] * 2
+    for options, expected in (((32,), 128), ((32, 4), 32), ((1024,), LARGEST_EVALUATION_BATCH)):
+        argv = [word for pair in zip(("--batch-size", "--accumulate"), options) for word in pair]
+        assert images_at_once(resolve(train, *argv)) == expected
+
+
+def test_a_frozen_backbone_trains_on_features_that_are_computed_once():
+    probe = Probe(models.create_model("vit_custom", 10, width=24, depth=1, heads=2))
+    part = inputs("--model", "vit_custom", "--weights", "x.pt", "--freeze-backbone")
+    features, labels = next(part.training_batches(probe).epoch(0))
+    assert features.shape == (20, 24) and labels.shape == (20,)
+    evaluated, _ = next(iter(part.evaluation_batches(probe)))
+    images, _ = next(iter(part.test_batches()))
+    with torch.no_grad():
+        torch.testing.assert_close(evaluated, probe.features(images))

@@ -1,0 +1,356 @@
+"""The step loop: exact metrics, equal updates however a batch is split, stopping after any step."""
+
+import contextlib
+import copy
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from helpers.training import CPU, CallCounter, batches, fit, network, ordered, same, start
+from helpers.training import random_images as images
+
+import models
+from training import loop, optimizers
+from training.distributed import Ranks
+from training.state import Confusion
+
+
+def test_metrics_of_training_are_sums_over_the_images():
+    state = start(network())
+    (row,) = fit(state, lr_at=lambda step: 0.0)
+    losses, correct = 0.0, 0
+    for x, y in batches().epoch(0):
+        logits = network()(x)
+        losses += F.cross_entropy(logits, y, reduction="sum").item()
+        correct += (logits.argmax(1) == y).sum().item()
+    assert (row["epoch"], row["step"]) == (1, 3)
+    assert row["train_loss"] == pytest.approx(losses / 96, rel=1e-6)
+    assert row["train_acc"] == pytest.approx(100 * correct / 96)
+
+
+@pytest.mark.parametrize("classes", [10, 3])
+def test_evaluation_counts_every_image_once(classes):
+    examples = images(10_001)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
+    examples.labels.remainder_(classes)
+    metrics = loop.evaluate(model, ordered(examples))
+    ((x, y),) = ordered(examples, 10_001)
+    logits = model(x).detach()
+    top5 = (logits.topk(min(5, classes)).indices == y[:, None]).any(1)
+    expected = {"acc": (logits.argmax(1) == y).sum(), "top5": top5.sum()}
+    expected = {name: 100 * count.item() / 10_001 for name, count in expected.items()}
+    assert metrics == pytest.approx({"loss": F.cross_entropy(logits, y).item()} | expected)
+
+
+def test_evaluation_can_be_interrupted_and_keeps_the_weights():
+    model = network(norm=True)
+    before = copy.deepcopy(model)
+    with pytest.raises(loop.Interrupted):
+        loop.evaluate(model, batches(), stop=lambda: True)
+    loop.evaluate(model, batches())
+    assert same(model, before)
+
+
+def test_an_evaluation_during_training_does_not_change_the_training():
+    """In bf16 the classifier computes in fp32, in evaluation only."""
+    trained = []
+    for evaluates in (False, True):
+        torch.manual_seed(0)
+        model = models.create_model("resnet20", 10)
+        state = start(model)
+        for epochs in (1, 2):
+            fit(state, epochs, dtype=torch.bfloat16)
+            if evaluates:
+                loop.evaluate(model, batches(), dtype=torch.bfloat16)
+        trained.append(model)
+    assert same(*trained)
+
+
+@pytest.mark.parametrize(("name", "ema_decay"), [("test", 0.0), ("test", 0.5), ("val", 0.5)])
+def test_the_columns_of_the_accuracy_curve_and_the_confusion_matrix(name, ema_decay):
+    """The matrix is that of the reported weights on the test images in the last epoch."""
+    state, step = start(network(), ema_decay=ema_decay), loop.Step(lambda step: 0.1)
+    state.confusion, source = Confusion(10, CPU), ordered(images(100))
+    curve, rows = loop.Curve(name, every=2, epochs=3), []
+    for epoch in (1, 2, 3):
+        loop.train_epoch(state, batches(), step)
+        rows.append(loop.evaluate_epoch(state, source, curve, step))
+        state.progress.finish_epoch()
+        assert state.confusion.counts.sum() == (100 if epoch == 3 and name == "test" else 0)
+    assert [row[f"{name}_acc"] is None for row in rows] == [True, False, False]
+    assert rows[0] == dict.fromkeys(rows[1]) and len(rows[1]) == (6 if ema_decay else 3)
+    if name == "test":
+        assert state.confusion.counts.trace() == pytest.approx(rows[2][state.headline("test")])
+
+
+class ThreadRanks:
+    """Two ranks that are threads; they evaluate in `run`."""
+
+    def __init__(self):
+        self.barrier, self.values = threading.Barrier(2, timeout=20), [None, None]
+        self.reductions, self.batches, self.labels = 0, [0, 0], []
+        self.models = network(), network()
+
+    def sum(self, rank, values):
+        self.values[rank] = values.clone()
+        self.barrier.wait()
+        total = self.values[0] + self.values[1]
+        self.barrier.wait()
+        self.reductions += rank == 0
+        return values.copy_(total)
+
+    def run(self, examples, stop_in=math.inf):
+        """The metrics of each rank. stop_in: the second rank is asked to stop during this batch."""
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda rank: self.evaluate(rank, examples, stop_in), range(2)))
+
+    def evaluate(self, rank, examples, stop_in):
+        class Rank(Ranks):
+            def sum(_, values):
+                return self.sum(rank, values)
+
+        def record(predictions, labels):
+            self.labels += labels.tolist()
+
+        def batches():
+            for batch in ordered(examples, 1000, rank=rank, world=2):
+                self.batches[rank] += 1
+                yield batch
+
+        def stop():
+            return rank == 1 and self.batches[rank] >= stop_in
+
+        model, ranks = self.models[rank], Rank(CPU, rank, 2)
+        try:
+            return loop.evaluate(model, batches(), ranks=ranks, stop=stop, confusion=record)
+        except loop.Interrupted:
+            return "interrupted"
+
+
+def test_ranks_evaluate_every_image_once_with_few_reductions():
+    examples, ranks = images(10_001), ThreadRanks()
+    alone = loop.evaluate(network().eval(), ordered(examples))
+    first, second = ranks.run(examples)
+    assert first == second and sorted(ranks.labels) == sorted(examples.labels.tolist())
+    assert (first["acc"], first["top5"]) == (alone["acc"], alone["top5"])
+    assert first["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert ranks.reductions <= 3
+
+
+@pytest.mark.parametrize(("stop_in", "most"), [(2, 4), (4, 4), (5, 8), (9, 11), (11, 11)])
+def test_ranks_stop_an_evaluation_together(stop_in, most):
+    ranks = ThreadRanks()
+    assert ranks.run(images(11_000), stop_in) == ["interrupted"] * 2
+    assert ranks.batches[0] == ranks.batches[1] <= most
+
+
+def test_a_rank_stops_if_the_shard_of_another_rank_is_not_finite():
+    class OtherRankIsBad(Ranks):
+        def sum(self, values):
+            return values + 1 if len(values) > 2 else values  # one for each tensor of the state
+
+    good, bad = Ranks(CPU, sharded=True), OtherRankIsBad(CPU, sharded=True)
+    fit(start(network()), ranks=good)
+    with pytest.raises(loop.NonFiniteLoss, match="0.weight is not finite at step 3"):
+        fit(start(network()), ranks=bad)
+
+
+def test_only_the_last_part_of_a_batch_synchronises_gradients():
+    """DistributedDataParallel decides in the forward pass whether the backward pass sends."""
+
+    class Parallel(nn.Linear):
+        local, was_local = False, ()
+
+        @contextlib.contextmanager
+        def no_sync(self):
+            self.local = True
+            yield
+            self.local = False
+
+        def forward(self, x):
+            self.was_local += (self.local,)
+            return super().forward(x.flatten(1))
+
+    model = Parallel(3 * 8 * 8, 10)
+    fit(start(model), accumulate=3)
+    assert model.was_local == (True, True, False) * 3 and not model.local
+
+
+@pytest.mark.parametrize("parts", [2, 3, 32])
+def test_accumulation_gives_the_update_of_the_undivided_batch(parts):
+    states = [start(network()) for _ in range(2)]
+    rows = fit(states[0], 2), fit(states[1], 2, accumulate=parts)
+    for a, b in zip(*(state.model.parameters() for state in states)):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert rows[0][1] == pytest.approx(rows[1][1], rel=1e-5)
+
+
+def test_clipping_bounds_the_norm_of_the_gradient():
+    state, norms = start(network()), []
+    parameters = list(state.model.parameters())
+
+    def measure(*_):
+        norms.append(nn.utils.get_total_norm([p.grad for p in parameters]).item())
+
+    state.optimizer.register_step_pre_hook(measure)
+    fit(state, clip_grad=0.01)
+    assert norms == [pytest.approx(0.01, rel=1e-3)] * 3
+
+
+def test_the_learning_rate_is_set_for_each_step_and_scaled_per_group():
+    state, rates = start(network()), []
+    groups = state.optimizer.param_groups
+    groups[0]["lr_scale"] = 0.5
+
+    def show(progress, loss):
+        rates.append([group["lr"] for group in groups])
+
+    rows = fit(state, 2, lr_at=lambda step: 0.01 * (step + 1), show=show)
+    assert rates == [[pytest.approx(0.005 * k), pytest.approx(0.01 * k)] for k in range(1, 7)]
+    assert [row["lr"] for row in rows] == [pytest.approx(0.03), pytest.approx(0.06)]
+
+
+def stop_after(steps):
+    calls = iter(range(1, 1000))
+    return lambda: next(calls) >= steps
+
+
+@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("steps", [1, 3, 4, 6])
+def test_a_run_that_stops_after_any_step_resumes_bit_identically(optimizer, steps):
+    """With dropout, batch norm, mixing, accumulation and an average; an epoch has three steps."""
+
+    def new():
+        return start(network(dropout=0.3, norm=True), optimizer, 0.01, ema_decay=0.9)
+
+    def train(state, stop=loop.never):
+        source = batches(mixup_alpha=0.2, cutmix_alpha=1.0, mix_probability=0.5)
+        return fit(state, 3, source, stop, lr_at=lambda step: 0.01 / (step + 1), accumulate=2)
+
+    uninterrupted, stopped, resumed = new(), new(), new()
+    rows = train(uninterrupted)
+    with pytest.raises(loop.Interrupted):
+        train(stopped, stop_after(steps))
+    assert stopped.progress.step == steps
+    torch.manual_seed(999)  # the global generator must not matter
+    resumed.restore(copy.deepcopy(stopped.contents()))
+    assert train(resumed) == rows[stopped.epoch :]
+    assert same(resumed.model, uninterrupted.model)
+    assert same(resumed.average.model, uninterrupted.average.model)
+
+
+def dropout_masks(seed):
+    model, masks = network(), []
+    model[4].register_forward_pre_hook(lambda *_: masks.append(F.dropout(torch.ones(1000))))
+    fit(start(model), seed=seed)
+    return torch.stack(masks)
+
+
+def test_dropout_differs_between_steps_and_depends_on_the_seed():
+    first, again, other = dropout_masks(0), dropout_masks(0), dropout_masks(1)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+
+
+class Overflowing(nn.Module):
+    """The network, with infinite logits in some training steps (numbers from 1)."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.network, self.steps, self.step = network(), steps, 0
+
+    def forward(self, x):
+        self.step += self.training
+        return self.network(x) * (math.inf if self.step in self.steps else 1)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update():
+    state, weights = start(Overflowing({3})), []
+    message = r"step 3 \(epoch 1\) with learning rate 0.05.*--lr"
+    with pytest.raises(loop.NonFiniteLoss, match=message):
+        fit(state, show=lambda *_: weights.append(copy.deepcopy(state.model)))
+    assert len(weights) == 2 and same(state.model, weights[-1])
+    assert all(value.isfinite().all() for value in state.model.state_dict().values())
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_weights_that_are_not_finite_are_not_passed_on(interrupted):
+    """Neither as the row of an epoch nor as a state to save."""
+    state = start(network())
+
+    def spoil(progress, loss):
+        if progress.step == 3:
+            with torch.no_grad():
+                state.model[0].weight[0, 0, 0, 0] = math.nan
+
+    stop = stop_after(3) if interrupted else loop.never
+    with pytest.raises(loop.NonFiniteLoss, match="0.weight is not finite at step 3"):
+        fit(state, show=spoil, stop=stop)
+
+
+def test_an_average_of_the_optimizer_that_overflowed_is_not_passed_on():
+    """Adam divides by it: the weights stay finite, and would never change again."""
+    state = start(network(), "adam")
+    message = "the optimizer's exp_avg_sq is not finite at step 3"
+    with pytest.raises(loop.NonFiniteLoss, match=message):
+        fit(state, loss_fn=lambda logits, y: F.cross_entropy(logits, y) * 1e24)
+    assert all(value.isfinite().all() for value in state.model.state_dict().values())
+
+
+def test_an_overflow_in_fp16_skips_the_step():
+    state, before = start(Overflowing({1, 2}), ema_decay=0.9, fp16=True), network()
+    (row,) = fit(state)
+    assert state.average.updates == 1 and state.progress.step == 3
+    assert state.scaler.get_scale() == 65536 / 4
+    assert math.isfinite(row["train_loss"]) and not same(state.model.network, before)
+
+
+def test_20_overflows_in_a_row_stop_the_run():
+    with pytest.raises(loop.NonFiniteLoss, match="20 steps in a row"):
+        fit(start(Overflowing(range(1000)), fp16=True), 100)
+
+
+def test_a_skipped_step_does_not_change_batch_norm():
+    model = network(norm=True)
+    convolution, calls = model[0].forward, []
+
+    def overflow_once(x):
+        calls.append(x)
+        return convolution(x) * (math.inf if len(calls) == 1 else 1)
+
+    model[0].forward = overflow_once
+    fit(start(model, fp16=True))
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def reads_and_copies(steps, norms):
+    """How often the host reads a value, and how many calls copy tensors, in an epoch in fp16."""
+    model = nn.Sequential(network(norm=True), *(nn.BatchNorm1d(10) for _ in range(norms - 1)))
+    with CallCounter() as counter:
+        fit(start(model, fp16=True), source=batches(32 * steps))
+    aten = torch.ops.aten
+    copies = counter.calls[aten.clone.default] + counter.calls[aten._foreach_copy_.default]
+    return torch.tensor([counter.calls[aten._local_scalar_dense.default], copies])
+
+
+def test_a_step_in_fp16_reads_one_value_and_copies_statistics_at_once():
+    """With any number of norms. For each value that is read the host waits for the device."""
+    few, many = (reads_and_copies(6, norms) - reads_and_copies(2, norms) for norms in (1, 30))
+    assert few.tolist() == many.tolist() and few[0] == 4
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_resembles_the_cpu():
+    cpu, gpu, source = network(), network().cuda(), batches(device="cuda")
+    fit(start(cpu), 2)
+    fit(start(gpu), 2, source)
+    for a, b in zip(cpu.parameters(), gpu.parameters()):
+        torch.testing.assert_close(a, b.cpu(), rtol=1e-2, atol=1e-3)
+    overflowing = Overflowing({3}).cuda()
+    with pytest.raises(loop.NonFiniteLoss, match="step 3 "):
+        fit(start(overflowing), source=source)
+    assert all(p.isfinite().all() for p in overflowing.parameters())

@@ -1,0 +1,128 @@
+"""What may change when a run resumes, and what is refused before its directory is touched."""
+
+import pytest
+import torch
+from helpers.errors import refused
+from helpers.training import resolve
+
+import train
+import train_sota
+from common import checkpoint
+from common.scopes import flag, names
+from datasets.examples import Examples, Split
+from training import arguments, out_of_memory, resume
+from training.schedules import Plan
+
+
+def saved_run(path, *argv, batch=0):
+    """The contents of path/last.pt of a run of train_sota.py after two epochs of three steps."""
+    args = resolve(train_sota, "--model", "resnet20", *argv)
+    values, origin = arguments.record(args, Plan.of(args, steps_per_epoch=3).automatic)
+    progress = {"epoch": 2, "step": 6, "batch": batch}
+    saved = {"training": {"arguments": values, "origin": origin, "progress": progress}}
+    checkpoint.save(saved, path / "last.pt")
+    return saved
+
+
+def test_a_run_resumes_with_its_arguments_but_may_change_the_machine(tmp_path):
+    saved_run(tmp_path, "--lr", 0.3, "--tag", "a", "--accumulate", 2, "--epochs", 5)
+    args = resolve(train_sota, "--resume", tmp_path / "last.pt", "--lr", 0.3)
+    assert (args.lr, args.tag, args.epochs, args.output_dir) == (0.3, "a", 5, str(tmp_path))
+    changes = ("--tag", "b", "--compile", "--epochs", 9, "--micro-batch", 16)
+    args = resolve(train_sota, "--resume", tmp_path, *changes)
+    assert (args.tag, args.compile, args.epochs, args.micro_batch) == ("b", True, 9, 16)
+    assert args.origin["tag"] == args.origin["epochs"] == "command line"
+    assert args.origin["accumulate"] == "--micro-batch"  # which decides about it again
+    for option in ("--config", "--output-dir"):
+        with refused("--resume takes", "leave --config and --output-dir out"):
+            resolve(train_sota, "--resume", tmp_path, option, tmp_path)
+
+
+def test_every_argument_that_identifies_a_run_is_refused_by_name(tmp_path):
+    saved_run(tmp_path)
+    defaults = arguments.defaults(train_sota.build_parser())
+    for name in names("identity") - {"epochs"}:
+        with refused(f"can't resume {tmp_path}: {flag(name)} is"):
+            resume.resolve(defaults, {"resume": str(tmp_path), name: "something else"})
+
+
+def test_auto_on_the_command_line_is_what_the_run_started_with(tmp_path):
+    saved = saved_run(tmp_path, "--epochs", 50)["training"]["arguments"]
+    args = resolve(train_sota, "--resume", tmp_path, "--ema-decay", "auto")
+    assert args.ema_decay == saved["ema_decay"] > 0
+    saved_run(tmp_path, "--ema-decay", 0.8)
+    with refused("can't resume", "--ema-decay is 0.8 there, not auto"):
+        resolve(train_sota, "--resume", tmp_path, "--ema-decay", "auto")
+
+
+def check_epochs(path, epochs, *argv, batch=0):
+    """Resumes a run of 4 epochs after its second one with another number of epochs."""
+    saved = saved_run(path, "--epochs", 4, *argv, batch=batch)
+    args = resolve(train, "--resume", path, "--epochs", epochs)
+    resume.check_epochs(args, saved, steps_per_epoch=3)
+
+
+CONSTANT = ("--schedule", "constant", "--warmup-epochs", 0, "--ema-decay", 0)
+
+
+def test_a_constant_schedule_can_be_extended_or_cut_short_between_epochs(tmp_path):
+    check_epochs(tmp_path, 2, *CONSTANT)
+    check_epochs(tmp_path, 9, *CONSTANT, batch=1)
+    check_epochs(tmp_path, 4)  # any schedule, with the same number
+    with refused("--epochs 2: the run has 3 epochs already"):
+        check_epochs(tmp_path, 2, *CONSTANT, batch=1)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "argv", "message"),
+    [
+        (1, CONSTANT, ": the run has 2 epochs already"),
+        (9, CONSTANT[:4], "another --ema-decay from the start"),
+        (
+            9,
+            (*CONSTANT[:2], *CONSTANT[4:]),
+            "another --warmup-epochs from the start (0.9, not 0.4)",
+        ),
+        (9, CONSTANT[2:], "with the cosine schedule"),
+        (2, (*CONSTANT, "--eval-every", 3), "with --eval-every 3, epoch 2"),
+    ],
+)
+def test_epochs_with_other_steps_from_the_start_are_refused(tmp_path, epochs, argv, message):
+    with refused(f"--epochs {epochs}", message):
+        check_epochs(tmp_path, epochs, *argv)
+
+
+def split(count=20, classes=("a", "b")):
+    examples = Examples(torch.zeros(count, 3, 8, 8, dtype=torch.uint8), torch.zeros(count))
+    return Split("name", examples, None, examples, classes, (), ())
+
+
+def test_other_data_is_refused():
+    saved = {"training": {"facts": resume.data_facts(split())}}
+    resume.check_data(split(), saved)
+    with refused("can't resume: the data has changed", "train images: 20 there, 30 here"):
+        resume.check_data(split(30), saved)
+    with refused("can't resume", "classes: 2 (a, b) there, 2 (a, c) here"):
+        resume.check_data(split(classes=("a", "c")), saved)
+
+
+def raises(error):
+    @resume.refuse_misfits
+    def load():
+        raise error
+
+    return load
+
+
+def test_contents_that_do_not_fit_are_refused_unlike_errors_of_the_device():
+    misfit = "can't resume: last.pt doesn't fit this run"
+    for error in (KeyError("x"), TypeError("x"), ValueError("x\ny"), AttributeError("x")):
+        with refused(misfit, "x"):
+            raises(error)()
+    with refused(misfit, "Linear"):
+        load = resume.refuse_misfits(torch.nn.Linear(2, 2).load_state_dict)
+        load(torch.nn.Linear(2, 3).state_dict())
+    copying = "Error(s) in loading state_dict for Linear: while copying: "
+    for text in (*(copying + text for text in out_of_memory.MESSAGES), "device-side assert"):
+        with pytest.raises(RuntimeError, match=text.replace("(s)", ".s.")):
+            raises(RuntimeError(text))()

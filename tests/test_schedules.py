@@ -1,0 +1,63 @@
+"""The learning rate as a function of the step, and what follows from the length of a run."""
+
+from types import SimpleNamespace
+
+import pytest
+from helpers.errors import refused
+
+from training.schedules import SCHEDULES, Plan, default_ema_decay, default_warmup, learning_rate
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_warmup_rises_linearly_to_the_learning_rate(schedule):
+    lr_at = learning_rate(schedule, 0.8, 100, warmup_steps=10)
+    rises = [lr_at(step + 1) - lr_at(step) for step in range(9)]
+    assert lr_at(0) > 0 and lr_at(10) == pytest.approx(0.8)
+    assert rises == [pytest.approx(rises[0])] * 9
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup_steps", "expected"),
+    [
+        ("cosine", 0, {0: 1.0, 50: 0.5, 100: 0.0}),
+        ("linear", 0, {0: 1.0, 25: 0.75, 50: 0.5, 100: 0.0}),
+        ("one_cycle", 20, {20: 1.0, 60: 0.5, 100: 0.0}),
+        ("multi_step", 0, {0: 1.0, 49: 1.0, 50: 0.1, 74: 0.1, 75: 0.01, 99: 0.01}),
+        ("constant", 0, {0: 1.0, 99: 1.0}),
+    ],
+)
+def test_schedules_at_their_corners(schedule, warmup_steps, expected):
+    lr_at = learning_rate(schedule, 1.0, 100, warmup_steps)
+    assert {step: lr_at(step) for step in expected} == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_learning_rate_is_positive_and_at_most_the_given_one(schedule):
+    lr_at = learning_rate(schedule, 0.3, 37, warmup_steps=5)
+    assert all(0 < lr_at(step) <= 0.3 + 1e-12 for step in range(37))
+
+
+def test_an_unknown_schedule_is_refused():
+    with refused("unknown schedule 'cos'", "cosine"):
+        learning_rate("cos", 0.1, 10)
+
+
+def test_defaults_depend_on_the_length_of_a_run():
+    assert default_warmup("cosine", 200) == 5 and default_warmup("cosine", 5) == 0.5
+    assert default_warmup("one_cycle", 8) == 2
+    assert 1 / (1 - default_ema_decay(2000)) == pytest.approx(100)
+    assert default_ema_decay(10**7) == 1 - 1e-4
+    assert 0 <= default_ema_decay(3) < 1
+
+
+def test_a_plan_takes_defaults_only_for_what_was_not_given():
+    args = SimpleNamespace(schedule="cosine", lr=0.4, epochs=20, warmup_epochs=None, ema_decay=None)
+    plan = Plan.of(args, steps_per_epoch=10)
+    assert (plan.steps, plan.warmup_epochs, plan.ema_decay) == (200, 2.0, pytest.approx(0.9))
+    assert plan.automatic == {"warmup_epochs": 2.0, "ema_decay": plan.ema_decay}
+    same = learning_rate("cosine", 0.4, 200, warmup_steps=20)
+    assert [plan.lr_at(step) for step in range(200)] == [same(step) for step in range(200)]
+    args.warmup_epochs, args.ema_decay = 0.0, 0.0
+    plan = Plan.of(args, steps_per_epoch=10)
+    assert (plan.warmup_epochs, plan.ema_decay, plan.automatic) == (0.0, 0.0, {})
+    assert plan.lr_at(0) == 0.4
