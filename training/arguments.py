@@ -20,7 +20,7 @@ from common.command_line import Parser, explicit, number, number_or_auto
 from common.errors import UserError
 from common.scopes import SCOPES, flag, names
 from data import DATASETS
-from datasets.pipeline import TRANSFORMS
+from datasets.pipeline import AUGMENTATIONS
 from training import resume
 from training.optimizers import OPTIMIZERS
 from training.schedules import SCHEDULES
@@ -39,10 +39,13 @@ class Option(NamedTuple):
 
 def augmentations(text):
     """Names of augmentations separated by commas, or "none"; stays a string."""
-    unknown = [name for name in text.split(",") if text != "none" and name not in TRANSFORMS]
+    chosen = [] if text == "none" else text.split(",")
+    unknown = [name for name in chosen if name not in AUGMENTATIONS]
     if unknown:
-        known = ", ".join(TRANSFORMS)
+        known = ", ".join(AUGMENTATIONS)
         raise argparse.ArgumentTypeError(f"must be none or names from {known}, not {unknown[0]!r}")
+    if {"flip", "alternating_flip"} <= set(chosen):
+        raise argparse.ArgumentTypeError("can't have both flip and alternating_flip")
     return text
 
 
@@ -97,7 +100,7 @@ TRAINING = (
     Option("--accumulate", POSITIVE, "split each batch into this many parts", 1),
 )
 AUGMENTATION = (
-    Option("--augment", augmentations, f"none, or a list of {', '.join(TRANSFORMS)}"),
+    Option("--augment", augmentations, f"none, or a list of {', '.join(AUGMENTATIONS)}"),
     Option("--crop-padding", ("reflect", "zero"), "border that crop adds", "reflect"),
     Option("--mixup", RATE, "MixUp's alpha (0: none)"),
     Option("--cutmix", RATE, "CutMix's alpha (0: none)"),
