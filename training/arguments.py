@@ -23,6 +23,7 @@ from data import DATASETS
 from datasets.pipeline import AUGMENTATIONS
 from training import resume
 from training.optimizers import OPTIMIZERS
+from training.progressive import parse_stages
 from training.schedules import SCHEDULES
 
 OTHER_SCRIPTS = {"lora_rank": 0, "micro_batch": 0, "ema_device": "same", "fsdp": False}
@@ -46,6 +47,15 @@ def augmentations(text):
         raise argparse.ArgumentTypeError(f"must be none or names from {known}, not {unknown[0]!r}")
     if {"flip", "alternating_flip"} <= set(chosen):
         raise argparse.ArgumentTypeError("can't have both flip and alternating_flip")
+    return text
+
+
+def input_sizes(text):
+    """Sizes for --progressive, or "none"; stays a string."""
+    try:
+        parse_stages(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
 
@@ -98,6 +108,12 @@ TRAINING = (
     Option("--drop-path", BELOW_ONE, "highest rate of stochastic depth; default: the model's"),
     Option("--clip-grad", RATE, "largest gradient norm (0: no limit)", 0.0),
     Option("--accumulate", POSITIVE, "split each batch into this many parts", 1),
+    Option(
+        "--progressive",
+        input_sizes,
+        "smaller inputs early in training: 24,28,32, or with shares of the run 24:0,28:0.3,32:0.7",
+        "none",
+    ),
 )
 AUGMENTATION = (
     Option("--augment", augmentations, f"none, or a list of {', '.join(AUGMENTATIONS)}"),
