@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
-from datasets import archives, image_folder, residency, shapes
+from datasets import archives, augment, image_folder, residency, shapes
 from datasets.draws import RankGenerator
 from datasets.examples import Examples
 from datasets.pipeline import Pipeline
@@ -111,6 +111,7 @@ class Batches:
         # One stream for all epochs: memory that was used by one stream isn't reused by another.
         is_cuda = self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device) if self.streamed and is_cuda else None
+        self.first_flips = self._draw_first_flips() if self.pipeline.alternating_flip else None
         self.prepared = None
         if not self.streamed and residency.prepares(self.examples, self.device):
             images = residency.copy_to_device(self.examples, self.device)
@@ -138,12 +139,12 @@ class Batches:
         indices = (self._index(order, number) for number in numbers)
         if self.prepared is not None:
             for number, index in zip(numbers, indices):
-                generator = self._generator(epoch, number)
-                yield self.pipeline.batch(self.prepared, self.labels, index, generator)
+                draws = self._generator(epoch, number), self._mirrored(epoch, index)
+                yield self.pipeline.batch(self.prepared, self.labels, index, *draws)
         else:
             for number, (images, index) in zip(numbers, self._gather(indices)):
-                generator = self._generator(epoch, number)
-                yield self.pipeline(images, self.labels[index], generator)
+                draws = self._generator(epoch, number), self._mirrored(epoch, index)
+                yield self.pipeline(images, self.labels[index], *draws)
 
     def _order(self, epoch):
         """The order of the images in an epoch: indices, on the host if the images are streamed."""
@@ -170,6 +171,17 @@ class Batches:
         distinct = self.batch_size // self.repeats
         total = self.repeats * min(distinct, len(self.labels) - number * distinct)
         return RankGenerator(generator, rank_rows(total, self.rank, self.world), total)
+
+    def _draw_first_flips(self):
+        seed = derive_seed(self.seed, 0, "alternating_flip")
+        generator = torch.Generator().manual_seed(seed)
+        return augment.first_flips(generator, len(self.labels)).to(self.device)
+
+    def _mirrored(self, epoch, index):
+        """Which images of a batch alternating_flip mirrors, None without it."""
+        if self.first_flips is None:
+            return None
+        return augment.alternating_flips(self.first_flips[index], epoch)
 
     def _gather(self, indices):
         """Yields (images, index) of each batch from images on the host."""

@@ -40,6 +40,7 @@ from training.inputs import Inputs
 from training.loop import Curve, Step, evaluate_epoch, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
+from training.progressive import size_schedule
 from training.run import open_run
 from training.schedules import Plan
 from training.state import Confusion, State
@@ -131,7 +132,7 @@ def train(args, saved, ranks):
     if saved:
         state.restore(saved)
     if args.compile:
-        state.compile()
+        state.compile(several_sizes=args.progressive != "none")
 
     step = Step(
         lr_at=plan.lr_at,
@@ -141,6 +142,7 @@ def train(args, saved, ranks):
         clip_grad=args.clip_grad,
         seed=args.seed,
         ranks=ranks,
+        size_at=size_schedule(args.progressive, plan.steps),
     )
     # Without held-out images the curve follows the test set, and the last epoch is what counts.
     curve = Curve("val" if split.val else "test", args.eval_every, args.epochs)

@@ -37,11 +37,29 @@ def like(values, images):
 
 def flip(images, generator, p=0.5):
     """Mirrors each image left to right with probability p. Any dtype."""
+    return mirror(images, to_device(rand(generator, len(images)) < p, images.device))
+
+
+def alternating_flips(first, epoch):
+    """Which images `alternating_flip` mirrors in an epoch: bool (B,), of `first_flips` (B,).
+
+    A random half in epoch 0, the other half in epoch 1, and so on: any two epochs in a row show an
+    image in both directions (arXiv 2404.00498 section 3.6).
+    """
+    return first if epoch % 2 == 0 else ~first
+
+
+def first_flips(generator, count):
+    """Which of `count` training images `alternating_flip` mirrors in epoch 0: bool (count,)."""
+    return rand(generator, count) < 0.5
+
+
+def mirror(images, chosen):
+    """Mirrors the images (B, C, H, W) that are chosen (bool (B,)) left to right. Any dtype."""
     batch, pixels, device = len(images), to_nhwc(images), images.device
-    mirrored = to_device(rand(generator, batch) < p, device)
     # Selecting from both versions is faster than overwriting the mirrored images.
     both = torch.cat([pixels, pixels.flip(2)])
-    index = torch.arange(batch, device=device) + batch * mirrored
+    index = torch.arange(batch, device=device) + batch * chosen
     return both.index_select(0, index).permute(0, 3, 1, 2)
 
 

@@ -43,7 +43,7 @@ SCRATCH = MODERN | dict(epochs=100, random_erasing=0.25)
 AIRBENCH94 = dict(
     optimizer="muon_sgd", lr=0.24, momentum=0.6, weight_decay=4e-3, batch_size=2000, epochs=8,
     schedule="linear", warmup_epochs=0.0, label_smoothing=0.2, ema_decay=0.0,
-    augment="crop,flip", crop_pixels=2, mixup=0.0, cutmix=0.0,
+    augment="crop,alternating_flip", crop_pixels=2, mixup=0.0, cutmix=0.0,
 )
 AIRBENCH95 = AIRBENCH94 | dict(epochs=15)
 AIRBENCH96 = AIRBENCH94 | dict(epochs=40, crop_pixels=4, cutout=12)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from helpers.networks import count, randomize, train
 
 from common.errors import UserError
-from datasets.pipeline import TRANSFORMS
+from datasets.pipeline import AUGMENTATIONS
 from models import MODELS, create_model, describe, is_published, parse_options, prefers_fp32, recipe
 from models.airbench import Airbench
 from models.cifar_resnet import ECA_POSITIONS, ECABlock, GhostModule, PadShortcut
@@ -176,7 +176,7 @@ def test_recipe_consists_of_training_arguments(name):
     numbers |= {"warmup_epochs", "random_erasing", "layer_decay", "momentum", "ema_decay"}
     assert recipe.pop("optimizer", "sgd") in OPTIMIZERS
     assert recipe.pop("schedule", "cosine") in SCHEDULES
-    assert set(recipe.pop("augment", "crop").split(",")) <= set(TRANSFORMS)
+    assert set(recipe.pop("augment", "crop").split(",")) <= set(AUGMENTATIONS)
     for key, value in recipe.items():
         assert isinstance(value, float if key in numbers else int), key
         assert key in numbers | {"epochs", "batch_size", "cutout", "image_size", "crop_pixels"}, key

@@ -8,6 +8,7 @@ loop               the step loop: train_epoch, evaluate
 state              everything that changes while a run trains: the contents of last.pt
 optimizers         parameter groups and optimizers
 schedules          learning rate, warmup and averaging over the length of a run
+progressive        smaller inputs early in training
 moving_average     the moving average of weights
 mixed_precision    autocast
 devices            selecting, seeding and measuring the device

@@ -20,9 +20,10 @@ from common.command_line import Parser, explicit, number, number_or_auto
 from common.errors import UserError
 from common.scopes import SCOPES, flag, names
 from data import DATASETS
-from datasets.pipeline import TRANSFORMS
+from datasets.pipeline import AUGMENTATIONS
 from training import resume
 from training.optimizers import OPTIMIZERS
+from training.progressive import parse_stages
 from training.schedules import SCHEDULES
 
 OTHER_SCRIPTS = {"lora_rank": 0, "micro_batch": 0, "ema_device": "same", "fsdp": False}
@@ -39,10 +40,22 @@ class Option(NamedTuple):
 
 def augmentations(text):
     """Names of augmentations separated by commas, or "none"; stays a string."""
-    unknown = [name for name in text.split(",") if text != "none" and name not in TRANSFORMS]
+    chosen = [] if text == "none" else text.split(",")
+    unknown = [name for name in chosen if name not in AUGMENTATIONS]
     if unknown:
-        known = ", ".join(TRANSFORMS)
+        known = ", ".join(AUGMENTATIONS)
         raise argparse.ArgumentTypeError(f"must be none or names from {known}, not {unknown[0]!r}")
+    if {"flip", "alternating_flip"} <= set(chosen):
+        raise argparse.ArgumentTypeError("can't have both flip and alternating_flip")
+    return text
+
+
+def input_sizes(text):
+    """Sizes for --progressive, or "none"; stays a string."""
+    try:
+        parse_stages(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
 
@@ -96,9 +109,15 @@ TRAINING = (
     Option("--drop-path", BELOW_ONE, "highest rate of stochastic depth; default: the model's"),
     Option("--clip-grad", RATE, "largest gradient norm (0: no limit)", 0.0),
     Option("--accumulate", POSITIVE, "split each batch into this many parts", 1),
+    Option(
+        "--progressive",
+        input_sizes,
+        "smaller inputs early in training: 24,28,32, or with shares of the run 24:0,28:0.3,32:0.7",
+        "none",
+    ),
 )
 AUGMENTATION = (
-    Option("--augment", augmentations, f"none, or a list of {', '.join(TRANSFORMS)}"),
+    Option("--augment", augmentations, f"none, or a list of {', '.join(AUGMENTATIONS)}"),
     Option("--crop-padding", ("reflect", "zero"), "border that crop adds", "reflect"),
     Option("--crop-pixels", COUNT, "largest shift by crop (0: an eighth of the image)", 0),
     Option("--mixup", RATE, "MixUp's alpha (0: none)"),

@@ -6,7 +6,7 @@ import models
 from common.errors import UserError
 from models import lora
 from models.weights import weights_file
-from training import run_directory
+from training import progressive, run_directory
 from training.initial_model import model_options
 from training.schedules import WITH_FINAL_RATE
 
@@ -29,6 +29,7 @@ def check_arguments(args, saved, ranks):
         run_directory.refuse_if_taken(args.output_dir)
     # Raises UserError where the model can't be built for this image size.
     models.describe(args.model, 10, args.image_size, model_options(args))
+    _check_progressive(args)
 
 
 def _check_batches(args, ranks):
@@ -61,6 +62,19 @@ def _check_transfer(args, saved):
         raise UserError(
             "--freeze-backbone computes features once, without augmentation: add --augment none", 2
         )
+
+
+def _check_progressive(args):
+    sizes = [size for size, _ in progressive.parse_stages(args.progressive)]
+    if not sizes:
+        return
+    given = f"--progressive {args.progressive}"
+    if args.freeze_backbone:
+        raise UserError(f"{given}: --freeze-backbone computes features once, at full size", 2)
+    if sizes[-1] != args.image_size:
+        raise UserError(f"{given} must end at the image size, {args.image_size} px", 2)
+    for size in sizes[:-1]:
+        models.describe(args.model, 10, size, model_options(args))
 
 
 def check_fitting(args, saved):

@@ -63,10 +63,12 @@ class Probe(nn.Module):
 class IdentityPipeline:
     """A pipeline (see datasets.pipeline.Pipeline) that passes features on unchanged."""
 
+    alternating_flip = False
+
     def prepare(self, features):
         return features
 
-    def batch(self, features, labels, index, generator):
+    def batch(self, features, labels, index, generator, mirrored):
         return features.index_select(0, index), labels[index]
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import UserError
-from training import devices
+from training import devices, progressive
 from training.distributed import Ranks
 from training.mixed_precision import autocast, fp32_classifier
 
@@ -46,7 +46,7 @@ class Step:
     "lr_end" gets lr_at(step, lr_end); loss_fn(logits float32 (B, K), targets): mean loss; dtype:
     autocast's, None for fp32; accumulate: parts that a batch is split into, with one update for
     all; clip_grad: largest norm of the gradient (0: no limit); ranks: the processes that train
-    together.
+    together; size_at(step): side of the inputs in pixels (0: as they are).
     """
 
     lr_at: Callable
@@ -56,6 +56,7 @@ class Step:
     clip_grad: float = 0.0
     seed: int = 0
     ranks: Ranks = field(default_factory=lambda: Ranks(torch.device("cpu")))
+    size_at: Callable = progressive.full_size
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def train_epoch(state, batches, step, stop=never, show=None):
 
     for inputs, targets in batches.epoch(progress.epoch, start=progress.batch):
         lr = set_learning_rates(optimizer, step.lr_at, progress.step)
+        inputs = progressive.resize(inputs, step.size_at(progress.step))
         if not state.gradient_order_settled:
             _settle_gradient_order(model, inputs[:2], targets[:2], step)
             state.gradient_order_settled = True

@@ -14,6 +14,7 @@ from common.errors import UserError, first_line
 from common.files import read_json
 from common.scopes import flag, names
 from training import out_of_memory, run_directory, schedules
+from training.progressive import size_schedule
 
 
 def resolve(defaults, given):
@@ -174,6 +175,16 @@ def check_epochs(args, saved, steps_per_epoch):
             f"{asked}: with the {args.schedule} schedule, the learning rates so far would be "
             f"different from those over {before['epochs']} epochs: start a new run (a constant "
             f"schedule can be extended)",
+            2,
+        )
+    old, new = (
+        size_schedule(args.progressive, epochs * steps_per_epoch)
+        for epochs in (before["epochs"], args.epochs)
+    )
+    if any(old(step) != new(step) for step in range(progress["step"])):
+        raise UserError(
+            f"{asked}: with --progressive {args.progressive}, the input sizes so far would be "
+            f"different from those over {before['epochs']} epochs: start a new run",
             2,
         )
 

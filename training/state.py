@@ -104,11 +104,16 @@ class State:
             self.gradient_order_settled = ranks.world <= 2 or ranks.sharded
         return self._parallel_model
 
-    def compile(self):
-        """In place: the keys of the state dict stay as they are."""
-        self.model.compile()
+    def compile(self, several_sizes=False):
+        """In place: the keys of the state dict stay as they are.
+
+        several_sizes: of the inputs. Each gets a graph of its own: one for all sizes is slower, and
+        which steps use it would depend on where a run resumed.
+        """
+        dynamic = False if several_sizes else None
+        self.model.compile(dynamic=dynamic)
         if self.average:
-            self.average.model.compile()
+            self.average.model.compile(dynamic=dynamic)
 
     def contents(self):
         """The contents of last.pt. All ranks have to call it together if the model is sharded."""
