@@ -33,6 +33,7 @@ class Pipeline:
     _: KW_ONLY
     num_classes: int | None = None  # needed for mixing
     crop_mode: str = "reflect"  # or "zero"
+    crop_pixels: int = 0  # largest shift by "crop"; 0: an eighth of the height
     cutout_size: int = 0  # pixels; 0: no Cutout
     erasing: float = 0.0  # probability
     mixup_alpha: float = 0.0  # 0: no MixUp
@@ -46,7 +47,7 @@ class Pipeline:
                 names = ", ".join(AUGMENTATIONS)
                 raise ValueError(f"unknown augmentation {name!r}: the names are {names}")
         self.options = {
-            "crop": {"mode": self.crop_mode},
+            "crop": {"padding": self.crop_pixels or None, "mode": self.crop_mode},
             "random_resized_crop": {"size": self.image_size},
         }
 
@@ -65,7 +66,7 @@ class Pipeline:
         pixels = augment.to_nhwc(images)
         if self.transforms[:1] != ("crop",):
             return pixels, 0
-        padding = augment.crop_padding(images)
+        padding = self.crop_pixels or augment.crop_padding(images)
         return augment.pad(pixels, padding, self.crop_mode), padding
 
     def batch(self, prepared, labels, index, generator, mirrored=None):

@@ -13,6 +13,7 @@ inspection.py    parameters and multiply-accumulates, classifiers, choice of att
 weights.py       weights and checkpoints from files
 lora.py          low-rank adapters
 resnet.py        ResNet-18 to 152, plain and multi-scale networks
+airbench.py      the fastest networks to train on CIFAR
 cifar_resnet.py  ResNet-20 to 110, and with ECA, ghost and ConvNeXt blocks
 adapted.py       timm's networks with stems for 32x32 images
 coatnet.py       CoAtNet in three variations

@@ -8,12 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.adapted import convnext_tiny, cspresnet50, ghostnet_100, mlp_mixer, resnest50d
+from models.airbench import Airbench
 from models.cifar_resnet import CifarResNet, convnext_resnet, eca_resnet, ghost_resnet
 from models.coatnet import coatnet, coatnet_cifar
 from models.hornet import HorNet
 from models.mscan import MSCAN
 from models.published import any_size_network, fixed_size_network, vision_transformer
-from models.recipes import DEFAULT, LARGE, LARGEST, MODERN, MODERN_SMALL, SCRATCH, SMALL
+from models.recipes import (
+    AIRBENCH94,
+    AIRBENCH95,
+    AIRBENCH96,
+    AIRBENCH_C100,
+    DEFAULT,
+    LARGE,
+    LARGEST,
+    MODERN,
+    MODERN_SMALL,
+    SCRATCH,
+    SMALL,
+)
 from models.resnet import BasicBlock, Bottleneck, ResNet
 from models.vit import ViT
 
@@ -52,6 +65,7 @@ class Entry:
         return self.fixed.get("name")
 
 
+JORDAN = "arXiv 2404.00498"
 HE = "arXiv 1512.03385"
 NO_ECA = "arXiv 1910.03151; the control: resnet20"
 ECA = "arXiv 1910.03151"
@@ -85,6 +99,11 @@ COATNET_0_LK = COATNET_0 | dict(large_kernel=True)
 COATNET_C = dict(widths=(64, 96, 192, 384, 512), depths=(2, 2, 6, 10, 2), large_stem=False)
 COATNET_C_LS = COATNET_C | dict(large_stem=True)
 HORNET_TINY = dict(width=64, depths=(2, 3, 18, 2), orders=(2, 3, 4, 5))
+# The bias of the whitening layer is trained for three epochs.
+AIR94 = dict(widths=(64, 256, 256), residual=False, whitening_share=3 / 8)
+AIR95 = dict(widths=(128, 384, 384), residual=False, whitening_share=3 / 15)
+AIR96 = dict(widths=(128, 384, 512), residual=True, whitening_share=3 / 40)
+AIR_C100 = dict(widths=(64, 256, 768), residual=False, whitening_share=3 / 10)
 VIT_TINY = dict(name="vit_tiny_patch16_224.augreg_in21k_ft_in1k")
 VIT_BASE = dict(name="vit_base_patch8_224.augreg_in21k_ft_in1k", patch_size=8)
 TINYVIT = dict(name="tiny_vit_5m_224.dist_in22k_ft_in1k")
@@ -98,6 +117,10 @@ LARGEST_448, LARGEST_336, LARGEST_256 = (LARGEST | dict(image_size=px) for px in
 
 MODELS = {
     # name: constructor, fixed options, recipe, parameters, classes, source
+    "airbench94": Entry(Airbench, AIR94, AIRBENCH94, 1_972_792, 10, JORDAN),
+    "airbench95": Entry(Airbench, AIR95, AIRBENCH95, 4_606_520, 10, JORDAN),
+    "airbench96": Entry(Airbench, AIR96, AIRBENCH96, 9_918_776, 10, JORDAN),
+    "airbench_c100": Entry(Airbench, AIR_C100, AIRBENCH_C100, 7_947_320, 100, JORDAN),
     "resnet18": Entry(ResNet, BASIC18, DEFAULT, 11_173_962, 10, HE),
     "resnet34": Entry(ResNet, BASIC34, DEFAULT, 21_282_122, 10, HE),
     "resnet50": Entry(ResNet, DEEP50, DEFAULT, 23_520_842, 10, HE),

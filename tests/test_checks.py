@@ -19,6 +19,7 @@ FROZEN = ("--freeze-backbone", "--weights", __file__)
         (("--repeated-augment", 3), "--batch-size 128 is not a multiple of --repeated-augment 3"),
         (("--cutout", 32), "--cutout 32 removes the whole image of 32 px"),
         (("--warmup-epochs", 5, "--epochs", 5), "--warmup-epochs 5 is as long as the run"),
+        (("--final-lr", 0.1, "--schedule", "constant"), "--final-lr needs --schedule cosine"),
         (("--weights", "missing.pt"), "missing.pt"),
         (("--pretrained",), "resnet18"),
         (("--freeze-backbone",), "--freeze-backbone needs trained weights"),
@@ -51,7 +52,8 @@ def test_each_rank_needs_an_image_for_each_part_of_a_batch():
     [
         (("--accumulate", 2, "--micro-batch", 8), "--accumulate and --micro-batch both split"),
         (("--lora-rank", 4, *FROZEN), "--lora-rank and --freeze-backbone exclude each other"),
-        (("--fsdp", "--optimizer", "muon"), "--fsdp can't be used with"),
+        (("--fsdp", "--optimizer", "muon"), "--fsdp can't be used with --optimizer muon"),
+        (("--fsdp", "--optimizer", "muon_sgd"), "--fsdp can't be used with --optimizer muon_sgd"),
         (("--fsdp", "--ema-device", "cpu"), "--fsdp can't be used with --lora-rank or"),
         (("--fsdp",), "--fsdp needs several processes: use torchrun"),
     ],

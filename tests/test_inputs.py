@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
+from helpers.errors import refused
 from helpers.training import CPU, resolve
 
 import models
@@ -38,6 +40,18 @@ def test_training_batches_follow_the_arguments():
         assert not torch.equal(first_batch(*changes)[0], images)
     repeated = first_batch(*PLAIN, "--repeated-augment", 2)[1]
     assert torch.equal(repeated[:10], repeated[10:])
+
+
+def test_crops_are_shifted_by_so_many_pixels():
+    """One pixel gives nine different crops of an image."""
+    plain = first_batch(*PLAIN)[0]
+    cropped = first_batch("--augment", "crop", "--crop-pixels", 1, "--mixup", 0, "--cutmix", 0)[0]
+    padded = F.pad(plain, (1, 1, 1, 1), mode="reflect")
+    shifts = [padded[:, :, y : y + 32, x : x + 32] for y in range(3) for x in range(3)]
+    hits = torch.stack([(cropped == shifted).all(3).all(2).all(1) for shifted in shifts])
+    assert hits.any(0).all() and hits.any(1).sum() > 4
+    with refused("--crop-pixels 32 must be smaller than the stored images of 32 px"):
+        first_batch("--crop-pixels", 32)
 
 
 def test_an_evaluation_has_every_image_once_in_order_and_normalized():

@@ -132,6 +132,7 @@ def test_another_number_of_epochs_may_not_change_the_sizes_so_far(tmp_path):
     args.epochs = 8
     progress = {"epoch": 2, "step": 6, "batch": 0}
     saved = {"training": {"arguments": vars(args) | {"epochs": 4}, "progress": progress}}
+    saved["training"]["optimizer"] = {"param_groups": []}
     resume.check_epochs(args, saved, steps_per_epoch=3)
     progress |= {"step": 7, "batch": 1}
     with refused("--epochs 8", "with --progressive 24,32, the input sizes so far"):

@@ -45,6 +45,8 @@ CASES = {
     "AdamW, test set, augmentation": (
         "train", 1, CNN, "--optimizer adamw --val-size 0 --augment trivial_augment --cutout 8"),
     "Muon, CutMix": ("train", 1, CNN, "--optimizer muon --cutmix 1 --clip-grad 1"),
+    "Muon and SGD, whitened": (
+        "train", 1, ("--model", "airbench94"), "--optimizer muon_sgd --lr 0.01 --final-lr 0.1"),
     "fp16": ("train", 1, CNN, "--amp fp16 --clip-grad 1"),
     "drop-path, erasing": (
         "train_vit", 1, VIT, "--drop-path 0.5 --random-erasing 0.5 --repeated-augment 4"),

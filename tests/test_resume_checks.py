@@ -14,12 +14,17 @@ from training import arguments, out_of_memory, resume
 from training.schedules import Plan
 
 
-def saved_run(path, *argv, batch=0):
-    """The contents of path/last.pt of a run of train_sota.py after two epochs of three steps."""
+def saved_run(path, *argv, batch=0, lr_ends=False):
+    """The contents of path/last.pt of a run of train_sota.py after two epochs of three steps.
+
+    lr_ends: some parameters are trained in the first three quarters of the run only.
+    """
     args = resolve(train_sota, "--model", "resnet20", *argv)
     values, origin = arguments.record(args, Plan.of(args, steps_per_epoch=3).automatic)
     progress = {"epoch": 2, "step": 6, "batch": batch}
-    saved = {"training": {"arguments": values, "origin": origin, "progress": progress}}
+    training = {"arguments": values, "origin": origin, "progress": progress}
+    training["optimizer"] = {"param_groups": [{}, {"lr_end": 0.75}][: 1 + lr_ends]}
+    saved = {"training": training}
     checkpoint.save(saved, path / "last.pt")
     return saved
 
@@ -55,9 +60,9 @@ def test_auto_on_the_command_line_is_what_the_run_started_with(tmp_path):
         resolve(train_sota, "--resume", tmp_path, "--ema-decay", "auto")
 
 
-def check_epochs(path, epochs, *argv, batch=0):
+def check_epochs(path, epochs, *argv, **options):
     """Resumes a run of 4 epochs after its second one with another number of epochs."""
-    saved = saved_run(path, "--epochs", 4, *argv, batch=batch)
+    saved = saved_run(path, "--epochs", 4, *argv, **options)
     args = resolve(train, "--resume", path, "--epochs", epochs)
     resume.check_epochs(args, saved, steps_per_epoch=3)
 
@@ -71,6 +76,12 @@ def test_a_constant_schedule_can_be_extended_or_cut_short_between_epochs(tmp_pat
     check_epochs(tmp_path, 4)  # any schedule, with the same number
     with refused("--epochs 2: the run has 3 epochs already"):
         check_epochs(tmp_path, 2, *CONSTANT, batch=1)
+
+
+def test_a_run_with_parameters_that_stop_early_keeps_its_length(tmp_path):
+    check_epochs(tmp_path, 3, *CONSTANT, lr_ends=True)  # they would have stopped after 2.25 epochs
+    with refused("--epochs 2: with the constant schedule, the learning rates so far"):
+        check_epochs(tmp_path, 2, *CONSTANT, lr_ends=True)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import pytest
 from helpers.errors import refused
 
-from training.schedules import SCHEDULES, Plan, default_ema_decay, default_warmup, learning_rate
+from training.schedules import (
+    SCHEDULES,
+    WITH_FINAL_RATE,
+    Plan,
+    default_ema_decay,
+    default_warmup,
+    learning_rate,
+)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -37,6 +44,24 @@ def test_a_learning_rate_is_positive_and_at_most_the_given_one(schedule):
     assert all(0 < lr_at(step) <= 0.3 + 1e-12 for step in range(37))
 
 
+@pytest.mark.parametrize("schedule", WITH_FINAL_RATE)
+def test_a_schedule_can_end_at_a_share_of_the_rate(schedule):
+    lr_at, to_zero = (learning_rate(schedule, 0.5, 100, 10, final) for final in (0.2, 0.0))
+    assert [lr_at(step) for step in range(11)] == [to_zero(step) for step in range(11)]
+    assert lr_at(100) == pytest.approx(0.1)
+    falls = [(lr_at(step) - 0.1, 0.8 * to_zero(step)) for step in range(10, 100)]
+    assert all(ours == pytest.approx(expected) for ours, expected in falls)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_group_that_ends_early_goes_through_the_whole_schedule(schedule):
+    """Twice as fast with an end at half of the run. Then its rate is zero."""
+    lr_at = learning_rate(schedule, 0.5, 100, 10, 0.2)
+    assert [lr_at(step, 0.5) for step in range(50)] == [lr_at(2 * step) for step in range(50)]
+    assert [lr_at(step, 0.5) for step in range(50, 100)] == [0.0] * 50
+    assert all(lr_at(step, 1.0) == lr_at(step) for step in range(100))
+
+
 def test_an_unknown_schedule_is_refused():
     with refused("unknown schedule 'cos'", "cosine"):
         learning_rate("cos", 0.1, 10)
@@ -52,10 +77,11 @@ def test_defaults_depend_on_the_length_of_a_run():
 
 def test_a_plan_takes_defaults_only_for_what_was_not_given():
     args = SimpleNamespace(schedule="cosine", lr=0.4, epochs=20, warmup_epochs=None, ema_decay=None)
+    args.final_lr = 0.1
     plan = Plan.of(args, steps_per_epoch=10)
     assert (plan.steps, plan.warmup_epochs, plan.ema_decay) == (200, 2.0, pytest.approx(0.9))
     assert plan.automatic == {"warmup_epochs": 2.0, "ema_decay": plan.ema_decay}
-    same = learning_rate("cosine", 0.4, 200, warmup_steps=20)
+    same = learning_rate("cosine", 0.4, 200, warmup_steps=20, final=0.1)
     assert [plan.lr_at(step) for step in range(200)] == [same(step) for step in range(200)]
     args.warmup_epochs, args.ema_decay = 0.0, 0.0
     plan = Plan.of(args, steps_per_epoch=10)

@@ -100,6 +100,7 @@ TRAINING = (
     Option("--weight-decay", RATE, "not applied to norms and biases"),
     Option("--schedule", SCHEDULES, "of the learning rate after the warmup"),
     Option("--warmup-epochs", number_or_auto(low=0), "default: a tenth of the run, at most 5"),
+    Option("--final-lr", SHARE, "rate at the end of the schedule, as share of the highest", 0.0),
     Option("--label-smoothing", BELOW_ONE, "share of the target spread over all classes"),
     Option(
         "--ema-decay",
@@ -119,6 +120,7 @@ TRAINING = (
 AUGMENTATION = (
     Option("--augment", augmentations, f"none, or a list of {', '.join(AUGMENTATIONS)}"),
     Option("--crop-padding", ("reflect", "zero"), "border that crop adds", "reflect"),
+    Option("--crop-pixels", COUNT, "largest shift by crop (0: an eighth of the image)", 0),
     Option("--mixup", RATE, "MixUp's alpha (0: none)"),
     Option("--cutmix", RATE, "CutMix's alpha (0: none)"),
     Option("--mix-prob", SHARE, "share of the images that are mixed", 0.5),

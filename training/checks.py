@@ -8,6 +8,7 @@ from models import lora
 from models.weights import weights_file
 from training import progressive, run_directory
 from training.initial_model import model_options
+from training.schedules import WITH_FINAL_RATE
 
 
 def check_arguments(args, saved, ranks):
@@ -21,6 +22,9 @@ def check_arguments(args, saved, ranks):
     if warmup is not None and warmup >= args.epochs and args.schedule != "constant":
         epochs = args.epochs
         raise UserError(f"--warmup-epochs {warmup:g} is as long as the run ({epochs} epochs)", 2)
+    if args.final_lr and args.schedule not in WITH_FINAL_RATE:
+        known = ", ".join(WITH_FINAL_RATE)
+        raise UserError(f"--final-lr needs --schedule {known}, not {args.schedule}", 2)
     if args.output_dir and saved is None and ranks.first:
         run_directory.refuse_if_taken(args.output_dir)
     # Raises UserError where the model can't be built for this image size.
@@ -75,6 +79,19 @@ def _check_progressive(args):
         models.describe(args.model, 10, size, model_options(args))
 
 
+def _check_progressive(args):
+    sizes = [size for size, _ in progressive.parse_stages(args.progressive)]
+    if not sizes:
+        return
+    given = f"--progressive {args.progressive}"
+    if args.freeze_backbone:
+        raise UserError(f"{given}: --freeze-backbone computes features once, at full size", 2)
+    if sizes[-1] != args.image_size:
+        raise UserError(f"{given} must end at the image size, {args.image_size} px", 2)
+    for size in sizes[:-1]:
+        models.describe(args.model, 10, size, model_options(args))
+
+
 def check_fitting(args, saved):
     """Raises UserError for the options of train_sota.py that don't go together."""
     both_asked = args.origin["accumulate"] == args.origin["micro_batch"] == "command line"
@@ -86,10 +103,10 @@ def check_fitting(args, saved):
         lora.require_peft()
     if not args.fsdp:
         return
-    if args.freeze_backbone or args.optimizer == "muon" or args.amp == "fp16":
-        raise UserError(
-            "--fsdp can't be used with --freeze-backbone, --optimizer muon or --amp fp16", 2
-        )
+    if args.optimizer in ("muon", "muon_sgd"):
+        raise UserError(f"--fsdp can't be used with --optimizer {args.optimizer}", 2)
+    if args.freeze_backbone or args.amp == "fp16":
+        raise UserError("--fsdp can't be used with --freeze-backbone or --amp fp16", 2)
     if args.lora_rank or args.ema_device != "same":
         raise UserError("--fsdp can't be used with --lora-rank or --ema-device cpu", 2)
     if "RANK" not in os.environ and saved is None:

@@ -6,9 +6,12 @@ import torch
 
 import models
 from common.text import printable
+from datasets.pipeline import Pipeline
 from models import lora
 from models.weights import load_weights
 from training import devices, linear_probe, resume
+
+INITIAL_IMAGES = 5000  # that a model may be initialised with
 
 
 def build_model(args, split, saved, lora_rank=0):
@@ -37,6 +40,8 @@ def build_model(args, split, saved, lora_rank=0):
         classes = split.num_classes
         print(f"weights: {args.model} as published, with a new classifier for {classes} classes")
         normalization = models.normalization(model)
+    elif hasattr(model, "initialize"):
+        model.initialize(initial_images(split.train, normalization, args.image_size))
     if lora_rank:
         devices.seed_model(args.seed, torch.device("cpu"), 0, "adapters")
         layers = lora.linear_layers(args.model, split.num_classes, args.image_size, options)
@@ -46,6 +51,18 @@ def build_model(args, split, saved, lora_rank=0):
         if saved:  # its features are computed before State.restore
             resume.refuse_misfits(model.load_state_dict)(saved["state_dict"])
     return model, normalization
+
+
+def initial_images(examples, normalization, image_size):
+    """INITIAL_IMAGES training images as the model gets them, without augmentation.
+
+    They are evenly spaced: the first images of a folder are all of one class.
+    """
+    count = min(INITIAL_IMAGES, len(examples))
+    index = torch.arange(count) * len(examples) // count
+    pixels = examples.gather(index).permute(0, 3, 1, 2)
+    images, _ = Pipeline(*normalization, image_size)(pixels, examples.labels[index])
+    return images
 
 
 def model_options(args):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 import data
+from common.errors import UserError
 from datasets.examples import Split
 from datasets.pipeline import Pipeline
 from training import linear_probe
@@ -33,6 +34,10 @@ class Inputs:
         options = {"seed": args.seed, "repeats": args.repeated_augment}
         if args.freeze_backbone:
             return self._features(model, self.split.train, args.batch_size, **options)
+        size = min(self.split.train.shape[2:])
+        if args.crop_pixels >= size:
+            problem = f"must be smaller than the stored images of {size} px"
+            raise UserError(f"--crop-pixels {args.crop_pixels} {problem}", 2)
         transforms = () if args.augment == "none" else args.augment.split(",")
         pipeline = Pipeline(
             *self.normalization,
@@ -40,6 +45,7 @@ class Inputs:
             transforms,
             num_classes=self.split.num_classes,
             crop_mode=args.crop_padding,
+            crop_pixels=args.crop_pixels,
             cutout_size=args.cutout,
             mixup_alpha=args.mixup,
             cutmix_alpha=args.cutmix,

@@ -42,11 +42,11 @@ class NonFiniteLoss(UserError):
 class Step:
     """How a step is taken.
 
-    lr_at(step): learning rate; a parameter group with "lr_scale" gets it times that; loss_fn(logits
-    float32 (B, K), targets): mean loss; dtype: autocast's, None for fp32; accumulate:
-    parts that a batch is split into, with one update for all; clip_grad: largest norm of the
-    gradient (0: no limit); ranks: the processes that train together; size_at(step): side of the
-    inputs in pixels (0: as they are).
+    lr_at(step): learning rate; a parameter group with "lr_scale" gets it times that, one with
+    "lr_end" gets lr_at(step, lr_end); loss_fn(logits float32 (B, K), targets): mean loss; dtype:
+    autocast's, None for fp32; accumulate: parts that a batch is split into, with one update for
+    all; clip_grad: largest norm of the gradient (0: no limit); ranks: the processes that train
+    together; size_at(step): side of the inputs in pixels (0: as they are).
     """
 
     lr_at: Callable
@@ -102,7 +102,7 @@ def train_epoch(state, batches, step, stop=never, show=None):
     start = time.perf_counter() - progress.seconds
 
     for inputs, targets in batches.epoch(progress.epoch, start=progress.batch):
-        lr = _set_learning_rate(optimizer, step.lr_at(progress.step))
+        lr = set_learning_rates(optimizer, step.lr_at, progress.step)
         inputs = progressive.resize(inputs, step.size_at(progress.step))
         if not state.gradient_order_settled:
             _settle_gradient_order(model, inputs[:2], targets[:2], step)
@@ -256,9 +256,12 @@ def evaluate(
 # ---- parts of a step -----------------------------------------------------------------------------
 
 
-def _set_learning_rate(optimizer, lr):
+def set_learning_rates(optimizer, lr_at, step):
+    """Sets each group's rate; returns the rate of a group without "lr_scale" and "lr_end"."""
+    lr = lr_at(step)
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        group_lr = lr_at(step, group["lr_end"]) if "lr_end" in group else lr
+        group["lr"] = group_lr * group.get("lr_scale", 1.0)
     return lr
 
 

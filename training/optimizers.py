@@ -7,10 +7,12 @@ from timm.optim import Muon, param_groups_layer_decay
 
 from common.errors import UserError
 from models import classifiers
+from training.muon import MuonSGD
 
 # The defaults of each optimizer. SGD: arXiv 1512.03385 with the weight decay of 1605.07146. Adam:
 # the plain baseline, without anything else. AdamW: arXiv 2010.11929 and 2201.03545. Muon: updates
 # scaled to the size of AdamW's (arXiv 2502.16982), with a rate for short runs of ResNet-20.
+# Muon_sgd: arXiv 2404.00498's repository.
 # fmt: off
 OPTIMIZERS = {
     "sgd": dict(lr=0.1, momentum=0.9, weight_decay=5e-4),
@@ -18,17 +20,20 @@ OPTIMIZERS = {
                  label_smoothing=0.0, clip_grad=0.0, ema_decay=0.0),
     "adamw": dict(lr=1e-3, momentum=0.9, weight_decay=0.05),
     "muon": dict(lr=0.01, momentum=0.95, weight_decay=0.05),
+    "muon_sgd": dict(lr=0.24, momentum=0.6, weight_decay=4e-3),
 }
 # fmt: on
 # Tensors of a weight's size that each keeps per weight, for the estimate of training/memory.py.
-STATES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1}
+STATES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1, "muon_sgd": 1}
 
 
 def create_optimizer(args, model, saved=None, dtype=None):
     """The optimizer of a run. saved: the contents of last.pt; dtype: autocast's, None for fp32."""
-    groups = param_groups(model, args.weight_decay, args.layer_decay)
+    groups = param_groups(model, args.weight_decay, args.layer_decay, args.optimizer)
     if args.optimizer == "muon":
         groups = muon_groups(groups, model, saved["training"]["optimizer"] if saved else None)
+    elif args.optimizer == "muon_sgd":
+        groups = muon_sgd_groups(groups, model, args.lr)
     # torch's fused SGD, if a GradScaler skips its first step, starts from uninitialised momentum.
     fused = dtype != torch.float16
     return build_optimizer(args.optimizer, groups, args.lr, args.momentum, fused)
@@ -55,25 +60,38 @@ def build_optimizer(name, groups, lr, momentum=0.9, fused=True):
     if name == "muon":
         # Filters are flattened to matrices; groups of muon_groups and depthwise filters use AdamW.
         return Muon(groups, lr, momentum=momentum, nesterov=True)
+    if name == "muon_sgd":
+        return MuonSGD(groups, lr, momentum=momentum)
     raise UserError(f"unknown optimizer {name!r}: must be one of {', '.join(OPTIMIZERS)}", 2)
 
 
-def param_groups(model, weight_decay, layer_decay=1.0):
+def param_groups(model, weight_decay, layer_decay=1.0, optimizer=None):
     """Two groups: weights with decay; norms, biases and model.no_weight_decay() without.
 
     Decaying a norm's scale or a bias only shrinks what the next layer can undo (arXiv 1812.01187
     §3.1). With layer_decay below 1, there are two groups per layer, with an "lr_scale" that falls
     by layer_decay from layer to layer towards the input (arXiv 1801.06146 §3.2, 2106.08254).
     Raises UserError for a model that doesn't define its layers.
+
+    model.rate_groups(optimizer, weight_decay) may declare groups of its own for the optimizer of
+    this name, with "lr_scale", and with "lr_end": the share of the run after which the rate is zero
+    (see schedules.learning_rate).
     """
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     if layer_decay != 1:
         return _layer_groups(model, weight_decay, layer_decay, exempt)
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    own_groups = []
+    if hasattr(model, "rate_groups"):
+        for group in model.rate_groups(optimizer, weight_decay):
+            own_groups.append(group | {"params": [p for p in group["params"] if p.requires_grad]})
+    own = {id(p) for group in own_groups for p in group["params"]}
+    trainable = [
+        (name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in own
+    ]
     decayed = [p for name, p in trainable if p.ndim > 1 and name not in exempt]
     plain = [p for name, p in trainable if p.ndim <= 1 or name in exempt]
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
-    return check_groups([group for group in groups if group["params"]], model)
+    return check_groups([group for group in groups + own_groups if group["params"]], model)
 
 
 def _layer_groups(model, weight_decay, layer_decay, exempt):
@@ -109,6 +127,25 @@ def muon_groups(groups, model, saved=None):
             if params:
                 split.append(group | {"params": params, "use_fallback": fallback})
     return check_groups(split, model)
+
+
+def muon_sgd_groups(groups, model, lr):
+    """The groups, each split into convolutions for Muon ("orthogonal") and what SGD trains.
+
+    lr: the highest rate. weight_decay is the share of a weight that a step of SGD with this rate
+    subtracts, as in arXiv 2404.00498's repository: MuonSGD multiplies it by the rate.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    convolutions = {id(layer.weight) for layer in layers}
+    split = []
+    for group in groups:
+        muon = [p for p in group["params"] if id(p) in convolutions]
+        sgd = [p for p in group["params"] if id(p) not in convolutions]
+        rate = lr * group.get("lr_scale", 1.0)
+        decay = group["weight_decay"] / rate if rate else 0.0
+        split.append(group | {"params": muon, "weight_decay": 0.0, "orthogonal": True})
+        split.append(group | {"params": sgd, "weight_decay": decay, "orthogonal": False})
+    return check_groups([group for group in split if group["params"]], model)
 
 
 def check_groups(groups, model):

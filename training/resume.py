@@ -144,7 +144,9 @@ def check_epochs(args, saved, steps_per_epoch):
     """Refuses another --epochs with which the run would have taken other steps from the start."""
     if saved is None or args.epochs == saved["training"]["arguments"]["epochs"]:
         return
-    before, progress = saved["training"]["arguments"], saved["training"]["progress"]
+    # A run of an older version lacks arguments that are newer: they have their defaults.
+    before = vars(args) | saved["training"]["arguments"]
+    progress = saved["training"]["progress"]
     asked = f"--epochs {args.epochs}"
     begun = progress["epoch"] + (progress["batch"] > 0)
     if begun > args.epochs:
@@ -168,7 +170,9 @@ def check_epochs(args, saved, steps_per_epoch):
             )
     old = schedules.Plan.of(argparse.Namespace(**before), steps_per_epoch).lr_at
     new = schedules.Plan.of(args, steps_per_epoch).lr_at
-    if any(old(step) != new(step) for step in range(progress["step"])):
+    groups = saved["training"]["optimizer"]["param_groups"]
+    ends = {1.0, *(group.get("lr_end", 1.0) for group in groups)}
+    if any(old(step, end) != new(step, end) for end in ends for step in range(progress["step"])):
         raise UserError(
             f"{asked}: with the {args.schedule} schedule, the learning rates so far would be "
             f"different from those over {before['epochs']} epochs: start a new run (a constant "

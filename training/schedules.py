@@ -7,29 +7,37 @@ from dataclasses import dataclass
 from common.errors import UserError
 
 SCHEDULES = ("cosine", "linear", "one_cycle", "multi_step", "constant")
+WITH_FINAL_RATE = ("cosine", "linear", "one_cycle")  # that fall to a given share of the rate
 
 
-def learning_rate(schedule, lr, steps, warmup_steps=0):
+def learning_rate(schedule, lr, steps, warmup_steps=0, final=0.0):
     """The learning rate as a function of the global step, 0 … steps - 1.
 
-    Linear warmup to `lr` over warmup_steps, then to zero at the end of the run: cosine, linear or
-    one_cycle (linear as well; with a long warmup it is a triangle, arXiv 1708.07120); multi_step
-    (a tenth after half of the steps, a hundredth after three quarters, arXiv 1512.03385 §4.2);
-    constant.
+    Linear warmup to `lr` over warmup_steps, then to lr * final at the end of the run: cosine,
+    linear or one_cycle (linear as well; with a long warmup it is a triangle, arXiv 1708.07120).
+    Or multi_step (a tenth after half of the steps, a hundredth after three quarters, arXiv
+    1512.03385 §4.2) or constant, without `final`.
+
+    The function has a second argument, `end`: parameters that are trained only in the first share
+    `end` of the run go through the whole schedule in this time. Then their rate is zero.
     """
     if schedule not in SCHEDULES:
         known = ", ".join(SCHEDULES)
         raise UserError(f"unknown schedule {schedule!r}: must be one of {known}", 2)
 
-    def lr_at(step):
+    def lr_at(step, end=1.0):
+        if end < 1:
+            if step >= end * steps:
+                return 0.0
+            step = step / end
         if step < warmup_steps:
             return lr * (step + 1) / (warmup_steps + 1)
         # 0 at the end of the warmup, 1 after the last step
         done = (step - warmup_steps) / max(1, steps - warmup_steps)
         if schedule == "cosine":
-            return lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
         if schedule in ("linear", "one_cycle"):
-            return lr * max(0.0, 1 - done)
+            return lr * (final + (1 - final) * max(0.0, 1 - done))
         if schedule == "multi_step":
             return lr * 0.1 ** ((step >= steps // 2) + (step >= steps * 3 // 4))
         if schedule == "constant":
@@ -68,6 +76,7 @@ class Plan:
     warmup_epochs: float
     ema_decay: float
     automatic: dict
+    final_lr: float = 0.0  # share of lr
 
     @classmethod
     def of(cls, args, steps_per_epoch):
@@ -85,6 +94,7 @@ class Plan:
             warmup_epochs=automatic.get("warmup_epochs", args.warmup_epochs),
             ema_decay=automatic.get("ema_decay", args.ema_decay),
             automatic=automatic,
+            final_lr=args.final_lr,
         )
 
     @property
@@ -93,6 +103,6 @@ class Plan:
 
     @property
     def lr_at(self):
-        """step -> learning rate"""
+        """step -> learning rate, see `learning_rate`"""
         warmup_steps = round(self.warmup_epochs * self.steps_per_epoch)
-        return learning_rate(self.schedule, self.lr, self.steps, warmup_steps)
+        return learning_rate(self.schedule, self.lr, self.steps, warmup_steps, self.final_lr)
