@@ -206,7 +206,12 @@ def test_every_purpose_has_its_own_seed():
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "transforms, size, exact",
-    [(("crop", "flip"), 32, True), ((), 32, True), (TRANSFORMS, 32, False), (("flip",), 48, False)],
+    [
+        (("crop", "flip"), 32, True),
+        ((), 32, True),
+        (tuple(TRANSFORMS), 32, False),
+        (("flip",), 48, False),
+    ],
     ids=str,
 )
 def test_batches_on_cuda_are_those_on_the_cpu(transforms, size, exact):

@@ -19,7 +19,7 @@ from analysis import metrics
 from common import checkpoint
 from common.errors import UserError
 from datasets import archives
-from training import experiment, run_directory
+from training import arguments, run_directory
 
 FUZZ = settings(
     max_examples=60,
@@ -81,7 +81,7 @@ def mutations(raw):
 
 
 def resolve(*argv):
-    return experiment.resolve_arguments(train.build_parser(), list(argv))
+    return arguments.resolve(train.build_parser(), list(argv))
 
 
 @FUZZ
@@ -105,7 +105,7 @@ def test_config_json(tmp_path, value):
     path.write_text(json.dumps(value))
 
     def read():
-        args, _, _ = resolve("--config", str(path))
+        args, _ = resolve("--config", str(path))
         models.parse_options(args.model_arg, args.model, args.image_size, args.drop_path)
         return args
 
