@@ -6,6 +6,7 @@ Each run is a process. After its fault it resumes and must end as the uninterrup
 import signal
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from helpers.errors import refused
@@ -188,10 +189,14 @@ def test_a_directory_without_permissions_is_left_alone(train, copy, tmp_path, mo
 
 
 def damage(path, how):
-    """Cuts a file in half, flips one of its bits, or removes it."""
+    """Cuts a checkpoint, flips one of its bits, or removes it."""
     contents = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        tensors = [record for record in archive.infolist() if "/data/" in record.filename]
     path.unlink()  # other names of the file keep its contents
-    middle = len(contents) // 2
+    # Within the largest tensor: nothing reads the padding between the tensors.
+    largest = max(tensors, key=lambda record: record.file_size)
+    middle = largest.header_offset + largest.file_size * 3 // 4
     contents[middle] ^= 1
     if how != "removed":
         path.write_bytes(contents[:middle] if how == "cut" else contents)
