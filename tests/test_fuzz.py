@@ -89,9 +89,9 @@ def resolve(*argv):
 def test_command_lines(words):
     found = refuses_in_one_line(resolve, *(word.replace("\0", "") for word in words))
     if found:
-        args, origin, state = found
-        assert isinstance(args, argparse.Namespace) and state is None
-        assert set(origin) == set(vars(args))
+        args, saved = found
+        assert isinstance(args, argparse.Namespace) and saved is None
+        assert {*args.origin, "origin"} == set(vars(args))
 
 
 CONFIG = st.dictionaries(st.sampled_from([*NAMES, "other"]), JSON, max_size=5)

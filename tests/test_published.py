@@ -244,5 +244,5 @@ def test_probe_computes_the_logits_from_features():
 @pytest.mark.parametrize("name", ["timm/levit_128s", "timm/dla46x_c", "timm/efficientvit_m0"])
 def test_probe_needs_a_classifier_that_takes_features(name):
     message = "several classifiers" if "levit" in name else "needs more than its features"
-    with refused("this model can't be frozen", message):
+    with refused("--freeze-backbone: ", message):
         linear_probe.features(linear_probe.Probe(with_random_norms(name)), TwoImages(64))
