@@ -33,7 +33,7 @@ def whitening_filters(images):
     by the root of their eigenvalue, from the largest to the smallest, and their negatives.
     """
     count, total, products = 0, 0.0, 0.0
-    for chunk in images.split(500):
+    for chunk in images.split(50):  # small enough for the caches
         patches = F.unfold(chunk.double(), 2).transpose(0, 1).flatten(1)  # (12, patches)
         count += patches.shape[1]
         total = total + patches.sum(1)

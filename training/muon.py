@@ -65,7 +65,8 @@ class MuonSGD(torch.optim.Optimizer):
 def orthogonalize(matrix, steps=3):
     """A matrix with the singular vectors of `matrix` and singular values near 1.
 
-    The published code computes in bfloat16. In float32 it takes less than a percent of a step.
+    The published code computes in bfloat16. In float32 it takes about a percent of a step
+    of airbench94 on a CPU.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
