@@ -11,7 +11,6 @@ from common import command_line
 from common.errors import UserError
 
 
-
 @pytest.mark.parametrize(
     ("bounds", "accepted", "refused", "message"),
     [
