@@ -13,7 +13,6 @@ import benchmark
 import models
 from bench import comparisons, measure, speeds, twins
 from datasets.pipeline import Pipeline
-from training import memory
 
 CPU = torch.device("cpu")
 
@@ -100,7 +99,7 @@ def test_twins_are_timed(run):
 
 @pytest.mark.slow
 def test_a_table_of_models_is_printed_and_written(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device: 1e9)
+    monkeypatch.setattr(speeds, "available", lambda device: 1e9)
     directory = tmp_path / "a" / "speed"
     names = ["resnet20", "timm/resnet10t", "eva_giant"]
     options = ["--models", *names, "--output", str(directory)]
@@ -143,7 +142,7 @@ def test_large_models_are_not_built_where_they_do_not_fit(run, monkeypatch):
         assert torch.empty(0).is_meta
         return create_model(*args, **options)
 
-    monkeypatch.setattr(memory, "available", lambda device: 1e8)
+    monkeypatch.setattr(speeds, "available", lambda device: 1e8)
     monkeypatch.setattr(models, "create_model", only_on_meta)
     text = run("models --amp off --suite sota")
     for row in (

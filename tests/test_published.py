@@ -19,7 +19,7 @@ from models import (
 )
 from models.weights import classifier_keys
 from training import linear_probe, loop
-from training.optimizers import create_optimizer, param_groups
+from training.optimizers import build_optimizer, param_groups
 
 RESNET = "timm/test_resnet.r160_in1k"
 
@@ -217,7 +217,7 @@ def test_a_family_of_timm_is_described_and_trains(family):
     assert keys and [len(values) for values in normalization(model)] == [3, 3]
     works_or_is_refused(param_groups, model, 0.05, 0.75)
     before = {key: model.state_dict()[key].clone() for key in keys}
-    optimizer = create_optimizer("sgd", param_groups(model, 0.05), 0.1)
+    optimizer = build_optimizer("sgd", param_groups(model, 0.05), 0.1)
     images = TwoImages(size)
     progress = loop.fit(model, images, optimizer=optimizer, lr_at=lambda step: 0.1, epochs=1)
     assert progress.step == 1

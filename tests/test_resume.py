@@ -256,7 +256,9 @@ def test_a_compiled_run_resumes_as_a_plain_one_and_back(train, monkeypatch):
     """Without a C++ compiler: what is tested is what compiling does to checkpoints."""
     compile_model = torch.nn.Module.compile
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self: compile_model(self, backend="eager")
+        torch.nn.Module,
+        "compile",
+        lambda self, **options: compile_model(self, backend="eager", **options),
     )
     options = (*VIT, *CONSTANT, *words("--amp off --lr 0.001 --epochs"))
     expected = train(*options, 3, output="expected")
