@@ -83,9 +83,7 @@ def reset_peak_memory(device):
 
 
 def peak_memory_mb(device):
-    """Largest memory so far, in MiB: of tensors on a GPU, of the process on a CPU; None if
-    unknown.
-    """
+    """Largest memory so far in MiB: of tensors on a GPU, of the process on a CPU; or None."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     # Linux's ru_maxrss would include the process that started this one.

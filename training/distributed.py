@@ -37,8 +37,10 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by t
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world` of them. local: its number on this machine; sharded: whether each
-    has a shard of the model."""
+    """This process among `world` of them.
+
+    local: its number on this machine; sharded: whether each has a shard of the model.
+    """
 
     device: torch.device
     rank: int = 0
@@ -85,8 +87,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def local_first(self):
-        """A block that one rank per machine finishes before the others begin: it downloads a file,
-        they find it."""
+        """A block that one rank per machine finishes first: it downloads a file, others find it."""
         if self.world > 1 and self.local > 0:
             dist.barrier()
         yield
@@ -258,9 +259,7 @@ def gather(state):
 
 
 def shard_like(state, like):
-    """{name: tensor} with each tensor sharded as the one of the same name; the opposite of
-    gather.
-    """
+    """{name: tensor}, each sharded as the one of the same name; the opposite of gather."""
     return {key: _shard_tensor(value, like.get(key)) for key, value in state.items()}
 
 

@@ -91,7 +91,9 @@ class Inputs:
 
 
 def images_at_once(args):
-    """Of an evaluation, per rank: four times those that one process would train on at once, because
-    nothing is kept for a backward pass."""
+    """Of an evaluation, per rank.
+
+    Four times those that one process would train on at once: nothing is kept for a backward pass.
+    """
     part = max(1, args.batch_size // args.accumulate)
     return min(LARGEST_EVALUATION_BATCH, 4 * part)

@@ -42,8 +42,7 @@ SMALLER = (
 
 
 def print_need(args, num_classes, *, dtype, device, free):
-    """Prints what a step needs of a type of device ("cpu", "cuda") with `free` bytes; returns the
-    memory.Need."""
+    """Prints what a step needs of a device ("cpu", "cuda") with `free` bytes; returns a Need."""
     world = distributed.world_size()
     parameters, macs = models.describe(
         args.model, num_classes, args.image_size, model_options(args)

@@ -87,9 +87,7 @@ def refuse_misfits(load):
 
 
 def _is_misfit(error):
-    """Whether Module.load_state_dict reports other names or shapes; it reports failed copies,
-    too.
-    """
+    """Whether load_state_dict reports other names or shapes; it reports failed copies, too."""
     text = str(error)
     return text.startswith("Error(s) in loading state_dict") and not out_of_memory.is_out_of_memory(
         error
@@ -97,8 +95,7 @@ def _is_misfit(error):
 
 
 def is_finished(args, saved):
-    """Whether a run has nothing left to do; prints its accuracy if so. False for one that was
-    killed before its final test."""
+    """Whether a run has nothing left to do, not even its final test; prints its accuracy if so."""
     if saved is None:
         return False
     summary = read_json(Path(args.output_dir) / "summary.json")
@@ -221,8 +218,10 @@ def open_directory(args, config, state, saved, curve):
 
 
 def _restore_best(directory, state, saved, curve):
-    """Writes best.pt again where last.pt is of the best epoch: the run may have been killed between
-    the two. Where it is of an earlier epoch and will be tested, it is checked now."""
+    """Writes best.pt again where last.pt is of the best epoch: a kill may have come between the two.
+
+    A best.pt of an earlier epoch that will be tested is checked now.
+    """
     best, progress = state.best["epoch"], state.progress
     if best and (progress.epoch, progress.batch) == (best, 0):
         directory.save_best(state.best_contents(curve.name)(saved))
@@ -231,9 +230,7 @@ def _restore_best(directory, state, saved, curve):
 
 
 def _history(rows, headline):
-    """State.history for a last.pt of an older version, which lacks it: from the rows of
-    metrics.csv.
-    """
+    """State.history of an older version, whose last.pt lacks it: from the rows of metrics.csv."""
     seconds, history = 0.0, []
     for row in rows:
         try:

@@ -32,8 +32,7 @@ from training.test_time_augmentation import VIEWS
 
 @contextlib.contextmanager
 def open_run(args, split, state, curve, step, train_batches, saved):
-    """A block in which a run trains. Ctrl-C and SIGTERM end it after the step, with its state
-    saved.
+    """A block in which a run trains. Ctrl-C and SIGTERM end it after a step and save its state.
 
     curve: loop.Curve; step: loop.Step; saved: the contents of last.pt of a run that resumes.
     """
@@ -99,9 +98,7 @@ class Run:
             tensorboard.write_images(self.directory.events, train_batches, card)
 
     def end_epoch(self, row):
-        """Completes the row, saves last.pt and, for the best epoch so far, best.pt; prints a
-        line.
-        """
+        """Completes the row, prints it, and saves last.pt and, for the best epoch, best.pt."""
         state, progress = self.state, self.state.progress
         row["epoch_seconds"] = progress.seconds
         row["images_per_second"] = progress.seen / progress.seconds

@@ -50,8 +50,7 @@ def refuse_if_taken(path):
 
 
 class RunDir:
-    """Use `create` or `open`: both take the directory's lock, which the system releases when the
-    process ends, however it ends."""
+    """Use `create` or `open`: both take the lock of the directory until the process ends."""
 
     def __init__(self, path):
         self.path = Path(path)

@@ -46,9 +46,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 def sync_batch_norm(model, device):
-    """The model with batch norm over all ranks: torch's on a GPU, ours elsewhere. Raises
-    UserError.
-    """
+    """The model with batch norm over all ranks: torch's on a GPU, else ours. Raises UserError."""
     if device.type == "cuda":
         return convert_sync_batchnorm(model)
     for module in list(model.modules()):

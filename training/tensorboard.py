@@ -48,9 +48,7 @@ def write_end(directory, arguments, figures, classes, state):
 
 
 def write_hparams(events, arguments, figures):
-    """For the plugin "hparams", in the run's own events: what identifies the run, and its
-    figures.
-    """
+    """For the plugin "hparams", in the events of the run: what identifies it, and its figures."""
     shown = {
         key: value if isinstance(value, (bool, int, float, str)) else str(value)
         for key, value in arguments.items()
