@@ -218,7 +218,7 @@ def open_directory(args, config, state, saved, curve):
 
 
 def _restore_best(directory, state, saved, curve):
-    """Writes best.pt again where last.pt is of the best epoch: a kill may have come between the two.
+    """Writes best.pt again where last.pt is of the best epoch: a kill may come in between.
 
     A best.pt of an earlier epoch that will be tested is checked now.
     """
