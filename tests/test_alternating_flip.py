@@ -40,7 +40,7 @@ def test_mirror_flips_the_chosen_images_only():
     assert torch.equal(augment.mirror(images, chosen), expected)
 
 
-def test_a_random_half_is_mirrored_first_and_then_every_image_every_other_epoch():
+def test_a_random_half_is_mirrored_first_then_all_every_other_epoch():
     first = mirrored_images(0)
     assert 430 < first.sum() < 570
     for epoch in range(1, 5):

@@ -78,7 +78,7 @@ def test_sizes_that_a_run_cannot_use_are_refused(monkeypatch, script, options, m
     checks.check_arguments(accepted, None, Ranks(CPU))
 
 
-def test_inputs_are_resized_bilinearly_with_antialiasing_and_image_by_image():
+def test_inputs_are_resized_with_antialiasing_image_by_image():
     images = make_images(12).float()
     small = progressive.resize(images, 20)
     expected = F.interpolate(images.contiguous(), (20, 20), mode="bilinear", antialias=True)

@@ -49,7 +49,7 @@ def test_views_are_averaged_as_their_sources_say():
 
 @torch.no_grad()
 @pytest.mark.parametrize("view", VIEWS)
-def test_an_image_and_its_mirror_image_are_predicted_alike_whatever_the_batch(view):
+def test_an_image_and_its_mirror_image_are_predicted_alike(view):
     images, net = make_images(6, 8, 8).float(), model()
     logits = VIEWS[view](net, images)
     alone = torch.cat([VIEWS[view](net, image) for image in images.split(1)])
