@@ -79,19 +79,6 @@ def _check_progressive(args):
         models.describe(args.model, 10, size, model_options(args))
 
 
-def _check_progressive(args):
-    sizes = [size for size, _ in progressive.parse_stages(args.progressive)]
-    if not sizes:
-        return
-    given = f"--progressive {args.progressive}"
-    if args.freeze_backbone:
-        raise UserError(f"{given}: --freeze-backbone computes features once, at full size", 2)
-    if sizes[-1] != args.image_size:
-        raise UserError(f"{given} must end at the image size, {args.image_size} px", 2)
-    for size in sizes[:-1]:
-        models.describe(args.model, 10, size, model_options(args))
-
-
 def check_fitting(args, saved):
     """Raises UserError for the options of train_sota.py that don't go together."""
     both_asked = args.origin["accumulate"] == args.origin["micro_batch"] == "command line"
