@@ -230,9 +230,12 @@ def spread(wanted, gap, low, high):
         total, count = block
         return max(low, min(total / count, high - (count - 1) * gap))
 
+    def end(block):
+        return start(block) + block[1] * gap
+
     for place in wanted:
         blocks.append([place, 1])
-        while len(blocks) > 1 and start(blocks[-2]) + blocks[-2][1] * gap > start(blocks[-1]):
+        while len(blocks) > 1 and end(blocks[-2]) > start(blocks[-1]):
             total, count = blocks.pop()
             blocks[-1][0] += total - count * blocks[-1][1] * gap
             blocks[-1][1] += count

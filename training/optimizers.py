@@ -47,10 +47,12 @@ def build_optimizer(name, groups, lr, momentum=0.9, fused=True):
     sharded parameters on a CPU.
     """
     first = groups[0]["params"][0]
-    sharded = hasattr(first, "full_tensor")
-    without = sharded and (name == "sgd" or first.device.type == "cpu")
-    usable = fused and first.device.type in ("cpu", "cuda") and not without
-    fused = True if usable else None  # None: torch's choice; False would be a kernel per parameter
+    if hasattr(first, "full_tensor"):  # sharded
+        has_kernel = first.device.type == "cuda" and name != "sgd"
+    else:
+        has_kernel = first.device.type in ("cpu", "cuda")
+    # None is torch's choice; False would be a kernel per parameter.
+    fused = True if fused and has_kernel else None
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
     if name == "adam":
