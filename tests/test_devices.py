@@ -35,8 +35,7 @@ def page_faults():
     torch.ones(2**24)  # 64 MiB: 16,384 pages of 4 KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 keep_freed_memory()
-page_faults()
-print(page_faults())
+print([page_faults() for _ in range(4)][-1])
 """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
