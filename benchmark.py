@@ -7,6 +7,7 @@ python benchmark.py models --suite sota --batch-size 16 --output speed   # the l
 python benchmark.py models --precisions      # training steps in bf16 against fp32
 python benchmark.py checkpoint  # saving after an epoch: how long training waits, and memory
 python benchmark.py twins       # a training step against timm's, for the same architectures
+python benchmark.py time-to --model airbench94 --runs 5 -- --tta flip-shift    # whole runs
 """
 
 from common import command_line
@@ -28,9 +29,11 @@ def build_parser():
 
     def add_command(name, help):
         add = commands.add_parser(name, help=help).add_argument
+        add("--rounds", type=number(int, low=1), default=5, metavar="N", help="of all in turn")
+        if name == "time-to":
+            return add
         at_most = "at most" if name == "models" else None
         add("--batch-size", type=number(int, low=1), default=128, metavar="N", help=at_most)
-        add("--rounds", type=number(int, low=1), default=5, metavar="N", help="of all in turn")
         add("--device", default="auto")
         if name != "data":
             add("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
@@ -73,15 +76,29 @@ def build_parser():
 
     add = add_command("twins", "a training step: our architecture against timm's")
     add("--models", nargs="+", metavar="NAME", default=TWINS, choices=TWINS, help="only these")
+
+    add_time_to(add_command("time-to", "whole runs of a recipe: time to accuracies, mean accuracy"))
     return parser
+
+
+def add_time_to(add):
+    add("--model", default="airbench94", metavar="NAME")
+    add("--runs", type=number(int, low=1), default=1, metavar="N", help="with seeds 0 … N - 1")
+    add("--output-dir", metavar="DIR", help="instead of runs/time-to/<dataset>-<model>")
+    add("--bare", action="store_true", help="also the bare step in bf16, and the runs' time in it")
+    add("--json", metavar="FILE", help="write the results there")
+    help = "arguments of the training script, after --"
+    add("training", nargs="*", metavar="ARGUMENT", help=help)
 
 
 def main(argv=None):
     args = build_parser().parse_args(argv)
     # Imported here, so that --help doesn't import torch, and Ctrl-C while it does is one line.
-    from bench import comparisons, measure, speeds, twins
+    from bench import comparisons, measure, speeds, time_to, twins
     from training import devices
 
+    if args.command == "time-to":
+        return time_to.main(args)
     commands = {
         "data": comparisons.measure_data,
         "epoch": comparisons.measure_epoch,

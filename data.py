@@ -82,6 +82,12 @@ def rank_rows(total, rank, world):
     return slice(start, stop)
 
 
+def rank_shares(total, world):
+    """The number of images of each rank in a global batch of `total` images."""
+    rows = (rank_rows(total, rank, world) for rank in range(world))
+    return [part.stop - part.start for part in rows]
+
+
 @dataclass(eq=False)
 class Batches:
     """Batches of a dataset on a device: an epoch yields the (inputs, targets) of the pipeline.

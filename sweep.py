@@ -75,11 +75,7 @@ def slurm_parameters(args, name, count):
 def execute(args, runs, todo, places, parameters):
     """Executes the runs `todo`. Returns ({failed run: reason}, signal number or 0)."""
     if todo:
-        plans.check_data(todo[0].args)
-    for run in todo:
-        if run.state == "new":
-            for leftover in ("config.json", "summary.json"):  # of a run without a checkpoint
-                (run.path / leftover).unlink(missing_ok=True)
+        plans.prepare(todo)
     start, estimate = launch.start_here, True
     if args.launcher == "submitit" and todo:
         jobs = launch.submit(todo, runs[0].path.parent / "submitit", parameters)

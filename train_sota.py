@@ -37,6 +37,7 @@ from training.arguments import Option
 from training.checks import check_arguments, check_fitting
 from training.initial_model import build_model, model_card
 from training.inputs import Inputs
+from training.lookahead import Lookahead
 from training.loop import Curve, Step, evaluate_epoch, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
@@ -112,7 +113,6 @@ def train(args, saved, ranks):
     model, normalization = build_model(args, split, saved, lora_rank=args.lora_rank)
     model, averaged, ranks = distributed.place_large(model, args, ranks, dtype)
     parts = memory.split_batches(args, model, split, dtype, ranks)
-
     inputs = Inputs(args, split, normalization, ranks, dtype, parts.images_at_once)
     train_batches = inputs.training_batches(model)
     eval_batches = inputs.evaluation_batches(model)
@@ -124,6 +124,7 @@ def train(args, saved, ranks):
         optimizer=create_optimizer(args, model, saved, dtype),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         average=MovingAverage(model, plan.ema_decay, averaged) if plan.ema_decay else None,
+        lookahead=Lookahead(model, args.lookahead, plan.steps) if args.lookahead else None,
         confusion=Confusion(split.num_classes, device),
         card=model_card(args, split, normalization),
         facts=resume.data_facts(split),

@@ -38,12 +38,13 @@ SCRATCH = MODERN | dict(epochs=100, random_erasing=0.25)
 
 # The fastest known training to 94, 95 and 96 % on CIFAR-10, and 75 % on CIFAR-100 (arXiv 2404.00498
 # and its repository). lr: of the convolutions; biases and classifier have multiples of it, for this
-# batch size (models/airbench.py). On a CPU, --accumulate 4 is faster: parts of 500 images stay in
-# the caches. The statistics of batch norm are then those of a part.
+# batch size (models/airbench.py). accumulate None: auto, cache-sized parts on a CPU, where the
+# statistics of batch norm are then those of a part.
 AIRBENCH94 = dict(
     optimizer="muon_sgd", lr=0.24, momentum=0.6, weight_decay=4e-3, batch_size=2000, epochs=8,
     schedule="linear", warmup_epochs=0.0, label_smoothing=0.2, ema_decay=0.0,
     augment="crop,alternating_flip", crop_pixels=2, mixup=0.0, cutmix=0.0,
+    accumulate=None,
 )
 AIRBENCH95 = AIRBENCH94 | dict(epochs=15)
 AIRBENCH96 = AIRBENCH94 | dict(epochs=40, crop_pixels=4, cutout=12)

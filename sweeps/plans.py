@@ -110,7 +110,7 @@ def plan(name, given, seeds, root):
             models.parse_options(args.model_arg, args.model)
             directory = root or Path("runs") / f"sweep-{name}-{args.dataset}"
             run = Run(label, directory / f"{label}-s{seed}", suite.script, asked, args)
-            run.state = _state(run)
+            run.state = stored_state(run)
             runs.append(run)
     return runs
 
@@ -125,7 +125,7 @@ def _replace_pretrained(name, weights, shared, own):
             values["weights"] = weights
 
 
-def _state(run):
+def stored_state(run):
     """The state of a run. Raises UserError if its directory is in use or holds another run."""
     present = [name for name in run_directory.FILES if (run.path / name).exists()]
     if not present:
@@ -174,6 +174,15 @@ def wait_until_free(path, seconds=10):
             if time.monotonic() > end:
                 raise
             time.sleep(0.1)
+
+
+def prepare(runs):
+    """Loads the data, and removes what runs without a checkpoint have left behind."""
+    check_data(runs[0].args)
+    for run in runs:
+        if run.state == "new":
+            for leftover in ("config.json", "summary.json"):
+                (run.path / leftover).unlink(missing_ok=True)
 
 
 def check_data(args):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from helpers.errors import refused
@@ -12,7 +13,7 @@ import train
 from datasets.examples import Split
 from datasets.shapes import SHAPES, make_shapes
 from training.distributed import Ranks
-from training.inputs import LARGEST_EVALUATION_BATCH, Inputs, images_at_once
+from training.inputs import LARGEST_EVALUATION_BATCH, Inputs, cached_parts, parts_of_batch
 from training.linear_probe import Probe
 
 TEST = make_shapes(60, seed=0)
@@ -74,7 +75,28 @@ def test_ranks_share_a_training_batch_and_evaluate_as_many_images_at_once():
     assert sizes == [[10, 10, 10]] * 2
     for options, expected in (((32,), 128), ((32, 4), 32), ((1024,), LARGEST_EVALUATION_BATCH)):
         argv = [word for pair in zip(("--batch-size", "--accumulate"), options) for word in pair]
-        assert images_at_once(resolve(train, *argv)) == expected
+        assert parts_of_batch(resolve(train, *argv), Ranks(CPU)).images_at_once == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "parts"),
+    [(2000, 32, 8), (250, 32, 1), (251, 32, 2), (2000, 64, 33), (128, 224, 26), (5, 512, 2)],
+)
+def test_automatic_parts_fit_the_caches_of_a_cpu(images, size, parts):
+    args = resolve(train, "--batch-size", images, "--image-size", size, "--accumulate", "auto")
+    split = parts_of_batch(args, Ranks(CPU))
+    assert (split.accumulate, split.automatic) == (parts, {"accumulate": parts})
+    assert images / parts * size**2 <= 250 * 32**2 or images // parts == 2
+    for device in ("cuda", "mps"):
+        assert cached_parts(args, torch.device(device), images) == 1
+    args.freeze_backbone = True
+    assert cached_parts(args, CPU, images) == 1
+
+
+def test_ranks_split_their_share_alike():
+    args = resolve(train, "--batch-size", 1026, "--accumulate", "auto")
+    splits = [parts_of_batch(args, Ranks(CPU, rank, world=4)) for rank in range(4)]
+    assert {split.accumulate for split in splits} == {2}
 
 
 def test_a_frozen_backbone_trains_on_features_that_are_computed_once():

@@ -15,7 +15,7 @@ import models
 import train_sota
 from common import free_memory
 from models import lora
-from training import memory, optimizers, out_of_memory
+from training import inputs, memory, optimizers, out_of_memory
 from training.distributed import Ranks, gather, shard
 
 EVA02, EVA = "timm/eva02_large_patch14_448", "timm/eva_giant_patch14_336"
@@ -223,6 +223,13 @@ def test_auto_splits_a_batch_by_the_free_memory(monkeypatch):
 def test_a_given_split_is_not_changed(monkeypatch, argv, accumulate, derived):
     split = split_batches(monkeypatch, 0, *argv)
     assert (split.accumulate, split.automatic, split.derived) == (accumulate, {}, derived)
+
+
+def test_automatic_parts_for_the_caches_are_asked_for_explicitly(monkeypatch):
+    monkeypatch.setattr(inputs, "CACHED_PIXELS", 8 * 32**2)
+    split = split_batches(monkeypatch, 0, "--accumulate", "auto")
+    assert (split.accumulate, split.automatic) == (4, {"accumulate": 4})
+    assert split.derived == {"micro_batch": 0}
 
 
 @pytest.mark.parametrize(("world", "sync_bn"), [(1, True), (2, False), (2, True)])

@@ -175,6 +175,7 @@ def test_recipe_consists_of_training_arguments(name):
     numbers = {"lr", "weight_decay", "mixup", "cutmix", "mix_prob", "label_smoothing", "clip_grad"}
     numbers |= {"warmup_epochs", "random_erasing", "layer_decay", "momentum", "ema_decay"}
     assert recipe.pop("optimizer", "sgd") in OPTIMIZERS
+    assert recipe.pop("accumulate", None) is None  # auto
     assert recipe.pop("schedule", "cosine") in SCHEDULES
     assert set(recipe.pop("augment", "crop").split(",")) <= set(AUGMENTATIONS)
     for key, value in recipe.items():

@@ -75,9 +75,8 @@ def test_a_run_writes_what_the_documentation_names(train, capsys):
 
     columns = (directory / "metrics.csv").read_text().splitlines()[0].split(",")
     assert columns[:5] == ["epoch", "step", "lr", "train_loss", "train_acc"]
-    assert {"test_loss", "test_acc", "ema_test_acc", "epoch_seconds", "peak_memory_mb"} <= {
-        *columns
-    }
+    assert {"test_loss", "test_acc", "ema_test_acc", "peak_memory_mb"} <= {*columns}
+    assert {"epoch_seconds", "eval_seconds", "total_seconds"} <= {*columns}
     assert [(row["epoch"], row["step"]) for row in rows(directory)] == [("1", "3"), ("2", "6")]
 
     config = read_json(directory / "config.json")
@@ -92,6 +91,7 @@ def test_a_run_writes_what_the_documentation_names(train, capsys):
     assert (ended["parameters"], ended["epochs"], ended["best_selected_on"]) == (272_474, 2, "test")
     assert ended["gmacs"] == pytest.approx(0.0408, abs=1e-4)
     assert ended["seconds_to_95"] <= ended["train_seconds"] + 1e-3
+    assert ended["train_seconds"] + ended["eval_seconds"] < ended["total_seconds"]
 
     best = checkpoint.load(directory / "best.pt")
     assert (best["metric"]["selected_on"], best["metric"]["name"]) == ("test", "ema_test_acc")

@@ -108,8 +108,15 @@ TRAINING = (
         "decay of the moving average of weights (0: none); default: a twentieth of the run",
     ),
     Option("--drop-path", BELOW_ONE, "highest rate of stochastic depth; default: the model's"),
+    Option("--lookahead", COUNT, "steps between averagings of the trained weights (0: none)", 0),
     Option("--clip-grad", RATE, "largest gradient norm (0: no limit)", 0.0),
-    Option("--accumulate", POSITIVE, "split each batch into this many parts", 1),
+    Option(
+        "--accumulate",
+        number_or_auto(kind=int, low=1),
+        "split each batch into this many parts, with their own batch-norm statistics (auto: 1; on "
+        "a CPU, as many as keep activations in its caches)",
+        1,
+    ),
     Option(
         "--progressive",
         input_sizes,

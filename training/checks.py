@@ -37,7 +37,7 @@ def _check_batches(args, ranks):
     if ranks.world > 1:
         smallest = 2 * (args.batch_size // 2 // ranks.world)  # see data.rank_rows
         whose += " that a process has"
-    if args.accumulate > smallest:
+    if (args.accumulate or 1) > smallest:  # auto fits
         raise UserError(
             f"--accumulate {args.accumulate} is more than the {smallest} images {whose}", 2
         )

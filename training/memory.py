@@ -26,7 +26,7 @@ from datasets.residency import resident_bytes
 from models import lora
 from models.weights import classifier_keys
 from training.initial_model import model_options
-from training.inputs import images_at_once
+from training.inputs import BatchSplit, parts_of_batch
 from training.mixed_precision import autocast
 from training.optimizers import STATES
 from training.out_of_memory import is_out_of_memory
@@ -229,25 +229,15 @@ def need_of_run(args, num_classes, *, device, dtype, world=1):
         ema=args.ema_decay != 0,
         ema_on_host=args.ema_device == "cpu",
     )
+    if args.lookahead:
+        copy = need.parameters
+        need = replace(need, average=need.average + copy, host=need.host + copy)
     if device == "cpu":
         need = replace(need, snapshot=need.host)
     if not args.fsdp:
         return need
     shared = ("parameters", "gradients", "optimizer", "average")
     return replace(need, **{name: getattr(need, name) // world for name in shared})
-
-
-@dataclass(frozen=True)
-class BatchSplit:
-    """How a batch is split to fit. images_at_once: of an evaluation, per rank.
-
-    automatic: {argument: value} of --micro-batch auto; derived: of --accumulate, which follows.
-    """
-
-    accumulate: int
-    images_at_once: int
-    automatic: dict
-    derived: dict
 
 
 def split_batches(args, model, split, dtype, ranks):
@@ -261,15 +251,15 @@ def split_batches(args, model, split, dtype, ranks):
         micro_batch = 0  # --accumulate was asked for, --micro-batch is a default
     if micro_batch == 0:
         derived = {"micro_batch": 0} if args.micro_batch != 0 else {}
-        return BatchSplit(args.accumulate, images_at_once(args), {}, derived)
-    rows = [data.rank_rows(args.batch_size, rank, ranks.world) for rank in range(ranks.world)]
-    shares = [part.stop - part.start for part in rows]
+        return replace(parts_of_batch(args, ranks), derived=derived)
+    shares = data.rank_shares(args.batch_size, ranks.world)
     automatic = {}
     if micro_batch is None:
         micro_batch = _largest_micro_batch(args, model, split, dtype, ranks, max(shares))
         automatic = {"micro_batch": micro_batch}
     if args.freeze_backbone:  # its features are small
-        return BatchSplit(args.accumulate, micro_batch, automatic, {})
+        parts = parts_of_batch(args, ranks)
+        return replace(parts, images_at_once=micro_batch, automatic=automatic | parts.automatic)
     accumulate = min(-(-max(shares) // micro_batch), *shares)
     return BatchSplit(accumulate, micro_batch, automatic, {"accumulate": accumulate})
 

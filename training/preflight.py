@@ -8,6 +8,8 @@ import copy
 import os
 from pathlib import Path
 
+import torch
+
 import models
 from common.errors import UserError
 from common.free_memory import available
@@ -16,6 +18,7 @@ from models.published import smallest
 from models.weights import load_checkpoint
 from training import devices, distributed, memory, mixed_precision, run_directory
 from training.initial_model import model_options
+from training.inputs import cached_parts
 from training.memory import GB
 
 SMOKE = {
@@ -65,17 +68,19 @@ def print_need(args, num_classes, *, dtype, device, free):
     on_host = "" if device == "cpu" else f"; to save it, {in_gb(need.host)} on the host"
     total, image = in_gb(need.fixed), in_gb(need.image)
     print(f"GB: {listed}, together {total}; activations {image} per image{on_host}")
-    print(_verdict(args, need, -(-args.batch_size // world), free))
+    share = -(-args.batch_size // world)
+    parts = args.accumulate or cached_parts(args, torch.device(device), share)
+    print(_verdict(args, need, share, parts, free))
     return need
 
 
-def _verdict(args, need, share, free):
+def _verdict(args, need, share, parts, free):
     """Whether a step of `share` images fits into `free` bytes, as a sentence."""
     most = need.largest(free)
     if args.micro_batch:
         wanted = args.micro_batch
     elif args.micro_batch == 0:
-        wanted = -(-share // args.accumulate)
+        wanted = -(-share // parts)
     else:  # auto
         wanted = min(share, max(1, most))
     if wanted <= most:

@@ -186,6 +186,12 @@ def check_epochs(args, saved, steps_per_epoch):
             f"different from those over {before['epochs']} epochs: start a new run",
             2,
         )
+    if args.lookahead and progress["step"] >= args.lookahead:
+        raise UserError(
+            f"{asked}: with --lookahead {args.lookahead}, the averages so far would be different "
+            f"from those over {before['epochs']} epochs: start a new run",
+            2,
+        )
 
 
 def open_directory(args, config, state, saved, curve):

@@ -66,6 +66,7 @@ class Run:
         self.show = display.step if self.ranks.first else None
         self.directory = run_directory.NullRunDir()
         self.figures, self.exit_status = {}, None
+        self.earlier_seconds = state.progress.wall_seconds  # of the processes before this one
 
     def open_directory(self, saved):
         if not self.ranks.first:
@@ -97,10 +98,16 @@ class Run:
         if self.ranks.first and not self.args.freeze_backbone:
             tensorboard.write_images(self.directory.events, train_batches, card)
 
+    def count_time(self):
+        """Adds up the wall time of the run's processes, each from its start to its last save."""
+        self.state.progress.wall_seconds = self.earlier_seconds + environment.process_seconds()
+
     def end_epoch(self, row):
         """Completes the row, prints it, and saves last.pt and, for the best epoch, best.pt."""
         state, progress = self.state, self.state.progress
+        self.count_time()
         row["epoch_seconds"] = progress.seconds
+        row["eval_seconds"], row["total_seconds"] = progress.eval_seconds, progress.wall_seconds
         row["images_per_second"] = progress.seen / progress.seconds
         progress.finish_epoch()
         row["peak_memory_mb"] = devices.peak_memory_mb(self.ranks.device)
@@ -133,18 +140,17 @@ class Run:
         return columns
 
     def _evaluate(self, model, batches, **options):
-        return loop.evaluate(
+        start = time.perf_counter()
+        metrics = loop.evaluate(
             model, batches, dtype=self.step.dtype, stop=self.stop, ranks=self.ranks, **options
         )
+        seconds = time.perf_counter() - start
+        self.state.progress.eval_seconds += seconds
+        return metrics | {"seconds": seconds}
 
     def _test_time_augmentation(self, model, batches):
-        start = time.perf_counter()
         metrics = self._evaluate(model, batches, predict=VIEWS[self.args.tta])
-        return {
-            "test_tta_acc": metrics["acc"],
-            "test_tta_top5": metrics["top5"],
-            "test_tta_seconds": time.perf_counter() - start,
-        }
+        return {f"test_tta_{name}": metrics[name] for name in ("acc", "top5", "seconds")}
 
     @contextlib.contextmanager
     def _tested_weights(self):
@@ -200,6 +206,7 @@ class Run:
             )
 
     def interrupted(self):
+        self.count_time()
         self.directory.save_last(self.state.contents())
         self.directory.write_summary("interrupted", signal=self.stop.number, **self._standing())
         self.ranks.wait()  # torchrun ends all ranks, also the one that saves, when one has ended
@@ -218,6 +225,7 @@ class Run:
 
     def _standing(self):
         progress, best, name = self.state.progress, self.state.best, self.curve.name
+        self.count_time()
         return {
             "epochs": progress.epoch,
             "steps": progress.step,
@@ -225,6 +233,8 @@ class Run:
             f"best_{name}_acc": best["value"] if best["epoch"] else None,
             "best_selected_on": name,
             "train_seconds": progress.total_seconds + progress.seconds,
+            "eval_seconds": progress.eval_seconds,
+            "total_seconds": progress.wall_seconds,
         }
 
 

@@ -7,6 +7,7 @@ import torch
 
 from models import lora
 from training import distributed, optimizers
+from training.lookahead import Lookahead
 from training.moving_average import MovingAverage
 from training.resume import refuse_misfits
 
@@ -23,6 +24,8 @@ class Progress:
     seen: int = 0
     seconds: float = 0.0
     total_seconds: float = 0.0  # of all training so far, without evaluation
+    eval_seconds: float = 0.0  # of all evaluations so far
+    wall_seconds: float = 0.0  # of all processes of the run so far, see Run.count_time
 
     def count_step(self, images, loss_sum, correct, finite):
         """finite: whether the loss was; images of other steps are not counted."""
@@ -68,6 +71,7 @@ class State:
         default_factory=lambda: torch.amp.GradScaler(enabled=False)
     )
     average: MovingAverage | None = None
+    lookahead: Lookahead | None = None
     confusion: Confusion | None = None
     card: dict = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
@@ -127,6 +131,7 @@ class State:
             "progress": asdict(self.progress),
             "best": dict(self.best),
             "history": list(self.history),
+            "lookahead": self.lookahead.state_dict() if self.lookahead else None,
         }
         average = self.average.state_dict() if self.average else None
         weights = self.model.state_dict()
@@ -158,6 +163,8 @@ class State:
             average = saved["ema"]["average"]
             average = distributed.shard_like(average, self.average.model.state_dict())
             self.average.load_state_dict(saved["ema"] | {"average": average})
+        if self.lookahead:
+            self.lookahead.load_state_dict(training["lookahead"])
         self.progress = Progress(**training["progress"])
         self.best = dict(training["best"])
         # Older versions didn't save the history, see resume.open_directory.
