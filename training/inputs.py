@@ -13,10 +13,10 @@ from training import linear_probe
 from training.distributed import Ranks
 
 LARGEST_EVALUATION_BATCH = 500  # images per rank
-# Pixels of a part of a batch with --accumulate auto on a CPU, 250 images of 32x32. Forward and
-# backward pass of airbench94 in bf16 on two cores: 450 images/s in parts of 2,000, 1,200 in parts
-# of 250, whose activations stay in the caches.
-CACHED_PIXELS = 250 * 32 * 32
+# Pixels of a part of a batch with --accumulate auto on a CPU, 500 images of 32x32. Forward and
+# backward pass of airbench94 at 24 px in bf16 on two cores: 1,400 images/s in parts of 250, 1,570
+# in parts of 500, 1,520 in one of 2,000 (medians of 5), which takes more than twice the memory.
+CACHED_PIXELS = 500 * 32 * 32
 
 
 @dataclass(frozen=True)
