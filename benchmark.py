@@ -2,8 +2,9 @@
 
 python benchmark.py data        # our batches against a torchvision DataLoader with PIL transforms
 python benchmark.py epoch       # our epoch against the bare training step and a plain loop
-python benchmark.py models      # a table: parameters, GMACs, memory, images/s, FLOP/s
+python benchmark.py models      # a table: parameters, GMACs, speed of inference and of training
 python benchmark.py models --suite sota --batch-size 16 --output speed   # the largest, as files too
+python benchmark.py models --suite sota --inference-batch-size 512 --skip-training
 python benchmark.py models --precisions      # training steps in bf16 against fp32
 python benchmark.py checkpoint  # saving after an epoch: how long training waits, and memory
 python benchmark.py twins       # a training step against timm's, for the same architectures
@@ -60,15 +61,7 @@ def build_parser():
     add("--compile", action="store_true", help="compile the model, except in the plain loop")
 
     add = add_command("models", "each model's size, work, memory and speed")
-    suites = ("table", "sota", "all")
-    add("--models", nargs="+", metavar="NAME", help="only these; timm/<name> for any of timm's")
-    add("--suite", default="table", choices=suites, help="sota: the largest")
-    add("--image-size", type=size, metavar="PX", help="instead of each model's own")
-    add("--classes", type=number(int, low=2), metavar="K", help="instead of each model's own")
-    add("--output", metavar="DIR", help="write models.csv, models.md and models.png there")
-    add("--runs", nargs="+", metavar="RUN", help="plot these runs' test accuracy against speed")
-    add("--precisions", action="store_true", help="instead, a step in bf16 against fp32, in turn")
-    add("--quick", action="store_true", help="--precisions with batches of 16 and three rounds")
+    add_model_options(add, size)
 
     add = add_command("checkpoint", "saving after an epoch: MB, ms, share of the epoch, memory")
     add_images(add, 50_000)
@@ -89,6 +82,25 @@ def add_time_to(add):
     add("--json", metavar="FILE", help="write the results there")
     help = "arguments of the training script, after --"
     add("training", nargs="*", metavar="ARGUMENT", help=help)
+
+
+def add_model_options(add, size):
+    """The options of `benchmark.py models`. size: the type of a number of pixels."""
+    suites = ("table", "sota", "all")
+    add("--models", nargs="+", metavar="NAME", help="only these; timm/<name> for any of timm's")
+    add("--suite", default="table", choices=suites, help="sota: the largest")
+    add("--image-size", type=size, metavar="PX", help="instead of each model's own")
+    add("--classes", type=number(int, low=2), metavar="K", help="instead of each model's own")
+    inference = dict(type=number(int, low=1), metavar="N")
+    at_most = "of inference, at most (default: as --batch-size)"
+    add("--inference-batch-size", **inference, help=at_most)
+    add("--skip-training", action="store_true", help="measure inference only")
+    results = "timm's results-imagenet.csv, for the published top-1 of its weights"
+    add("--timm-results", metavar="FILE", help=results)
+    add("--output", metavar="DIR", help="write models.csv, models.md and models.png there")
+    add("--runs", nargs="+", metavar="RUN", help="plot these runs' test accuracy against speed")
+    add("--precisions", action="store_true", help="instead, a step in bf16 against fp32, in turn")
+    add("--quick", action="store_true", help="--precisions with batches of 16 and three rounds")
 
 
 def main(argv=None):
