@@ -3,7 +3,8 @@
 Widths 16, 32 and 64, n blocks a stage, depth 6n + 2. `shortcut="project"` (default) is the paper's
 option B; `shortcut="pad"` is its option A: subsampling and zero channels, without parameters.
 
-Three variations replace the block:
+Variations replace the block:
+- Plain: the same convolutions without shortcuts.
 - ECA (arXiv 1910.03151): channel attention after the second batch norm, before the addition;
   `eca_position` moves it.
 - Ghost (arXiv 1911.11907): both 3x3 convolutions are ghost modules. The second has no ReLU, so
@@ -60,6 +61,18 @@ class Block(nn.Module):
 
     def forward(self, x):
         return F.relu(self.shortcut(x) + self.conv2(F.relu(self.conv1(x))))
+
+
+class PlainBlock(nn.Module):
+    """Two 3x3 convolutions. The shortcut is ignored."""
+
+    def __init__(self, in_channels, width, stride, shortcut):
+        super().__init__()
+        self.conv1 = conv_bn(in_channels, width, 3, stride)
+        self.conv2 = conv_bn(width, width, 3)
+
+    def forward(self, x):
+        return F.relu(self.conv2(F.relu(self.conv1(x))))
 
 
 class ECABlock(Block):
@@ -147,6 +160,10 @@ class CifarResNet(nn.Module):
     def forward(self, x):
         x = self.blocks(F.relu(self.stem(x)))  # (B, 64, H / 4, W / 4)
         return self.fc(x.mean((2, 3)))
+
+
+def plain_network(num_classes=10, *, n):
+    return CifarResNet(num_classes, PlainBlock, n=n)
 
 
 def eca_resnet(num_classes=10, *, n, kernel, shortcut="project", eca_position="bn2"):

@@ -235,6 +235,20 @@ def test_pad_shortcuts_have_no_parameters(name, parameters):
         assert count(build(name, shortcut="pad")) == parameters
 
 
+@pytest.mark.parametrize("depth", [20, 32, 44, 56])
+def test_plain_networks_are_residual_ones_without_shortcuts(depth):
+    plain, residual = f"plain{depth}", f"resnet{depth}"
+    assert MODELS[plain].parameters == PADDED[residual]
+    assert recipe(plain) == recipe(residual)
+    model = build(plain).eval()
+    for block in model.blocks:  # He et al. 2015: variance 2 / (outputs of a pixel)
+        assert block.conv2[0].weight.std().item() == pytest.approx(
+            (2 / (9 * block.conv2[0].out_channels)) ** 0.5, rel=0.1
+        )
+        nn.init.zeros_(block.conv2[1].weight)
+    assert not model.blocks(torch.randn(2, 16, 32, 32)).any()  # no way around the convolutions
+
+
 @cases(
     condition=lambda e: "image_size" in e.options and e.constructor is not Airbench,
     quick="mlp_mixer_tiny coatnet_0 vit_custom vit_tiny",
