@@ -34,6 +34,7 @@ class Pipeline:
     num_classes: int | None = None  # needed for mixing
     crop_mode: str = "reflect"  # or "zero"
     crop_pixels: int = 0  # largest shift by "crop"; 0: an eighth of the height
+    jitter: float = 0.2  # strength of "color_jitter"
     cutout_size: int = 0  # pixels; 0: no Cutout
     erasing: float = 0.0  # probability
     mixup_alpha: float = 0.0  # 0: no MixUp
@@ -48,6 +49,7 @@ class Pipeline:
                 raise ValueError(f"unknown augmentation {name!r}: the names are {names}")
         self.options = {
             "crop": {"padding": self.crop_pixels or None, "mode": self.crop_mode},
+            "color_jitter": dict.fromkeys(("brightness", "contrast", "saturation"), self.jitter),
             "random_resized_crop": {"size": self.image_size},
         }
 

@@ -121,6 +121,7 @@ AUGMENTATION = (
     Option("--augment", augmentations, f"none, or a list of {', '.join(AUGMENTATIONS)}"),
     Option("--crop-padding", ("reflect", "zero"), "border that crop adds", "reflect"),
     Option("--crop-pixels", COUNT, "largest shift by crop (0: an eighth of the image)", 0),
+    Option("--jitter", RATE, "strength of color_jitter: factors of 1 - JITTER to 1 + JITTER", 0.2),
     Option("--mixup", RATE, "MixUp's alpha (0: none)"),
     Option("--cutmix", RATE, "CutMix's alpha (0: none)"),
     Option("--mix-prob", SHARE, "share of the images that are mixed", 0.5),

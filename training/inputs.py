@@ -46,6 +46,7 @@ class Inputs:
             num_classes=self.split.num_classes,
             crop_mode=args.crop_padding,
             crop_pixels=args.crop_pixels,
+            jitter=args.jitter,
             cutout_size=args.cutout,
             mixup_alpha=args.mixup,
             cutmix_alpha=args.cutmix,
