@@ -40,6 +40,7 @@ class Pipeline:
     mixup_alpha: float = 0.0  # 0: no MixUp
     cutmix_alpha: float = 0.0  # 0: no CutMix
     mix_probability: float = 1.0
+    mix_per: str = "image"  # or "batch"
 
     def __post_init__(self):
         self.transforms = tuple(self.transforms)
@@ -95,4 +96,4 @@ class Pipeline:
             return images, labels
         targets = F.one_hot(labels, self.num_classes).float()
         alphas = self.mixup_alpha, self.cutmix_alpha
-        return mix(images, targets, generator, *alphas, self.mix_probability)
+        return mix(images, targets, generator, *alphas, self.mix_probability, self.mix_per)

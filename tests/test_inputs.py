@@ -64,6 +64,15 @@ def test_jitter_is_the_strength_of_color_jitter():
     assert (strong - plain).abs().mean() > 1.5 * (weak - plain).abs().mean() > 0
 
 
+def test_mixing_per_batch_follows_its_argument():
+    alike, own = (
+        first_batch("--mixup", 0.5, "--cutmix", 0, "--mix-prob", 1, "--mix-per", per)[1]
+        for per in ("batch", "image")
+    )
+    assert len(alike.amax(1).round(decimals=4).unique()) <= 2  # partners may have the same label
+    assert len(own.amax(1).round(decimals=4).unique()) > 5
+
+
 def test_an_evaluation_has_every_image_once_in_order_and_normalized():
     images, labels = (
         torch.cat(parts) for parts in zip(*inputs("--augment", "crop").test_batches())

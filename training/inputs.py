@@ -51,6 +51,7 @@ class Inputs:
             mixup_alpha=args.mixup,
             cutmix_alpha=args.cutmix,
             mix_probability=args.mix_prob,
+            mix_per=args.mix_per,
             erasing=args.random_erasing,
         )
         return self._batches(self.split.train, args.batch_size, pipeline, args.resident, **options)
