@@ -11,8 +11,8 @@ _IDENTITY = """
     dataset image_size val_size limit_train limit_test skip_bad_images
     epochs batch_size optimizer lr momentum weight_decay schedule warmup_epochs final_lr
     label_smoothing ema_decay drop_path clip_grad accumulate progressive
-    augment crop_padding crop_pixels mixup cutmix mix_prob cutout random_erasing
-    repeated_augment tta
+    augment crop_padding crop_pixels jitter mixup cutmix mix_prob mix_per cutout
+    random_erasing repeated_augment tta
     sync_bn seed eval_every
 """
 _EXECUTION = "amp compile grad_checkpointing deterministic micro_batch ema_device fsdp"

@@ -20,6 +20,7 @@ from common.command_line import Parser, explicit, number, number_or_auto
 from common.errors import UserError
 from common.scopes import SCOPES, flag, names
 from data import DATASETS
+from datasets.mixing import MIX_PER
 from datasets.pipeline import AUGMENTATIONS
 from training import resume
 from training.optimizers import OPTIMIZERS
@@ -121,9 +122,13 @@ AUGMENTATION = (
     Option("--augment", augmentations, f"none, or a list of {', '.join(AUGMENTATIONS)}"),
     Option("--crop-padding", ("reflect", "zero"), "border that crop adds", "reflect"),
     Option("--crop-pixels", COUNT, "largest shift by crop (0: an eighth of the image)", 0),
+    Option("--jitter", RATE, "strength of color_jitter: factors of 1 - JITTER to 1 + JITTER", 0.2),
     Option("--mixup", RATE, "MixUp's alpha (0: none)"),
     Option("--cutmix", RATE, "CutMix's alpha (0: none)"),
-    Option("--mix-prob", SHARE, "share of the images that are mixed", 0.5),
+    Option("--mix-prob", SHARE, "share of the images (or batches) that are mixed", 0.5),
+    Option(
+        "--mix-per", MIX_PER, "each image, or batch, has its own mixing method and share", "image"
+    ),
     Option("--cutout", COUNT, "side of the square to cut out, in pixels", 0),
     Option("--random-erasing", SHARE, "share of the images that lose a rectangle", 0.0),
     Option("--repeated-augment", POSITIVE, "times that a batch holds each of its images", 1),

@@ -46,10 +46,12 @@ class Inputs:
             num_classes=self.split.num_classes,
             crop_mode=args.crop_padding,
             crop_pixels=args.crop_pixels,
+            jitter=args.jitter,
             cutout_size=args.cutout,
             mixup_alpha=args.mixup,
             cutmix_alpha=args.cutmix,
             mix_probability=args.mix_prob,
+            mix_per=args.mix_per,
             erasing=args.random_erasing,
         )
         return self._batches(self.split.train, args.batch_size, pipeline, args.resident, **options)
