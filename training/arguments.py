@@ -147,6 +147,7 @@ MACHINE = (
 )
 RUN = (
     Option("--eval-every", POSITIVE, "epochs between evaluations", 1),
+    Option("--eval-train", bool, "at the end, also evaluate on training images, not augmented"),
     Option("--output-dir", str, "instead of runs/<dataset>-<model>-s<seed>-<time>"),
     Option("--tag", str, "a word for the name of the run"),
     Option("--resume", str, "a run to continue"),

@@ -1,7 +1,7 @@
 """The batches that a run trains, evaluates and tests on."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -65,6 +65,14 @@ class Inputs:
 
     def test_batches(self):
         return self._images(self.split.test)
+
+    def without_augmentation(self, train_batches):
+        """The training images, each once. They stay on the host: the device may be full."""
+        changes = {"batch_size": self._evaluation_batch, "shuffle": False, "repeats": 1}
+        if not self.args.freeze_backbone:  # features are on the device, and not augmented
+            pipeline = Pipeline(*self.normalization, self.args.image_size)
+            changes |= {"pipeline": pipeline, "resident": "host"}
+        return replace(train_batches, **changes)
 
     @property
     def _evaluation_batch(self):
