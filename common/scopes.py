@@ -9,7 +9,7 @@ call         concerns one call of the script: never taken from --config
 _IDENTITY = """
     model model_arg pretrained weights freeze_backbone lora_rank layer_decay
     dataset image_size val_size limit_train limit_test skip_bad_images
-    epochs batch_size optimizer lr momentum weight_decay schedule warmup_epochs final_lr
+    epochs batch_size optimizer lr momentum nesterov weight_decay schedule warmup_epochs final_lr
     label_smoothing ema_decay drop_path clip_grad accumulate progressive
     augment crop_padding crop_pixels mixup cutmix mix_prob cutout random_erasing
     repeated_augment tta

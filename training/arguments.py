@@ -97,6 +97,7 @@ TRAINING = (
     Option("--optimizer", tuple(OPTIMIZERS), "each has its own default rates"),
     Option("--lr", RATE, "highest learning rate"),
     Option("--momentum", number(low=0, high=0.9999), "also Adam's first beta", 0.9),
+    Option("--nesterov", argparse.BooleanOptionalAction, "of SGD's and Muon's momentum", True),
     Option("--weight-decay", RATE, "not applied to norms and biases"),
     Option("--schedule", SCHEDULES, "of the learning rate after the warmup"),
     Option("--warmup-epochs", number_or_auto(low=0), "default: a tenth of the run, at most 5"),
