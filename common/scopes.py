@@ -35,3 +35,15 @@ def names(*scopes):
 def flag(name):
     """The option of an argument: "batch_size" -> "--batch-size"."""
     return f"--{name.replace('_', '-')}"
+
+
+def words(values):
+    """Arguments by name as words of a command line."""
+    result = []
+    for name, value in values.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, bool):
+                result.append(flag(name if item else f"no_{name}"))
+            else:
+                result += [flag(name), "auto" if item is None else str(item)]
+    return result

@@ -70,7 +70,12 @@ MODEL = (
     Option("--list-models", bool, "print all models and exit"),
 )
 TRANSFER = (
-    Option("--pretrained", bool, "start from published weights (timm's models; needs network)"),
+    Option(
+        "--pretrained",
+        argparse.BooleanOptionalAction,
+        "start from published weights (timm's models; needs network)",
+        False,
+    ),
     Option("--weights", str, "start from a .pt or .safetensors file, or from a run"),
     Option("--freeze-backbone", bool, "train only the classifier, on features computed once"),
     Option(
@@ -255,7 +260,12 @@ def layers(parser, given, config, config_origin):
     if config and recipe != recipe_for(default | config, parser.recipe):
         # Another model, or another way to start: only what was asked for in the config applies.
         asked_for = ("command line", "config")
-        config = {k: v for k, v in config.items() if config_origin.get(k, "config") in asked_for}
+        same_model = {"model"} if given.get("pretrained") is False else set()
+        config = {
+            name: value
+            for name, value in config.items()
+            if name in same_model or config_origin.get(name, "config") in asked_for
+        }
     native = recipe["optimizer"]
     optimizer = (config | given).get("optimizer", native)
     if optimizer != native:
