@@ -19,7 +19,7 @@ import data
 import models
 from common import command_line, files, scopes
 from common.errors import UserError
-from common.scopes import flag
+from common.scopes import flag, words
 from common.text import printable
 from sweeps.suites import DECIDED, SUITES
 from training import arguments, run_directory
@@ -69,18 +69,6 @@ class Run:
 def python(script):
     """The beginning of a command line that runs a script of this repository."""
     return [sys.executable, str(REPOSITORY / f"{script}.py")]
-
-
-def words(values):
-    """Arguments by name as words of a command line."""
-    result = []
-    for name, value in values.items():
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, bool):
-                result.append(flag(name if item else f"no_{name}"))
-            else:
-                result += [flag(name), "auto" if item is None else str(item)]
-    return result
 
 
 def plan(name, given, seeds, root):

@@ -71,7 +71,12 @@ MODEL = (
     Option("--list-models", bool, "print all models and exit"),
 )
 TRANSFER = (
-    Option("--pretrained", bool, "start from published weights (timm's models; needs network)"),
+    Option(
+        "--pretrained",
+        argparse.BooleanOptionalAction,
+        "start from published weights (timm's models; needs network)",
+        False,
+    ),
     Option("--weights", str, "start from a .pt or .safetensors file, or from a run"),
     Option("--freeze-backbone", bool, "train only the classifier, on features computed once"),
     Option(
@@ -98,6 +103,7 @@ TRAINING = (
     Option("--optimizer", tuple(OPTIMIZERS), "each has its own default rates"),
     Option("--lr", RATE, "highest learning rate"),
     Option("--momentum", number(low=0, high=0.9999), "also Adam's first beta", 0.9),
+    Option("--nesterov", argparse.BooleanOptionalAction, "of SGD's and Muon's momentum", True),
     Option("--weight-decay", RATE, "not applied to norms and biases"),
     Option("--schedule", SCHEDULES, "of the learning rate after the warmup"),
     Option("--warmup-epochs", number_or_auto(low=0), "default: a tenth of the run, at most 5"),
@@ -260,7 +266,12 @@ def layers(parser, given, config, config_origin):
     if config and recipe != recipe_for(default | config, parser.recipe):
         # Another model, or another way to start: only what was asked for in the config applies.
         asked_for = ("command line", "config")
-        config = {k: v for k, v in config.items() if config_origin.get(k, "config") in asked_for}
+        same_model = {"model"} if given.get("pretrained") is False else set()
+        config = {
+            name: value
+            for name, value in config.items()
+            if name in same_model or config_origin.get(name, "config") in asked_for
+        }
     native = recipe["optimizer"]
     optimizer = (config | given).get("optimizer", native)
     if optimizer != native:
