@@ -372,6 +372,7 @@ def test_pad_shortcut_subsamples_and_adds_zeros():
 
 @pytest.mark.parametrize("width", [1, 7, 8])
 @pytest.mark.parametrize("act", [nn.ReLU, nn.Identity])
+@pytest.mark.parametrize("ratio", [2, 3])
 def test_ghost_module_equals_timms(width, act, ratio):
     from timm.models.ghostnet import GhostModule as TimmGhostModule
 
