@@ -93,7 +93,9 @@ def load_groups(args):
 
 def add_families(runs):
     """The family of the model in runs of earlier versions, which didn't record it."""
-    lacking = [run for run in runs if not run.family and isinstance(run.arguments.get("model"), str)]
+    lacking = [
+        run for run in runs if not run.family and isinstance(run.arguments.get("model"), str)
+    ]
     if lacking:
         import models  # takes seconds
 
@@ -111,10 +113,16 @@ def figure_files(args, groups):
 
 def _default_file(groups):
     """comparison.png in the directory of a single run, or in the nearest one that holds all runs."""
-    directories = {run.path.parent.resolve() for group in groups for run in group.runs}
+    directories = {run.path.parent for group in groups for run in group.runs}
     if len(directories) > 1:
         directories = {directory.parent for directory in directories}
-    return Path(os.path.relpath(os.path.commonpath(directories))) / "comparison.png"
+    try:
+        directory = Path(os.path.commonpath(directories))
+    except ValueError:  # some are absolute, some relative
+        directory = Path()
+    if directory == Path(directory.anchor):  # nothing in common but the root
+        directory = Path()
+    return directory / "comparison.png"
 
 
 def check_files(args):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 import data
 import models
+from analysis.curves import draw_finished
 from common import command_line
 from common.command_line import number
 from common.errors import UserError
@@ -152,6 +153,7 @@ def train(args, saved, ranks):
             row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
         run.finish(run.final_test(inputs.test_batches() if split.val else eval_batches))
+    draw_finished(run)  # curves.png
     return run.exit_status
 
 

@@ -204,7 +204,7 @@ def _difference(group, baseline):
 
 
 def _from_documents(group, epochs):
-    """The values of DOCUMENTED_COLUMNS, as far as there are any. epochs: MeanStd, number or None."""
+    """The values of DOCUMENTED_COLUMNS, as far as there are any. epochs: MeanStd or a number."""
     found, accuracy = documents.find(group.argument), group.accuracy
     if found is None:
         return {}
