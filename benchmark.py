@@ -2,8 +2,9 @@
 
 python benchmark.py data        # our batches against a torchvision DataLoader with PIL transforms
 python benchmark.py epoch       # our epoch against the bare training step and a plain loop
-python benchmark.py models      # a table: parameters, GMACs, memory, images/s, FLOP/s
+python benchmark.py models      # a table: parameters, GMACs; inference and training: images/s, FLOP/s
 python benchmark.py models --suite sota --batch-size 16 --output speed   # the largest, as files too
+python benchmark.py models --suite sota --inference-batch-size 512 --skip-training
 python benchmark.py models --precisions      # training steps in bf16 against fp32
 python benchmark.py checkpoint  # saving after an epoch: how long training waits, and memory
 python benchmark.py twins       # a training step against timm's, for the same architectures
@@ -62,6 +63,12 @@ def build_parser():
     add("--suite", default="table", choices=suites, help="sota: the largest")
     add("--image-size", type=size, metavar="PX", help="instead of each model's own")
     add("--classes", type=number(int, low=2), metavar="K", help="instead of each model's own")
+    inference = dict(type=number(int, low=1), metavar="N")
+    at_most = "of inference, at most (default: as --batch-size)"
+    add("--inference-batch-size", **inference, help=at_most)
+    add("--skip-training", action="store_true", help="measure inference only")
+    results = "timm's results-imagenet.csv, for the published top-1 of its weights"
+    add("--timm-results", metavar="FILE", help=results)
     add("--output", metavar="DIR", help="write models.csv, models.md and models.png there")
     add("--runs", nargs="+", metavar="RUN", help="plot these runs' test accuracy against speed")
     add("--precisions", action="store_true", help="instead, a step in bf16 against fp32, in turn")

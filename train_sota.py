@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 import data
 import models
+from analysis.curves import draw_finished
 from common import command_line
 from common.command_line import number
 from common.errors import UserError
@@ -153,6 +154,7 @@ def train(args, saved, ranks):
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
         test_batches = inputs.test_batches() if split.val else eval_batches
         run.finish(run.final_test(test_batches, inputs.without_augmentation(train_batches)))
+    draw_finished(run)  # curves.png
     return run.exit_status
 
 

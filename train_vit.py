@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 import data
 import models
+from analysis.curves import draw_finished
 from common import command_line
 from training import arguments, devices, distributed, mixed_precision, out_of_memory, resume
 from training.checks import check_arguments
@@ -117,6 +118,7 @@ def train(args, saved, ranks):
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
         test_batches = inputs.test_batches() if split.val else eval_batches
         run.finish(run.final_test(test_batches, inputs.without_augmentation(train_batches)))
+    draw_finished(run)  # curves.png
     return run.exit_status
 
 

@@ -16,7 +16,7 @@ _IDENTITY = """
     sync_bn seed eval_every eval_train
 """
 _EXECUTION = "amp compile grad_checkpointing deterministic micro_batch ema_device fsdp"
-_PLACE = "device resident data_dir data_url tag"
+_PLACE = "device resident data_dir data_url tag curves"
 _CALL = "output_dir resume resume_previous config list_models dry_run gpu_memory smoke"
 
 SCOPES = (

@@ -87,6 +87,20 @@ COATNET = "arXiv 2106.04803"
 VIT = "arXiv 2010.11929"
 VIT_TIMM = "arXiv 2010.11929, timm"
 
+# The families of models whose constructor's module doesn't say it; see registry.family.
+FAMILIES = {
+    CifarResNet: "resnet",
+    eca_resnet: "eca",
+    ghost_resnet: "ghostnet",
+    ghostnet_100: "ghostnet",
+    convnext_resnet: "convnext",
+    convnext_tiny: "convnext",
+    cspresnet50: "cspnet",
+    resnest50d: "resnest",
+    mlp_mixer: "mlp_mixer",
+    ViT: "vision_transformer",
+}
+
 # fmt: off
 # Fixed options.
 BASIC18 = dict(block=BasicBlock, layers=(2, 2, 2, 2))

@@ -156,6 +156,7 @@ RUN = (
     Option("--eval-train", bool, "at the end, also evaluate on training images, not augmented"),
     Option("--output-dir", str, "instead of runs/<dataset>-<model>-s<seed>-<time>"),
     Option("--tag", str, "a word for the name of the run"),
+    Option("--curves", argparse.BooleanOptionalAction, "draw curves.png at the end", True),
     Option("--resume", str, "a run to continue"),
     Option("--resume-previous", bool, "with --resume: use previous.pt where last.pt is damaged"),
     Option("--config", str, "take arguments from the config.json of a run"),

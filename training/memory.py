@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import data
 import models
@@ -106,6 +109,49 @@ def activations(model, image_size, *, device, dtype):
             for n in (2, 4)
         )
     return 2 * few.all - many.all, (many.kept - few.kept) // 2
+
+
+def inference_need(model, image_size, *, device, dtype):
+    """The Need of a forward pass without gradients; arguments as of `training_need`.
+
+    Activations are the most bytes that exist at once. Not counted: what `activations` leaves out.
+    """
+    parameters = _bytes([*model.parameters(), *model.buffers()])
+    peaks = []
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        _replace_tensors(model.eval(), lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
+        own = {_storage(t) for t in [*model.parameters(), *model.buffers()]}
+        for count in (2, 4):
+            casts = _CudaCasts() if device == "cuda" and dtype else contextlib.nullcontext()
+            with casts, LiveBytes(own) as live, autocast(torch.device("cpu"), dtype):
+                model(torch.empty(count, 3, image_size, image_size))
+            peaks.append(live.peak)
+    few, many = peaks
+    need = dict.fromkeys(("gradients", "optimizer", "average", "host"), 0)
+    return Need(
+        parameters=parameters, copies=max(0, 2 * few - many), image=(many - few) // 2, **need
+    )
+
+
+class LiveBytes(TorchDispatchMode):
+    """A block whose tensors are counted; peak: the most bytes that existed at once.
+
+    own: storages that are not counted.
+    """
+
+    def __init__(self, own):
+        super().__init__()
+        self.own, self.alive, self.peak = own, {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, torch.Tensor) and _storage(tensor) not in self.own:
+                storage = tensor.untyped_storage()
+                self.alive[StorageWeakRef(storage)] = storage.nbytes()
+        self.alive = {ref: size for ref, size in self.alive.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return outputs
 
 
 def _replace_tensors(model, make):

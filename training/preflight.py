@@ -29,6 +29,7 @@ SMOKE = {
     "warmup_epochs": 0.0,
     "ema_decay": 0.9,
     "tag": "smoke",
+    "curves": False,
 }
 # What makes a step smaller, one line of the table each.
 SMALLER = (
@@ -161,7 +162,7 @@ def smoke(parser, given, main):
     print(f"smoke: {chosen['model']} with {copied}, {chosen['image_size']} px, {directory}")
     if status := main(words(chosen)):
         return status
-    again = {"resume": directory, "epochs": chosen["epochs"] + 1}
+    again = {"resume": directory, "epochs": chosen["epochs"] + 1, "curves": False}
     if "device" in given:
         again["device"] = given["device"]
     if status := main(words(again)):

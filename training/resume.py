@@ -211,6 +211,7 @@ def open_directory(args, config, state, saved, curve):
                 f"{directory.path}/last.pt is damaged: resuming from previous.pt, one save before"
             )
             print(note, file=sys.stderr)
+            directory.write_log(note)
         directory.note_resumed(config, epoch=progress["epoch"] + 1)
         files.remove(directory.path / "summary.json")  # it is out of date
     except BaseException:

@@ -54,7 +54,7 @@ def open_run(args, split, state, curve, step, train_batches, saved):
             run.display.close()
             run.directory.close()
         if run.exit_status == 0 and step.ranks.first:
-            print(f"{final_line(run.figures, args.tta)}  {run.directory.path}")
+            run.display.say(f"{final_line(run.figures, args.tta)}  {run.directory.path}")
 
 
 class Run:
@@ -74,13 +74,15 @@ class Run:
         values, origin = self.state.record
         config = {"arguments": values, "from": origin, "precision": precision}
         config |= environment.environment(self.ranks.device)
+        config["family"] = models.family(args.model)
         if saved:
             self.directory = resume.open_directory(args, config, self.state, saved, self.curve)
-            return
-        path = args.output_dir or run_directory.new_path(
-            "runs", self.split.name, args.model, args.tag, args.seed
-        )
-        self.directory = run_directory.RunDir.create(path, config)
+        else:
+            path = args.output_dir or run_directory.new_path(
+                "runs", self.split.name, args.model, args.tag, args.seed
+            )
+            self.directory = run_directory.RunDir.create(path, config)
+        self.display.log = self.directory.write_log
 
     def start(self, train_batches, saved):
         card = self.state.card
@@ -209,7 +211,9 @@ class Run:
         self.ranks.wait()  # torchrun ends all ranks, also the one that saves, when one has ended
         self.display.close()
         epoch = min(self.state.epoch + 1, self.args.epochs)
-        print(f"interrupted in epoch {epoch}; continue with --resume {self.directory.path}")
+        self.display.say(
+            f"interrupted in epoch {epoch}; continue with --resume {self.directory.path}"
+        )
         # The number is 0 where another rank was asked to stop.
         self.exit_status = 128 + (self.stop.number or signal.SIGTERM)
 
@@ -218,6 +222,7 @@ class Run:
             self.directory.wait()
         with contextlib.suppress(OSError):
             reason = str(error) or type(error).__name__
+            self.directory.write_log(f"failed: {reason}")
             self.directory.write_summary("failed", reason=reason, **self._standing())
 
     def _standing(self):

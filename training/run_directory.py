@@ -1,4 +1,4 @@
-"""The directory of a run: config.json, metrics.csv, best.pt, last.pt, summary.json, TensorBoard.
+"""The directory of a run: config.json, metrics.csv, checkpoints, summary.json, log.txt, TensorBoard.
 
     run = RunDir.create("runs/cifar10-resnet18-s0-20260101-120000", config)
     run.save_last(state); run.end_epoch(row, state); run.write_summary("finished", …); run.close()
@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from common import checkpoint, files
 from common.errors import UserError
 from common.files import read_json
+from common.text import printable
 
 FILES = ("config.json", "metrics.csv", "best.pt", "last.pt", "previous.pt", "summary.json")
 
@@ -229,6 +230,12 @@ class RunDir:
 
     # ---- the end ----
 
+    def write_log(self, line):
+        """Appends a line to log.txt. A run does not wait for it, and does not fail without it."""
+        path = self.path / "log.txt"
+        with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+            file.write(printable(line) + "\n")
+
     def write_summary(self, status, **figures):
         files.write_json(self.path / "summary.json", {"status": status, **figures})
 
@@ -251,6 +258,8 @@ class NullRunDir:
     def end_epoch(self, row, state, best=None): ...
 
     def wait(self): ...
+
+    def write_log(self, line): ...
 
     def write_summary(self, status, **figures): ...
 

@@ -44,7 +44,9 @@ def write_end(directory, arguments, figures, classes, state):
         directory.events.flush()
     except OSError as error:
         message = f"{directory.path}: the end of the TensorBoard events can't be written"
-        print(f"{message} ({error.strerror})", file=sys.stderr)
+        message = f"{message} ({error.strerror})"
+        print(message, file=sys.stderr)
+        directory.write_log(message)
 
 
 def write_hparams(events, arguments, figures):
