@@ -108,15 +108,15 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     args = parser.parse_args(argv)
-    seeds = args.seeds or []
-    repeated = {seed for seed in seeds if seeds.count(seed) > 1}
+    args.seeds = args.seeds or list(SUITES[args.suite].seeds)
+    repeated = {seed for seed in args.seeds if args.seeds.count(seed) > 1}
     if repeated:
         raise UserError(f"--seeds holds {min(repeated)} more than once", status=2)
     of_training = {action.dest for action in training_parser()._actions} - {"output_dir"}
     given = arguments.parse(parser, argv)
     given = {key: value for key, value in given.items() if key in of_training}
     directory = Path(args.output_dir) if args.output_dir else None
-    runs = plans.plan(args.suite, given, seeds, directory, args.only, args.own_recipes)
+    runs = plans.plan(args.suite, given, args.seeds, directory, args.only, args.own_recipes)
     root = runs[0].path.parent
     todo = [run for run in runs if run.state != "finished"]
     places = todo  # SLURM has a place for each
@@ -133,8 +133,7 @@ def main(argv=None):
             print(shlex.join(run.command))
         for command in afterwards:
             print(shlex.join(command))
-        if not args.no_estimate:
-            estimate.print_cost(todo, len(places))
+        estimate.print_plan(todo, len(places), timed=not args.no_estimate)
         return 0
 
     with plans.lock(root):

@@ -1,6 +1,6 @@
 """What the runs of a sweep would cost on this machine, from a few timed steps of each experiment.
 
-print_cost(runs, places=1)      # runs: of plans.Run; places: how many run at once
+print_plan(runs, places=1)      # runs: of plans.Run; places: how many run at once
 
 The steps are those of training/loop.py on random images, with fresh weights: nothing is downloaded.
 Saving, TensorBoard and the view averages of --tta are not counted.
@@ -16,19 +16,26 @@ import torch
 import torch.nn.functional as F
 
 import data
-from common.errors import UserError, first_line
+from common.errors import UserError
 from common.free_memory import available
 from datasets.examples import Examples, Split
 from sweeps.launch import clock
 from sweeps.plans import describe
-from training import arguments, devices, distributed, memory, mixed_precision, preflight
+from training import (
+    arguments,
+    devices,
+    distributed,
+    memory,
+    mixed_precision,
+    out_of_memory,
+    preflight,
+)
 from training.checks import check_arguments
 from training.initial_model import build_model
 from training.inputs import Inputs
 from training.loop import Step, evaluate, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
-from training.out_of_memory import is_out_of_memory
 from training.state import State
 
 # Training images, test images, classes.
@@ -38,32 +45,37 @@ SECONDS = 3  # that a timed step may take; a longer one is timed with fewer imag
 STEPS = 3  # that are timed
 
 
-def print_cost(runs, places):
-    """Prints what each experiment is and costs, and what all runs cost together, as comments."""
-    labels = dict.fromkeys(run.label for run in runs)
+def print_plan(runs, places, timed=True):
+    """Prints what each experiment is and, if timed, costs, as comments of a shell."""
     total, unknown = 0.0, []
-    for label in labels:
+    for label in dict.fromkeys(run.label for run in runs):
         members = [run for run in runs if run.label == label]
         print(f"# {label}: {describe(members[0])}", flush=True)
+        if not timed:
+            continue
         if members[0].script == "train_sota":
-            plan = io.StringIO()
-            with contextlib.redirect_stdout(plan):
-                preflight.dry_run(members[0].args, None)
-            print("".join(f"#   {line}\n" for line in plan.getvalue().splitlines()), end="")
+            print_memory(members[0].args)
         try:
             seconds, speed = cost(members[0].args)
-        except (UserError, RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                raise
+        except UserError as error:
             unknown.append(label)
-            reason = error if isinstance(error, UserError) else f"out of memory: {error}"
-            print(f"#   can't run here: {first_line(reason)}", flush=True)
+            print(f"#   can't run here: {error}", flush=True)
             continue
         total += seconds * len(members)
         text = f"about {clock(seconds)} a run, {speed:.3g} training images/s"
         print(f"#   {text}; {len(members)} runs", flush=True)
-    without = f" without {', '.join(unknown)}" if unknown else ""
-    print(f"# together about {clock(total / max(1, places))}, {places} at a time{without}")
+    if timed:
+        without = f", without {', '.join(unknown)}" if unknown else ""
+        together = clock(total / max(1, places))
+        print(f"# together about {together} with {places} at a time{without}")
+
+
+def print_memory(args):
+    """Prints what --dry-run of train_sota.py prints."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        preflight.dry_run(args, gpu_memory=None)
+    print("".join(f"#   {line}\n" for line in text.getvalue().splitlines()), end="")
 
 
 def cost(args):
@@ -77,11 +89,12 @@ def cost(args):
     train_images, eval_images, classes = _sizes(args)
     dtype = mixed_precision.amp_dtype_for(args, ranks.device)
     largest = _images_at_once(args, classes, ranks.device, dtype)
-    step, evaluation = time_steps(args, classes, ranks, dtype, 2)
-    images = min(largest, int(2 * SECONDS / step))
-    if images > 2:
+    images = 2  # batch norm can't train on one
+    with out_of_memory.explained(args, ranks):
         step, evaluation = time_steps(args, classes, ranks, dtype, images)
-    images = max(2, images)
+        if min(largest, int(2 * SECONDS / step)) > 2:
+            images = min(largest, int(2 * SECONDS / step))
+            step, evaluation = time_steps(args, classes, ranks, dtype, images)
     trained = args.epochs * (train_images // args.batch_size) * args.batch_size
     evaluations = -(-args.epochs // args.eval_every) * (1 if args.ema_decay == 0 else 2)
     evaluated = evaluations * eval_images + args.eval_train * train_images

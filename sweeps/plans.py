@@ -97,13 +97,13 @@ def plan(name, given, seeds, root, only=(), own_recipes=False):
     for label in only:
         if label not in own:
             raise UserError(f"--only {label}: {name} has {', '.join(own)}", 2)
+    variant = "-own-recipes" if own_recipes else ""
     runs = []
-    for seed in seeds or suite.seeds:
+    for seed in seeds:
         for label in [label for label in own if label in only or not only]:
             asked = shared | own[label] | given | {"seed": seed}
             args, _ = arguments.resolve(parser, given=dict(asked))
             _check_model(args)
-            variant = "-own-recipes" if own_recipes else ""
             directory = root or Path("runs") / f"sweep-{name}{variant}-{args.dataset}"
             run = Run(label, directory / f"{label}-s{seed}", suite.script, asked, args)
             run.state = _state(run)
