@@ -2,7 +2,7 @@
 
 python benchmark.py data        # our batches against a torchvision DataLoader with PIL transforms
 python benchmark.py epoch       # our epoch against the bare training step and a plain loop
-python benchmark.py models      # a table: parameters, GMACs; inference and training: images/s, FLOP/s
+python benchmark.py models      # a table: parameters, GMACs, speed of inference and of training
 python benchmark.py models --suite sota --batch-size 16 --output speed   # the largest, as files too
 python benchmark.py models --suite sota --inference-batch-size 512 --skip-training
 python benchmark.py models --precisions      # training steps in bf16 against fp32

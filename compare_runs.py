@@ -6,9 +6,10 @@
     python compare_runs.py runs --against documents --panel family --show
     python compare_runs.py runs/* --watch
 
-A directory without a run stands for the runs in it and in its sweeps. Runs that differ by their seed only share one row and one curve. metrics.csv files of other programs
-need an epoch and a loss or an accuracy. Figures are written into the directory of the runs
-(runs/comparison.png), where git ignores them, unless --output is given.
+A directory without a run stands for the runs in it and in its sweeps. Runs that differ by their
+seed only share one row and one curve. metrics.csv files of other programs need an epoch and a loss
+or an accuracy. Figures are written into the directory of the runs (runs/comparison.png), where git
+ignores them, unless --output is given.
 """
 
 import os
@@ -93,14 +94,12 @@ def load_groups(args):
 
 def add_families(runs):
     """The family of the model in runs of earlier versions, which didn't record it."""
-    lacking = [
-        run for run in runs if not run.family and isinstance(run.arguments.get("model"), str)
-    ]
-    if lacking:
+    names = {run: run.arguments.get("model") for run in runs if not run.family}
+    if any(isinstance(name, str) for name in names.values()):
         import models  # takes seconds
 
-        for run in lacking:
-            run.family = models.family(run.arguments["model"])
+        for run, name in names.items():
+            run.family = models.family(name) if isinstance(name, str) else ""
 
 
 def figure_files(args, groups):
@@ -112,7 +111,7 @@ def figure_files(args, groups):
 
 
 def _default_file(groups):
-    """comparison.png in the directory of a single run, or in the nearest one that holds all runs."""
+    """comparison.png in the directory of a single run, or in the nearest that holds all runs."""
     directories = {run.path.parent for group in groups for run in group.runs}
     if len(directories) > 1:
         directories = {directory.parent for directory in directories}

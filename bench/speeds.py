@@ -44,9 +44,7 @@ MEASURED = {  # of inference and of training, whose name comes before the column
     "peak_memory_bytes": ("peak GB", ".2f", GB),
 }
 PARTS = {
-    part: {
-        f"{part}_{key}": (f"{part} {heading}", *how) for key, (heading, *how) in MEASURED.items()
-    }
+    part: {f"{part}_{key}": (f"{part} {how[0]}", *how[1:]) for key, how in MEASURED.items()}
     for part in ("inference", "train")
 }
 COLUMNS = {

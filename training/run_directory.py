@@ -1,4 +1,4 @@
-"""The directory of a run: config.json, metrics.csv, checkpoints, summary.json, log.txt, TensorBoard.
+"""The directory of a run: configuration, metrics, checkpoints, summary, log, TensorBoard events.
 
     run = RunDir.create("runs/cifar10-resnet18-s0-20260101-120000", config)
     run.save_last(state); run.end_epoch(row, state); run.write_summary("finished", …); run.close()
