@@ -1,9 +1,15 @@
 """The suites of sweep.py run the documents' experiments: with their settings, all of them."""
 
+import importlib
+import re
+import shlex
+
 import pytest
+from helpers.paths import ROOT
 
 from models import MODELS
 from sweeps import plans, suites
+from training import arguments
 
 DEPTH = dict(
     dataset="cifar10", optimizer="adam", lr=5e-3, batch_size=128, epochs=200, augment="none",
@@ -146,3 +152,26 @@ def test_the_zoo_has_every_network_of_its_kind():
     assert set(suites.SUITES["zoo"].experiments) == {
         name for name in names if not name.startswith("plain")
     }
+
+
+BEST_KNOWN = [
+    ("97.32", "vit-pretraining", "vit_tiny-pretrained"),
+    ("96.47", "augmentation", "crop-flip-jitter-mix"),
+    ("93.65", "augmentation", "crop-flip-jitter"),
+    ("74.23", "cnn-vs-vit", "nfnet_f0"),
+    ("72.33", "zoo", "improved_resnet20_convnext"),
+]
+
+
+@pytest.mark.parametrize(("accuracy", "suite", "experiment"), BEST_KNOWN)
+def test_a_documented_command_is_the_run_of_its_suite(accuracy, suite, experiment):
+    text = (ROOT / "docs/experiments.md").read_text()
+    (command,) = re.findall(rf": {accuracy} on .* `python ((?:train|train_vit)\.py .*)`", text)
+    script, *words = shlex.split(command)
+    parser = importlib.import_module(script.removesuffix(".py")).build_parser()
+    args, _ = arguments.resolve(parser, words)
+    seeds = suites.SUITES[suite].seeds[:1]
+    (run,) = plans.plan(suite, {}, seeds, ROOT / "nowhere", [experiment])
+    for key in plans.IDENTITY & vars(args).keys():
+        assert getattr(args, key) == getattr(run.args, key), key
+    assert run.script + ".py" == script
