@@ -63,7 +63,7 @@ def print_plan(runs, places, timed=True):
             continue
         total += seconds * len(members)
         text = f"about {clock(seconds)} a run, {speed:.3g} training images/s"
-        print(f"#   {text}; {len(members)} runs", flush=True)
+        print(f"#   {text}; {len(members)} of these", flush=True)
     if timed:
         without = f", without {', '.join(unknown)}" if unknown else ""
         together = clock(total / max(1, places))
