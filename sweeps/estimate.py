@@ -75,7 +75,7 @@ def print_memory(args):
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         preflight.dry_run(args, gpu_memory=None)
-    print("".join(f"#   {line}\n" for line in text.getvalue().splitlines()), end="")
+    print("".join(f"#   {line}".rstrip() + "\n" for line in text.getvalue().splitlines()), end="")
 
 
 def cost(args):
@@ -121,10 +121,9 @@ def _images_at_once(args, classes, device, dtype):
     elif args.micro_batch:
         images = min(images, args.micro_batch)
     if max(1, images) > need.largest(free):
-        needed = preflight.in_gb(need.total(max(1, images)))
-        raise UserError(
-            f"{max(1, images)} images at once need {needed} GB, of {preflight.in_gb(free)} GB free"
-        )
+        images = max(1, images)
+        needed, free = preflight.in_gb(need.total(images)), preflight.in_gb(free)
+        raise UserError(f"it needs {needed} GB with {images} at once, and {free} GB are free")
     return images
 
 

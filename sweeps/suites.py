@@ -196,7 +196,7 @@ SUITES = {
         "What do the three largest models need, and what do they reach?",
         each(LARGEST),
         [("is it better than EVA-02 large?", "eva_giant convnext_xxlarge", "eva02_large")],
-        "--pretrained --epochs 50",
+        "--dataset cifar10 --pretrained --epochs 50",
         "--optimizer adamw --lr 1e-4 --batch-size 256 --layer-decay 1", "train_sota",
         seeds=(0,), ranked=True,
         afterwards=(

@@ -209,7 +209,7 @@ def test_the_steps_of_an_estimate_are_those_of_a_run(tiny_run):
 @pytest.mark.parametrize(
     ("free", "options", "message"),
     [
-        (10**6, {}, "64 images at once need .* GB free"),
+        (10**6, {}, "it needs .* GB with 64 at once, and 0.001 GB are free"),
         (10**12, {"dataset": "folder", "data_dir": "nowhere"}, "no folder nowhere"),
         (10**12, {"image_size": 8, "cutout": 9}, "--cutout 9 removes the whole image"),
     ],
