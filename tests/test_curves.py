@@ -50,7 +50,7 @@ def hidden_labels(figure):
 )
 def test_no_text_covers_another_or_is_cut(tmp_path, drawn, count, size):
     groups = similar_groups(tmp_path, count)
-    for panel in ("curves", "efficiency", "bars"):
+    for panel in ("curves", "efficiency", "bars", "family"):
         curves.draw(groups, tmp_path / "x.png", panel, size=size)
     for figure in drawn:
         boxes = text_boxes(figure)
@@ -70,6 +70,28 @@ def test_ends_are_the_last_values_and_bands_one_deviation(tmp_path, drawn):
     std = np.std([90, 94], ddof=1)
     assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(92 + std)
     assert drawn[0].legends[0].get_texts()[0].get_text() == "a (n = 2)"
+
+
+def test_a_family_has_a_dot_for_each_run_and_the_best_name(tmp_path, drawn):
+    for name, accuracies in (("eca", [70.0, 74.0]), ("plain", [60.0])):
+        write_seeds(tmp_path, name, accuracies)
+    runs = metrics.load_runs([str(tmp_path / "*")])
+    for run in runs:
+        run.family = run.name.split("-")[0]
+    curves.draw(replicates.group(runs), tmp_path / "x.png", "family")
+    (axis,) = drawn[0].axes
+    dots = [line.get_xdata().tolist() for line in axis.lines if line.get_marker() == "o"]
+    assert dots == [[70, 74], [60]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["eca (2)", "plain (1)"]
+    assert [text.get_text() for text in axis.texts] == ["74.00  eca", "60.00  plain-s0"]
+
+
+def test_every_axis_names_what_it_shows(tmp_path, drawn):
+    write_seeds(tmp_path, "a", [90.0])
+    for panel in panels.PANELS:
+        curves.draw(groups_in(tmp_path), tmp_path / "x.png", panel)
+    for axis in (axis for figure in drawn for axis in figure.axes):
+        assert axis.get_xlabel() and axis.get_ylabel()
 
 
 def test_curves_differ_in_grey():
