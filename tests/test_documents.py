@@ -48,6 +48,8 @@ def test_a_run_with_the_settings_of_a_document_is_compared_with_it(words):
         f"{ADAM} --limit-train 1000",
         f"{ADAM} --limit-test 1000",
         f"{ADAM} --cutout 8",
+        f"{LADDER} --mixup 0 --cutmix 0 --optimizer adam",
+        "--model resnet34 --augment crop --mixup 0 --cutmix 0",
         f"{ADAM} --model plain34",
         f"{ADAM} --weights x.pt",
         f"{ADAM} --dataset folder",
