@@ -58,6 +58,19 @@ def build_parser():
     add("--compile", action="store_true", help="compile the model, except in the plain loop")
 
     add = add_command("models", "each model's size, work, memory and speed")
+    add_model_options(add, size)
+
+    add = add_command("checkpoint", "saving after an epoch: MB, ms, share of the epoch, memory")
+    add_images(add, 50_000)
+    add("--model", default="resnet18", metavar="NAME")
+
+    add = add_command("twins", "a training step: our architecture against timm's")
+    add("--models", nargs="+", metavar="NAME", default=TWINS, choices=TWINS, help="only these")
+    return parser
+
+
+def add_model_options(add, size):
+    """The options of `benchmark.py models`. size: the type of a number of pixels."""
     suites = ("table", "sota", "all")
     add("--models", nargs="+", metavar="NAME", help="only these; timm/<name> for any of timm's")
     add("--suite", default="table", choices=suites, help="sota: the largest")
@@ -73,14 +86,6 @@ def build_parser():
     add("--runs", nargs="+", metavar="RUN", help="plot these runs' test accuracy against speed")
     add("--precisions", action="store_true", help="instead, a step in bf16 against fp32, in turn")
     add("--quick", action="store_true", help="--precisions with batches of 16 and three rounds")
-
-    add = add_command("checkpoint", "saving after an epoch: MB, ms, share of the epoch, memory")
-    add_images(add, 50_000)
-    add("--model", default="resnet18", metavar="NAME")
-
-    add = add_command("twins", "a training step: our architecture against timm's")
-    add("--models", nargs="+", metavar="NAME", default=TWINS, choices=TWINS, help="only these")
-    return parser
 
 
 def main(argv=None):

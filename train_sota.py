@@ -106,9 +106,8 @@ def train(args, saved, ranks):
     with ranks.local_first():
         split = data.load(args.dataset, args.data_dir, **arguments.data_options(args))
     resume.check_data(split, saved)
-    preflight.print_need(
-        args, split.num_classes, dtype=dtype, device=device.type, free=available(device)
-    )
+    place = dict(dtype=dtype, device=device.type, free=available(device))
+    preflight.print_need(args, split.num_classes, **place)
 
     model, normalization = build_model(args, split, saved, lora_rank=args.lora_rank)
     model, averaged, ranks = distributed.place_large(model, args, ranks, dtype)

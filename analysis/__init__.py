@@ -2,9 +2,10 @@
 
 metrics     one run: its curves, final values and arguments
 replicates  runs that differ by their seed only: mean, deviation, and differences with intervals
+documents   accuracies that documents state, to compare runs with
 tables      tables of groups of runs: text, Markdown, CSV, LaTeX
 panels      what can be drawn: panels, x axes and sizes
 curves      figures of groups of runs
-figures     matplotlib without a screen: colours, saving, text
+figures     matplotlib's settings: colours, saving, windows, text
 report      an HTML page with a sortable table and interactive curves
 """

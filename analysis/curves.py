@@ -431,7 +431,8 @@ def _families(plt, groups, size):
     axis.tick_params(axis="y", length=0)
     axis.margins(x=0.05)
     figures.tidy(axis)
-    axis.set_title("best run", loc="right", fontsize=size.font * 0.85)
+    style = dict(transform=axis.transAxes, va="bottom", fontsize=size.font * 0.85)
+    axis.text(1.02, 1, "best run", **style)
     if not members:
         _say_empty(axis, "no accuracy in these files")
     return figure

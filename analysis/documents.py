@@ -32,8 +32,8 @@ def _experiments(name, dataset, epochs, settings, accuracies):
 
 SCRATCH = dict(pretrained=False, image_size=32)
 PLAIN = SCRATCH | dict(augmented=False)
-CROPPED = SCRATCH | dict(augmented=True, mixed=False)
-MIXED = SCRATCH | dict(augmented=True, mixed=True)
+CROPPED = SCRATCH | dict(augmented=True, mixed=False, optimizer="sgd")
+MIXED = SCRATCH | dict(augmented=True, mixed=True, optimizer="sgd")
 PUBLISHED_32 = dict(pretrained=True, image_size=32)
 
 # fmt: off
@@ -114,16 +114,19 @@ def find(argument):
 def settings_of(argument):
     """The settings of a run that DOCUMENTED names; {} if they are not known or vary.
 
-    augmented: whether training images are changed in any way; mixed: by MixUp or CutMix.
+    augmented: whether training images are cropped and mirrored (True), not changed at all (False),
+    or changed otherwise (None); mixed: by MixUp or CutMix.
     """
     names = ("augment", "mixup", "cutmix", "mix_prob", "cutout", "random_erasing")
     values = {name: argument(name) for name in names}
     if not {None, "several"}.isdisjoint(values.values()):
         return {}
     mixed = bool(values["mix_prob"] and (values["mixup"] or values["cutmix"]))
-    cut = bool(values["cutout"] or values["random_erasing"])
+    changes = set(values["augment"].split(","))
+    augmented = None
+    if "crop" in changes and changes & {"flip", "alternating_flip"}:
+        augmented = True
+    elif changes == {"none"} and not (mixed or values["cutout"] or values["random_erasing"]):
+        augmented = False
     names = ("pretrained", "image_size", "optimizer", "schedule")
-    return {name: argument(name) for name in names} | {
-        "mixed": mixed,
-        "augmented": mixed or cut or values["augment"] != "none",
-    }
+    return {name: argument(name) for name in names} | {"mixed": mixed, "augmented": augmented}

@@ -51,6 +51,15 @@ def test_saved_bytes_of_a_small_network_counted_by_hand():
     assert saved.kept == saved.all == 4 * (B * 48 + B * 20 + B * 7 + 1) + 8 * B
 
 
+def test_inference_needs_what_exists_at_once():
+    """At most the inputs and two outputs of layers, since nothing is kept for a backward pass."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Sigmoid(), nn.Conv2d(8, 8, 3, padding=1)]
+    model = nn.Sequential(*layers, nn.Sigmoid(), nn.Flatten(), nn.Linear(8 * 16 * 16, 10))
+    need = memory.inference_need(model, 16, device="cpu", dtype=None)
+    assert need.image == 4 * (3 + 8 + 8) * 16 * 16 and need.copies == need.gradients == 0
+    assert need.total(1) == weights_of(model) + need.image
+
+
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("name", SMALL)
 def test_activations_are_what_a_real_step_keeps(name, dtype):

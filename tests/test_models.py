@@ -16,6 +16,7 @@ from helpers.networks import count, randomize, train
 from common.errors import UserError
 from datasets.pipeline import AUGMENTATIONS
 from models import MODELS, create_model, describe, is_published, parse_options, prefers_fp32, recipe
+from models import family as family_of
 from models.airbench import Airbench
 from models.cifar_resnet import ECA_POSITIONS, ECABlock, GhostModule, PadShortcut
 from models.coatnet import Attention, MBConv, SelectiveKernel, Transformer, relative_index
@@ -612,3 +613,22 @@ def test_smallest_of_a_family_has_its_layers_and_learns(name):
     labels = torch.tensor([0, 2, 5, 7])
     losses = train(small, torch.randn(4, 3, size, size), labels, steps=6, lr=1e-3)
     assert losses[-1] < losses[0] - 0.2
+
+
+def test_each_model_has_a_family():
+    families = {name: family_of(name) for name in MODELS}
+    assert all(families.values())
+    wanted = {
+        "resnet56": "resnet",
+        "plain34": "plain",
+        "ghostnet_100": "ghostnet",
+        "coatnet_0": "coatnet",
+    }
+    wanted |= {
+        "vit_custom": "vision_transformer",
+        "vit_tiny": "vision_transformer",
+        "eva_giant": "eva",
+    }
+    assert wanted.items() <= families.items()
+    assert family_of("timm/resnet18.a1_in1k") == "resnet"
+    assert family_of("timm/nothing") == family_of("nothing") == ""
