@@ -1,36 +1,45 @@
 """Runs a list of experiments over several seeds and tests their differences.
 
     python sweep.py eca --seeds 0 1 2                              # three runs of each experiment
-    python sweep.py ghost --epochs 30 --batch-size 256 --dry-run   # prints the commands
+    python sweep.py degradation --only plain20 plain56 resnet20 resnet56 --epochs 30
+    python sweep.py augmentation --model resnet20 --dry-run        # the commands and their cost
     python sweep.py zoo --jobs 4                                   # four runs at once, a GPU each
     python sweep.py zoo --launcher submitit --slurm-partition gpu  # a SLURM job array
 
-sweeps/suites.py lists the suites. Other arguments are passed to the training script. Each run has
-a directory runs/sweep-<suite>-<dataset>/<experiment>-s<seed> and a .log file next to it. The same
-command again keeps finished runs, resumes interrupted ones and starts the others. A failed run
-doesn't stop the others. At the end, results.md and curves.png in the sweep's directory hold the
-means over the seeds, and the differences that answer the questions of the suite.
+sweeps/suites.py lists the suites. Other arguments are passed to the training script; they override
+those of the suite, except for what it compares. Each run has a directory
+runs/sweep-<suite>-<dataset>/<experiment>-s<seed> and a .log file next to it. The same command again
+keeps finished runs, resumes interrupted ones and starts the others. A failed run doesn't stop the
+others. At the end, results.md, .csv, .json and curves.png in the sweep's directory hold the means
+over the seeds, and the differences that answer the questions of the suite.
 """
 
 import argparse
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 from common import command_line
 from common.errors import UserError
-from sweeps import findings, launch, plans
+from sweeps import estimate, findings, launch, plans
 from sweeps.suites import DECIDED, SUITES
 from training import arguments
 
 
+class Formatter(command_line.Formatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the list of suites."""
+
+
 def training_parser():
-    """The arguments that all training scripts share, without defaults of a script."""
-    return arguments.training_parser(__doc__, recipe={})
+    """The arguments of all training scripts, without defaults of a script."""
+    parser = arguments.training_parser(__doc__, recipe={})
+    arguments.add_options(parser, "suites of train_sota.py only", arguments.FITTING)
+    return parser
 
 
 def build_parser():
-    """The arguments of a sweep, and those of a training script that the suite doesn't decide."""
+    """The arguments of a sweep, and those of the training scripts."""
     parser = training_parser()
     for action in parser._actions:
         if action.dest in DECIDED:
@@ -40,11 +49,16 @@ def build_parser():
     add = parser.add_argument_group("sweep").add_argument
     count = dict(type=command_line.number(int, low=0), metavar="N")
     positive = dict(type=command_line.number(int, low=1), metavar="N")
-    add("suite", metavar="SUITE", choices=SUITES, help=f"one of {', '.join(SUITES)}")
-    add("--seeds", **count, nargs="+", default=[0, 1, 2], help="seeds of each experiment")
+    add("suite", metavar="SUITE", choices=SUITES, help="one of the list below")
+    add("--seeds", **count, nargs="+", help="seeds of each experiment (default: 0 1 2 or suite's)")
+    add("--only", nargs="+", default=[], metavar="NAME", help="run only these experiments")
+    own = "instead of the suite's rates and augmentation, those of each model"
+    add("--own-recipes", action="store_true", help=own)
     jobs = "concurrent runs (default: 1; SLURM: all), each on a GPU or with a share of the CPU"
     add("--jobs", **positive, help=jobs)
-    add("--dry-run", action="store_true", help="print the commands and exit")
+    plan = "print the commands, and their cost by a few timed steps, and exit"
+    add("--dry-run", action="store_true", help=plan)
+    add("--no-estimate", action="store_true", help="with --dry-run: don't time any steps")
     launchers = ("local", "submitit")
     add("--launcher", default="local", choices=launchers, help="submitit: a SLURM job array")
     add("--slurm-partition", metavar="NAME", help="the partition to submit to")
@@ -53,6 +67,9 @@ def build_parser():
     add("--slurm-cpus", **positive, default=4, help="CPU cores of a run")
     other = dict(action="append", default=[], metavar="KEY=VALUE")
     add("--slurm-arg", **other, help="another option of sbatch; repeatable")
+    parser.formatter_class = Formatter
+    lines = [f"  {name:<20}{suite.question}" for name, suite in SUITES.items()]
+    parser.epilog = "\n".join(["suites and their questions:", *lines])
     return parser
 
 
@@ -87,14 +104,15 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     args = parser.parse_args(argv)
+    args.seeds = args.seeds or list(SUITES[args.suite].seeds)
     repeated = {seed for seed in args.seeds if args.seeds.count(seed) > 1}
     if repeated:
         raise UserError(f"--seeds holds {min(repeated)} more than once", status=2)
     of_training = {action.dest for action in training_parser()._actions} - {"output_dir"}
-    given = command_line.explicit(parser, argv)
+    given = arguments.parse(parser, argv)
     given = {key: value for key, value in given.items() if key in of_training}
     directory = Path(args.output_dir) if args.output_dir else None
-    runs = plans.plan(args.suite, given, args.seeds, directory)
+    runs = plans.plan(args.suite, given, args.seeds, directory, args.only, args.own_recipes)
     root = runs[0].path.parent
     todo = [run for run in runs if run.state != "finished"]
     places = todo  # SLURM has a place for each
@@ -105,9 +123,13 @@ def main(argv=None):
     finished, interrupted, new = map(states.count, ("finished", "interrupted", "new"))
     text = f"{finished} finished, {interrupted} to resume, {new} to start"
     print(f"{root}: {len(runs)} runs, {text}", file=sys.stderr)
+    afterwards = plans.afterwards(args.suite, root)
     if args.dry_run:
         for run in todo:
             print(shlex.join(run.command))
+        for command in afterwards:
+            print(shlex.join(command))
+        estimate.print_plan(todo, len(places), timed=not args.no_estimate)
         return 0
 
     with plans.lock(root):
@@ -117,6 +139,9 @@ def main(argv=None):
             print(f"interrupted with {done} of {len(runs)} runs finished; the same command resumes")
             return 128 + stopped
         findings.report(args.suite, runs, root, shlex.join(["python", "sweep.py", *argv]))
+        for command in afterwards:
+            print(shlex.join(command), flush=True)
+            subprocess.run(command, check=False)
     if failed:
         names = ", ".join(run.path.name for run in failed)
         counts = f"{len(failed)} of {len(runs)}"

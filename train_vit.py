@@ -119,7 +119,7 @@ def train(args, saved, ranks):
             row = train_epoch(state, train_batches, step, run.stop, run.show)
             row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
-        run.finish(run.final_test(inputs.test_batches() if split.val else eval_batches))
+        run.finish(run.final_test(inputs, train_batches, eval_batches))
     draw_finished(run)  # curves.png
     return run.exit_status
 

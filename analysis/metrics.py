@@ -246,6 +246,7 @@ class Run:
             "best": best,
             "best_epoch": epochs[accuracy.index(best)] if accuracy else None,
             "test": test,
+            "error_rate": None if test is None else 100 - test,
             "top5": summary.get("test_top5"),
             "tta": summary.get("test_tta_acc"),
             "train": _last(self.curve("train_acc")[1]),

@@ -71,6 +71,7 @@ DOCUMENTED_COLUMNS = {
 }
 OTHER_COLUMNS = {
     "experiment": Column("experiment"),
+    "error_rate": Column("error %", ".2f"),
     "memory": Column("memory MB", ",.0f"),
     "train": Column("last train %", ".2f", True),
 }

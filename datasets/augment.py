@@ -263,20 +263,21 @@ def _scale_and_bias(mean, std, pixels, device):
 
 
 def box_masks(centres, sides, images, dtype=torch.float32):
-    """Masks (B, C, H, W): one inside boxes of `sides` (B, 2) around `centres` (B, 2), zero outside.
+    """Masks (N, C, H, W): one inside boxes of `sides` (N, 2) around `centres` (N, 2), zero outside.
 
-    Boxes are clipped at the borders. Masks have all channels: on a CPU, broadcasting over channels
-    takes ten times as long if the batch is stored as channels_last.
+    N is the batch size, or one for a mask that all images share. Boxes are clipped at the borders.
+    Masks have all channels: on a CPU, broadcasting over channels takes ten times as long if the
+    batch is stored as channels_last.
     """
-    batch, channels, height, width = images.shape
+    channels, height, width = images.shape[1:]
     start = centres - (sides / 2).floor()
-    edges = to_device(torch.stack([start, start + sides], dim=1), images.device)  # (B, 2, 2)
+    edges = to_device(torch.stack([start, start + sides], dim=1), images.device)  # (N, 2, 2)
     y = torch.arange(height, device=images.device)
     x = torch.arange(width, device=images.device).repeat_interleave(channels)
     rows = (y >= edges[:, 0, :1]) & (y < edges[:, 1, :1])
     columns = (x >= edges[:, 0, 1:]) & (x < edges[:, 1, 1:])
-    inside = rows.to(dtype)[:, :, None] * columns.to(dtype)[:, None]  # (B, H, W * C)
-    return inside.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    inside = rows.to(dtype)[:, :, None] * columns.to(dtype)[:, None]  # (N, H, W * C)
+    return inside.view(len(edges), height, width, channels).permute(0, 3, 1, 2)
 
 
 def _erase(images, centres, sides):

@@ -13,6 +13,11 @@ class RankGenerator:
         self.generator, self.rows, self.total = generator, rows, total
 
 
+def of_the_batch(generator):
+    """The generator of draws that concern the batch as a whole: the same on all ranks."""
+    return generator.generator if isinstance(generator, RankGenerator) else generator
+
+
 def rand(generator, count, *shape, low=0.0, high=1.0):
     """Uniform numbers in [low, high), float32 (count, *shape); row i belongs to image i."""
 

@@ -34,11 +34,13 @@ class Pipeline:
     num_classes: int | None = None  # needed for mixing
     crop_mode: str = "reflect"  # or "zero"
     crop_pixels: int = 0  # largest shift by "crop"; 0: an eighth of the height
+    jitter: float = 0.2  # strength of "color_jitter"
     cutout_size: int = 0  # pixels; 0: no Cutout
     erasing: float = 0.0  # probability
     mixup_alpha: float = 0.0  # 0: no MixUp
     cutmix_alpha: float = 0.0  # 0: no CutMix
     mix_probability: float = 1.0
+    mix_per: str = "image"  # or "batch"
 
     def __post_init__(self):
         self.transforms = tuple(self.transforms)
@@ -48,6 +50,7 @@ class Pipeline:
                 raise ValueError(f"unknown augmentation {name!r}: the names are {names}")
         self.options = {
             "crop": {"padding": self.crop_pixels or None, "mode": self.crop_mode},
+            "color_jitter": dict.fromkeys(("brightness", "contrast", "saturation"), self.jitter),
             "random_resized_crop": {"size": self.image_size},
         }
 
@@ -93,4 +96,4 @@ class Pipeline:
             return images, labels
         targets = F.one_hot(labels, self.num_classes).float()
         alphas = self.mixup_alpha, self.cutmix_alpha
-        return mix(images, targets, generator, *alphas, self.mix_probability)
+        return mix(images, targets, generator, *alphas, self.mix_probability, self.mix_per)

@@ -124,6 +124,15 @@ def test_weights_replace_the_recipe_in_a_config_of_a_run_from_scratch(configured
     assert values(args, "model", "epochs", "lr", "layer_decay") == ("vit_custom", 50, 3e-4, 0.75)
 
 
+def test_no_pretrained_turns_off_what_a_config_turned_on(configured):
+    """The model stays, though it was a default, with the recipe that it has from scratch."""
+    config, origin = arguments.record(resolve(train_vit, "--pretrained", "--tag", "a"), {})
+    args = configured(config, "--no-pretrained", origin=origin)
+    scratch = resolve(train, "--model", "vit_tiny", "--tag", "a")
+    assert (args.model, args.pretrained, args.tag) == ("vit_tiny", False, "a")
+    assert arguments.as_dict(args) | {"config": None} == arguments.as_dict(scratch)
+
+
 def test_what_a_config_may_hold(configured, tmp_path):
     strings = configured({"lr": "0.25", "epochs": "3", "ema_decay": "auto"})
     assert values(strings, "lr", "epochs", "ema_decay") == (0.25, 3, None)

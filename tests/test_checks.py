@@ -28,6 +28,8 @@ FROZEN = ("--freeze-backbone", "--weights", __file__)
         (("--output-dir", __file__), "is a file"),
         (("--model-arg", "widht=3"), "resnet18 has no option 'widht'"),
         (("--drop-path", 0.1), "--drop-path"),
+        (("--optimizer", "adam", "--nesterov"), "--nesterov can't be chosen with --optimizer adam"),
+        (("--optimizer", "muon_sgd", "--no-nesterov"), "--no-nesterov can't be chosen"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused(argv, message):
@@ -37,7 +39,8 @@ def test_arguments_that_contradict_each_other_are_refused(argv, message):
 
 def test_arguments_that_go_together_are_accepted():
     constant = ("--warmup-epochs", 5, "--epochs", 5, "--schedule", "constant")
-    for argv in ((), ("--batch-size", 8, "--accumulate", 8), constant, ("--cutout", 31), FROZEN):
+    parts, adam = ("--batch-size", 8, "--accumulate", 8), ("--optimizer", "adam")
+    for argv in ((), parts, constant, ("--cutout", 31), FROZEN, adam):
         check_arguments(resolve(train, *argv), None, Ranks(CPU))
 
 

@@ -55,6 +55,25 @@ def test_crops_are_shifted_by_so_many_pixels():
         first_batch("--crop-pixels", 32)
 
 
+def test_jitter_is_the_strength_of_color_jitter():
+    chosen = ("--augment", "color_jitter", "--mixup", 0, "--cutmix", 0)
+    plain = first_batch(*PLAIN)[0]
+    default, weak, strong = (
+        first_batch(*chosen, *options)[0] for options in ((), ("--jitter", 0.2), ("--jitter", 0.4))
+    )
+    assert torch.equal(first_batch(*chosen, "--jitter", 0)[0], plain) and torch.equal(default, weak)
+    assert (strong - plain).abs().mean() > 1.5 * (weak - plain).abs().mean() > 0
+
+
+def test_mixing_per_batch_follows_its_argument():
+    alike, own = (
+        first_batch("--mixup", 0.5, "--cutmix", 0, "--mix-prob", 1, "--mix-per", per)[1]
+        for per in ("batch", "image")
+    )
+    assert len(alike.amax(1).round(decimals=4).unique()) <= 2  # partners may have the same label
+    assert len(own.amax(1).round(decimals=4).unique()) > 5
+
+
 def test_an_evaluation_has_every_image_once_in_order_and_normalized():
     images, labels = (
         torch.cat(parts) for parts in zip(*inputs("--augment", "crop").test_batches())

@@ -1,14 +1,15 @@
 """Parameter groups hold each parameter once; optimizers descend and resume from their states."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn as nn
 from helpers.errors import refused
+from helpers.training import resolve
 
 import models
+import train
 from training import optimizers
 from training.optimizers import OPTIMIZERS, build_optimizer, muon_groups, param_groups
 
@@ -41,9 +42,7 @@ def test_groups_that_omit_or_repeat_a_parameter_are_refused(fault):
 
 def trained_by_adamw(model, layer_decay):
     """Names of the parameters for which AdamW's averages exist after a step of Muon."""
-    args = SimpleNamespace(
-        optimizer="muon", lr=0.01, momentum=0.95, weight_decay=0.05, layer_decay=layer_decay
-    )
+    args = resolve(train, "--optimizer", "muon", "--layer-decay", layer_decay)
     optimizer = optimizers.create_optimizer(args, model)
     for p in model.parameters():
         p.grad = torch.randn_like(p)
@@ -107,6 +106,13 @@ def test_every_optimizer_lowers_the_loss(name):
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+def test_momentum_is_nesterovs_unless_it_is_turned_off(name):
+    args = [resolve(train, "--optimizer", name, *more) for more in ([], ["--no-nesterov"])]
+    made = [optimizers.create_optimizer(one, models.create_model("resnet20", 10)) for one in args]
+    assert [one.param_groups[0]["nesterov"] for one in made] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -81,6 +81,31 @@ def test_mix_draws_kind_and_chance_for_each_image(alphas, probability):
         assert 70 < counts["mixup"] < 130
 
 
+@pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_mixing_per_batch_has_one_choice_share_and_box(alphas):
+    images, targets = make_images(12) / 255, torch.eye(12)
+    others, kinds = images[torch.arange(12) ^ 1], []
+    for seed in range(60):
+        mixed, shares = mixing.mix(images, targets, seeded(seed), *alphas, 0.5, "batch")
+        kept = shares.diag()
+        torch.testing.assert_close(kept, kept[:1].expand(12))
+        torch.testing.assert_close(shares.sum(1), torch.ones(12))
+        from_other = (mixed != images).any(1)
+        if kept[0] == 1:
+            assert torch.equal(mixed, images)
+            kinds.append("unmixed")
+        elif torch.equal(mixed, torch.where(from_other[:, None], others, images)):
+            inside = from_other.any(0)
+            assert inside.sum() == inside.any(0).sum() * inside.any(1).sum()  # one box
+            assert inside.float().mean().item() == pytest.approx(1 - kept[0].item(), abs=1e-5)
+            kinds.append("cutmix")
+        else:
+            torch.testing.assert_close(mixed, torch.lerp(others, images, kept.view(-1, 1, 1, 1)))
+            kinds.append("mixup")
+    assert 15 < kinds.count("unmixed") < 45
+    assert [kinds.count(kind) > 5 for kind in ("mixup", "cutmix")] == [a > 0 for a in alphas]
+
+
 def test_mix_without_alpha_changes_nothing():
     images, targets = make_images() / 255, one_hot(16)
     mixed, shares = mixing.mix(images, targets, seeded(), 0, 0, 1)

@@ -20,6 +20,7 @@ from common.command_line import Parser, explicit, number, number_or_auto
 from common.errors import UserError
 from common.scopes import SCOPES, flag, names
 from data import DATASETS
+from datasets.mixing import MIX_PER
 from datasets.pipeline import AUGMENTATIONS
 from training import resume
 from training.optimizers import OPTIMIZERS
@@ -70,7 +71,12 @@ MODEL = (
     Option("--list-models", bool, "print all models and exit"),
 )
 TRANSFER = (
-    Option("--pretrained", bool, "start from published weights (timm's models; needs network)"),
+    Option(
+        "--pretrained",
+        argparse.BooleanOptionalAction,
+        "start from published weights (timm's models; needs network)",
+        False,
+    ),
     Option("--weights", str, "start from a .pt or .safetensors file, or from a run"),
     Option("--freeze-backbone", bool, "train only the classifier, on features computed once"),
     Option(
@@ -97,6 +103,7 @@ TRAINING = (
     Option("--optimizer", tuple(OPTIMIZERS), "each has its own default rates"),
     Option("--lr", RATE, "highest learning rate"),
     Option("--momentum", number(low=0, high=0.9999), "also Adam's first beta", 0.9),
+    Option("--nesterov", argparse.BooleanOptionalAction, "of SGD's and Muon's momentum", True),
     Option("--weight-decay", RATE, "not applied to norms and biases"),
     Option("--schedule", SCHEDULES, "of the learning rate after the warmup"),
     Option("--warmup-epochs", number_or_auto(low=0), "default: a tenth of the run, at most 5"),
@@ -128,9 +135,13 @@ AUGMENTATION = (
     Option("--augment", augmentations, f"none, or a list of {', '.join(AUGMENTATIONS)}"),
     Option("--crop-padding", ("reflect", "zero"), "border that crop adds", "reflect"),
     Option("--crop-pixels", COUNT, "largest shift by crop (0: an eighth of the image)", 0),
+    Option("--jitter", RATE, "strength of color_jitter: factors of 1 - JITTER to 1 + JITTER", 0.2),
     Option("--mixup", RATE, "MixUp's alpha (0: none)"),
     Option("--cutmix", RATE, "CutMix's alpha (0: none)"),
-    Option("--mix-prob", SHARE, "share of the images that are mixed", 0.5),
+    Option("--mix-prob", SHARE, "share of the images (or batches) that are mixed", 0.5),
+    Option(
+        "--mix-per", MIX_PER, "each image, or batch, has its own mixing method and share", "image"
+    ),
     Option("--cutout", COUNT, "side of the square to cut out, in pixels", 0),
     Option("--random-erasing", SHARE, "share of the images that lose a rectangle", 0.0),
     Option("--repeated-augment", POSITIVE, "times that a batch holds each of its images", 1),
@@ -149,6 +160,7 @@ MACHINE = (
 )
 RUN = (
     Option("--eval-every", POSITIVE, "epochs between evaluations", 1),
+    Option("--eval-train", bool, "at the end, also evaluate on training images, not augmented"),
     Option("--output-dir", str, "instead of runs/<dataset>-<model>-s<seed>-<time>"),
     Option("--tag", str, "a word for the name of the run"),
     Option("--curves", argparse.BooleanOptionalAction, "draw curves.png at the end", True),
@@ -262,7 +274,12 @@ def layers(parser, given, config, config_origin):
     if config and recipe != recipe_for(default | config, parser.recipe):
         # Another model, or another way to start: only what was asked for in the config applies.
         asked_for = ("command line", "config")
-        config = {k: v for k, v in config.items() if config_origin.get(k, "config") in asked_for}
+        same_model = {"model"} if given.get("pretrained") is False else set()
+        config = {
+            name: value
+            for name, value in config.items()
+            if name in same_model or config_origin.get(name, "config") in asked_for
+        }
     native = recipe["optimizer"]
     optimizer = (config | given).get("optimizer", native)
     if optimizer != native:

@@ -8,6 +8,7 @@ from models import lora
 from models.weights import weights_file
 from training import progressive, run_directory
 from training.initial_model import model_options
+from training.optimizers import OPTIMIZERS
 from training.schedules import WITH_FINAL_RATE
 
 
@@ -15,6 +16,7 @@ def check_arguments(args, saved, ranks):
     """Raises UserError for arguments that contradict each other or the model."""
     _check_batches(args, ranks)
     _check_transfer(args, saved)
+    _check_optimizer(args)
     if args.cutout >= args.image_size:
         size = args.image_size
         raise UserError(f"--cutout {args.cutout} removes the whole image of {size} px", 2)
@@ -64,6 +66,13 @@ def _check_transfer(args, saved):
         )
     if args.tta != "none":
         raise UserError(f"--tta {args.tta} can't be used with --freeze-backbone", 2)
+
+
+def _check_optimizer(args):
+    asked = args.origin.get("nesterov") == "command line" or not args.nesterov
+    if asked and "nesterov" not in OPTIMIZERS[args.optimizer]:
+        option = "--nesterov" if args.nesterov else "--no-nesterov"
+        raise UserError(f"{option} can't be chosen with --optimizer {args.optimizer}", 2)
 
 
 def _check_progressive(args):

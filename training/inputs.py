@@ -1,7 +1,7 @@
 """The batches that a run trains, evaluates and tests on."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,10 +50,12 @@ class Inputs:
             num_classes=self.split.num_classes,
             crop_mode=args.crop_padding,
             crop_pixels=args.crop_pixels,
+            jitter=args.jitter,
             cutout_size=args.cutout,
             mixup_alpha=args.mixup,
             cutmix_alpha=args.cutmix,
             mix_probability=args.mix_prob,
+            mix_per=args.mix_per,
             erasing=args.random_erasing,
         )
         return self._batches(self.split.train, args.batch_size, pipeline, args.resident, **options)
@@ -67,6 +69,14 @@ class Inputs:
 
     def test_batches(self):
         return self._images(self.split.test)
+
+    def without_augmentation(self, train_batches):
+        """The training images, each once. They stay on the host: the device may be full."""
+        changes = {"batch_size": self._evaluation_batch, "shuffle": False, "repeats": 1}
+        if not self.args.freeze_backbone:  # features are on the device, and not augmented
+            pipeline = Pipeline(*self.normalization, self.args.image_size)
+            changes |= {"pipeline": pipeline, "resident": "host"}
+        return replace(train_batches, **changes)
 
     @property
     def _evaluation_batch(self):

@@ -15,11 +15,11 @@ from training.muon import MuonSGD
 # Muon_sgd: arXiv 2404.00498's repository.
 # fmt: off
 OPTIMIZERS = {
-    "sgd": dict(lr=0.1, momentum=0.9, weight_decay=5e-4),
+    "sgd": dict(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
     "adam": dict(lr=1e-3, momentum=0.9, weight_decay=0.0, schedule="constant", warmup_epochs=0.0,
                  label_smoothing=0.0, clip_grad=0.0, ema_decay=0.0),
     "adamw": dict(lr=1e-3, momentum=0.9, weight_decay=0.05),
-    "muon": dict(lr=0.01, momentum=0.95, weight_decay=0.05),
+    "muon": dict(lr=0.01, momentum=0.95, nesterov=True, weight_decay=0.05),
     "muon_sgd": dict(lr=0.24, momentum=0.6, weight_decay=4e-3),
 }
 # fmt: on
@@ -36,15 +36,17 @@ def create_optimizer(args, model, saved=None, dtype=None):
         groups = muon_sgd_groups(groups, model, args.lr)
     # torch's fused SGD, if a GradScaler skips its first step, starts from uninitialised momentum.
     fused = dtype != torch.float16
-    return build_optimizer(args.optimizer, groups, args.lr, args.momentum, fused)
+    return build_optimizer(
+        args.optimizer, groups, args.lr, args.momentum, fused, nesterov=args.nesterov
+    )
 
 
-def build_optimizer(name, groups, lr, momentum=0.9, fused=True):
+def build_optimizer(name, groups, lr, momentum=0.9, fused=True, nesterov=True):
     """An optimizer of OPTIMIZERS over parameter groups that carry their own weight decay.
 
-    momentum: of SGD (Nesterov) and Muon; the first beta of Adam and AdamW. fused: use one kernel
-    for all parameters where there is one. There is none for SGD on sharded parameters, and none for
-    sharded parameters on a CPU.
+    momentum: of SGD and Muon, Nesterov's or not; the first beta of Adam and AdamW. fused: use one
+    kernel for all parameters where there is one. There is none for SGD on sharded parameters, and
+    none for sharded parameters on a CPU.
     """
     first = groups[0]["params"][0]
     if hasattr(first, "full_tensor"):  # sharded
@@ -54,14 +56,15 @@ def build_optimizer(name, groups, lr, momentum=0.9, fused=True):
     # None is torch's choice; False would be a kernel per parameter.
     fused = True if fused and has_kernel else None
     if name == "sgd":
-        return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        nesterov = nesterov and momentum > 0
+        return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, fused=fused)
     if name == "adam":
         return torch.optim.Adam(groups, lr, betas=(momentum, 0.999), fused=fused)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr, betas=(momentum, 0.999), fused=fused)
     if name == "muon":
         # Filters are flattened to matrices; groups of muon_groups and depthwise filters use AdamW.
-        return Muon(groups, lr, momentum=momentum, nesterov=True)
+        return Muon(groups, lr, momentum=momentum, nesterov=nesterov)
     if name == "muon_sgd":
         return MuonSGD(groups, lr, momentum=momentum)
     raise UserError(f"unknown optimizer {name!r}: must be one of {', '.join(OPTIMIZERS)}", 2)

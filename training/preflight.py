@@ -13,7 +13,7 @@ import torch
 import models
 from common.errors import UserError
 from common.free_memory import available
-from common.scopes import flag
+from common.scopes import flag, words
 from models.published import smallest
 from models.weights import load_checkpoint
 from training import devices, distributed, memory, mixed_precision, run_directory
@@ -124,17 +124,17 @@ def dry_run(args, gpu_memory):
     for changes in SMALLER:
         changed = copy.copy(args)
         vars(changed).update(changes)
-        words = " ".join(_words(changes)) or "as asked"
+        option = " ".join(words(changes)) or "as asked"
         try:
             if changes:
                 need = memory.need_of_run(
                     changed, num_classes, device=device, dtype=dtype, world=distributed.world_size()
                 )
         except UserError:  # of this change: the run itself has been counted by now
-            print(f"{words:<40}  not with this model")
+            print(f"{option:<40}  not with this model")
             continue
         sizes = f"{need.fixed / GB:>18.2f}{need.image / GB:>13.3f}{need.largest(free):>16}"
-        print(f"{words:<40}{sizes}")
+        print(f"{option:<40}{sizes}")
     return 0
 
 
@@ -156,7 +156,7 @@ def smoke(parser, given, main):
     given: the arguments on the command line; main: of the script.
     """
     for name in ("pretrained", "weights", "resume", "config", "freeze_backbone"):
-        if name in given:
+        if given.get(name):
             raise UserError(f"--smoke trains fresh weights: leave {flag(name)} out", 2)
     if given.get("dry_run"):
         raise UserError("--smoke trains and --dry-run doesn't: give one of them", 2)
@@ -165,12 +165,12 @@ def smoke(parser, given, main):
     chosen = _small_copy(parser, given)
     directory, copied = chosen["output_dir"], ", ".join(chosen["model_arg"]) or "all its layers"
     print(f"smoke: {chosen['model']} with {copied}, {chosen['image_size']} px, {directory}")
-    if status := main(_words(chosen)):
+    if status := main(words(chosen)):
         return status
     again = {"resume": directory, "epochs": chosen["epochs"] + 1, "curves": False}
     if "device" in given:
         again["device"] = given["device"]
-    if status := main(_words(again)):
+    if status := main(words(again)):
         return status
     model, card = load_checkpoint(os.path.join(directory, "best.pt"))
     parameters = sum(p.numel() for p in model.parameters())
@@ -201,17 +201,3 @@ def _small_copy(parser, given):
         | given
         | {"model": name, "model_arg": pairs}
     )
-
-
-def _words(values):
-    """Arguments by name as words of a command line."""
-    words = []
-    for name, value in values.items():
-        for item in value if isinstance(value, list) else [value]:
-            if item is True:
-                words.append(flag(name))
-            elif item is False:
-                words.append(flag(f"no_{name}"))
-            else:
-                words += [flag(name), "auto" if item is None else str(item)]
-    return words

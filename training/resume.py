@@ -103,6 +103,8 @@ def is_finished(args, saved):
     complete = isinstance(summary.get("test_acc"), float) and "reported" in summary
     if args.tta != "none":
         complete = complete and isinstance(summary.get("test_tta_acc"), float)
+    if args.eval_train:
+        complete = complete and isinstance(summary.get("train_clean_acc"), float)
     done = epoch == args.epochs == summary.get("epochs") and summary.get("status") == "finished"
     if not (done and complete):
         return False

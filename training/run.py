@@ -123,15 +123,17 @@ class Run:
         self.directory.end_epoch(row, state.contents(), best)
         self.display.epoch(row, self.curve.name)
 
-    def final_test(self, batches):
+    def final_test(self, inputs, train_batches, eval_batches):
         """Measures the reported weights on the test set: {column of summary.json: value}.
 
         With held-out images these are the weights of best.pt, and the test set is read here only.
         Without them the test accuracy is that of the last epoch, and only --tta is left to do.
+        inputs: training.inputs.Inputs.
         """
         augmented = self.args.tta != "none"
-        if not (self.split.val or augmented):
+        if not (self.split.val or augmented or self.args.eval_train):
             return {}
+        batches = inputs.test_batches() if self.split.val else eval_batches
         columns = {}
         with self._tested_weights() as model:
             if self.split.val:
@@ -139,6 +141,9 @@ class Run:
                 columns = {"test_acc": metrics["acc"], "test_top5": metrics["top5"]}
             if augmented:
                 columns |= self._test_time_augmentation(model, batches)
+            if self.args.eval_train:
+                metrics = self._evaluate(model, inputs.without_augmentation(train_batches))
+                columns |= {f"train_clean_{name}": value for name, value in metrics.items()}
         return columns
 
     def _evaluate(self, model, batches, **options):

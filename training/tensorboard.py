@@ -10,7 +10,7 @@ from common.text import printable
 
 MOST_NAMES = 20  # classes whose confusion matrix is also written as a table with names
 CELL = 24  # pixels
-FINAL = ("test_acc", "test_top5", "test_tta_acc", "test_tta_top5")
+FINAL = ("test_acc", "test_top5", "test_tta_acc", "test_tta_top5", "train_clean_acc")
 BLUE = (0.0, 0.27, 0.53)
 
 

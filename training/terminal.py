@@ -93,8 +93,10 @@ class ProgressDisplay:
 
 
 def final_line(summary, tta):
-    """The test accuracy of a finished run; after it, the one with test-time augmentation."""
+    """The test accuracy of a finished run; then those of --tta and --eval-train."""
     line = f"test accuracy {summary['test_acc']:.2f} % ({summary['reported']})"
     if tta != "none":
         line += f", {summary['test_tta_acc']:.2f} % with --tta {tta}"
+    if "train_clean_acc" in summary:
+        line += f", {summary['train_clean_acc']:.2f} % of the training images"
     return line
