@@ -2,7 +2,7 @@
 
 identity     decides what a run computes: fixed on resume; another value is another experiment
 execution    how it is computed: may change on resume, and the last bits of the result with it
-place        where it is computed, and what it is called: makes no difference to the result
+place        where it is computed, its name and what it keeps: makes no difference to the result
 call         concerns one call of the script: never taken from --config
 """
 
@@ -16,7 +16,7 @@ _IDENTITY = """
     sync_bn seed eval_every
 """
 _EXECUTION = "amp compile grad_checkpointing deterministic micro_batch ema_device fsdp"
-_PLACE = "device resident data_dir data_url tag"
+_PLACE = "device resident data_dir data_url tag save_every"
 _CALL = "output_dir resume resume_previous config list_models dry_run gpu_memory smoke"
 
 SCOPES = (

@@ -28,6 +28,7 @@ from helpers.runs import (
 import models
 import train_sota
 from common import checkpoint
+from models.weights import load_checkpoint
 from training import loop
 
 pytestmark = pytest.mark.slow
@@ -199,6 +200,23 @@ def test_a_best_pt_that_will_be_tested_is_checked_first(train, forks, tmp_path, 
     checkpoint.save(contents, best)
     train("--resume", cut)
     assert summary(cut)["status"] == "finished"
+
+
+def test_weights_are_kept_every_few_epochs_and_written_once(train, forks, tmp_path):
+    """Also where the run was killed before it wrote them; a resume leaves them as they are."""
+    cut, killing = tmp_path / "cut", (kill_in_save, 2, "renamed")
+    forks.run(*OPTIONS, "--save-every", 1, "--output-dir", cut, faults=[killing])
+    assert progress(cut)["epoch"] == 1 and not list(cut.glob("epoch-*.pt"))
+    train("--resume", cut)
+    assert len(list(cut.glob("epoch-*.pt"))) == 3
+    model, card = load_checkpoint(cut / "epoch-3.pt")
+    assert (card["epoch"], card["metric"]) == (3, None)
+    assert same(dict(model.state_dict()), last(cut)["ema"]["average"])
+    (cut / "summary.json").unlink()
+    (cut / "last.pt").write_bytes(b"damaged")
+    before = {path: path.stat().st_mtime_ns for path in cut.glob("epoch-*.pt")}
+    train("--resume", cut, "--resume-previous", "--save-every", 2)  # the last epoch once more
+    assert {path: path.stat().st_mtime_ns for path in cut.glob("epoch-*.pt")} == before
 
 
 # ---- what may change -----------------------------------------------------------------------------

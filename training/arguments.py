@@ -148,6 +148,9 @@ MACHINE = (
 )
 RUN = (
     Option("--eval-every", POSITIVE, "epochs between evaluations", 1),
+    Option(
+        "--save-every", COUNT, "epochs between weights that are kept as epoch-N.pt (0: none)", 0
+    ),
     Option("--output-dir", str, "instead of runs/<dataset>-<model>-s<seed>-<time>"),
     Option("--tag", str, "a word for the name of the run"),
     Option("--resume", str, "a run to continue"),

@@ -200,6 +200,9 @@ def open_directory(args, config, state, saved, curve):
         if checkpoint.load(source)["training"]["progress"] != progress:
             raise UserError(f"{directory.path} was written by another process just now: try again")
         _restore_best(directory, state, saved, curve)
+        kept = run_directory.kept_file(progress["epoch"], args.save_every)
+        if kept and progress["batch"] == 0:  # a kill may come between last.pt and this file
+            directory.keep(kept, state.epoch_contents(saved))
         rows = directory.keep_rows(progress["epoch"])
         if "history" not in saved["training"]:
             state.history = _history(rows, state.headline(curve.name))

@@ -111,7 +111,9 @@ class Run:
             if accuracy > state.best["value"]:
                 state.best = {"epoch": progress.epoch, "value": accuracy}
                 best = state.best_contents(self.curve.name)
-        self.directory.end_epoch(row, state.contents(), best)
+        name = run_directory.kept_file(progress.epoch, self.args.save_every)
+        kept = (name, state.epoch_contents) if name else None
+        self.directory.end_epoch(row, state.contents(), best, kept)
         self.display.epoch(row, self.curve.name)
 
     def final_test(self, batches):

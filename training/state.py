@@ -139,10 +139,16 @@ class State:
         metric = {"name": self.headline(curve_name), "selected_on": curve_name, **self.best}
 
         def contents(last):
-            weights = last["ema"]["average"] if last["ema"] else last["state_dict"]
-            return {"card": last["card"], "metric": metric, "state_dict": lora.merged(weights)}
+            return {"card": last["card"], "metric": metric, "state_dict": _reported_weights(last)}
 
         return contents
+
+    @staticmethod
+    def epoch_contents(last):
+        """The contents of epoch-N.pt, from those of last.pt after this epoch."""
+        progress = {"epoch": last["training"]["progress"]["epoch"], "batch": 0}
+        weights = _reported_weights(last)
+        return {"card": last["card"], "training": {"progress": progress}, "state_dict": weights}
 
     @refuse_misfits
     def restore(self, saved):
@@ -162,3 +168,8 @@ class State:
         self.best = dict(training["best"])
         # Older versions didn't save the history, see resume.open_directory.
         self.history = list(training.get("history", []))
+
+
+def _reported_weights(last):
+    """The weights of State.reported, from the contents of last.pt."""
+    return lora.merged(last["ema"]["average"] if last["ema"] else last["state_dict"])
