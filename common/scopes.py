@@ -13,7 +13,7 @@ _IDENTITY = """
     label_smoothing ema_decay drop_path clip_grad accumulate progressive
     augment crop_padding crop_pixels mixup cutmix mix_prob cutout random_erasing
     repeated_augment tta
-    sync_bn seed eval_every
+    sync_bn seed eval_every patience
 """
 _EXECUTION = "amp compile grad_checkpointing deterministic micro_batch ema_device fsdp"
 _PLACE = "device resident data_dir data_url tag save_every"

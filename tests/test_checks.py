@@ -28,6 +28,7 @@ FROZEN = ("--freeze-backbone", "--weights", __file__)
         (("--output-dir", __file__), "is a file"),
         (("--model-arg", "widht=3"), "resnet18 has no option 'widht'"),
         (("--drop-path", 0.1), "--drop-path"),
+        (("--patience", 3), "--patience 3 needs held-out images: add --val-size"),
         (("--optimizer", "adam", "--nesterov"), "--nesterov can't be chosen with --optimizer adam"),
         (("--optimizer", "muon_sgd", "--no-nesterov"), "--no-nesterov can't be chosen"),
     ],

@@ -219,6 +219,28 @@ def test_weights_are_kept_every_few_epochs_and_written_once(train, forks, tmp_pa
     assert {path: path.stat().st_mtime_ns for path in cut.glob("epoch-*.pt")} == before
 
 
+def test_a_run_stops_early_at_the_same_epoch_if_it_is_resumed(train, capsys):
+    """With a learning rate of 0 an early epoch is the best one."""
+    options = (*OPTIONS, *words("--epochs 9 --lr 0 --eval-every 2 --patience 2"))
+    expected = train(*options, output="expected")
+    ended = summary(expected)
+    epochs, best = ended["epochs"], ended["best_epoch"]
+    assert epochs == best + 2 * 2 < 9 and ended["stopped_early"]
+    assert (ended["status"], ended["reported"]) == ("finished", "best epoch on held-out images")
+    text = capsys.readouterr().out
+    assert f"stopped early after epoch {epochs}: epoch {best} was the best" in text
+    cut = train(*options, output="cut", stop_after=14)  # in the fifth epoch
+    train("--resume", cut)
+    assert_same_run(cut, expected)
+    before = files(cut)
+    train("--resume", cut)
+    assert files(cut) == before and "is already finished" in capsys.readouterr().out
+    (cut / "summary.json").unlink()  # as after a kill before the final test
+    train("--resume", cut)
+    assert_same_run(cut, expected)
+    assert summary(cut)["stopped_early"]
+
+
 # ---- what may change -----------------------------------------------------------------------------
 
 

@@ -113,6 +113,12 @@ TRAINING = (
         number_or_auto(low=0, high=0.999999),
         "decay of the moving average of weights (0: none); default: a twentieth of the run",
     ),
+    Option(
+        "--patience",
+        COUNT,
+        "end after so many evaluations without a better accuracy on held-out images (0: never)",
+        0,
+    ),
     Option("--drop-path", BELOW_ONE, "highest rate of stochastic depth; default: the model's"),
     Option("--clip-grad", RATE, "largest gradient norm (0: no limit)", 0.0),
     Option("--accumulate", POSITIVE, "split each batch into this many parts", 1),

@@ -20,6 +20,8 @@ def check_arguments(args, saved, ranks):
     if args.cutout >= args.image_size:
         size = args.image_size
         raise UserError(f"--cutout {args.cutout} removes the whole image of {size} px", 2)
+    if args.patience and not args.val_size:
+        raise UserError(f"--patience {args.patience} needs held-out images: add --val-size", 2)
     warmup = args.warmup_epochs
     if warmup is not None and warmup >= args.epochs and args.schedule != "constant":
         epochs = args.epochs

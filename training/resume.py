@@ -103,8 +103,10 @@ def is_finished(args, saved):
     complete = isinstance(summary.get("test_acc"), float) and "reported" in summary
     if args.tta != "none":
         complete = complete and isinstance(summary.get("test_tta_acc"), float)
-    done = epoch == args.epochs == summary.get("epochs") and summary.get("status") == "finished"
-    if not (done and complete):
+    same_length = args.epochs == saved["training"]["arguments"]["epochs"]
+    stopped_early = summary.get("stopped_early") is True and same_length
+    ended = epoch == summary.get("epochs") and (epoch == args.epochs or stopped_early)
+    if not (ended and complete and summary.get("status") == "finished"):
         return False
     print(f"{args.output_dir} is already finished: {final_line(summary, args.tta)}")
     return True

@@ -1,7 +1,7 @@
 """A run in progress: its directory, its signals, its display, and how it ends.
 
 with open_run(args, split, state, curve, step, train_batches, saved) as run:
-    while state.epoch < args.epochs:
+    while not run.done:
         row = train_epoch(…, run.stop, run.show)
         run.end_epoch(row)
     run.finish()
@@ -66,6 +66,17 @@ class Run:
         self.show = display.step if self.ranks.first else None
         self.directory = run_directory.NullRunDir()
         self.figures, self.exit_status = {}, None
+
+    @property
+    def done(self):
+        """Whether there is nothing left to train."""
+        return self.state.epoch >= self.args.epochs or self.stopped_early
+
+    @property
+    def stopped_early(self):
+        """Whether --patience ends the run before its last epoch."""
+        waited = self.state.evaluations_since_best
+        return 0 < self.args.patience <= waited and self.state.epoch < self.args.epochs
 
     def open_directory(self, saved):
         if not self.ranks.first:
@@ -184,6 +195,11 @@ class Run:
             "reported": "best epoch on held-out images" if self.split.val else "last epoch",
             "weights": "moving average" if self.state.average else "as trained",
         } | tested
+        if self.args.patience:
+            self.figures["stopped_early"] = self.stopped_early
+        if self.stopped_early:
+            best = self.state.best["epoch"]
+            print(f"stopped early after epoch {self.state.epoch}: epoch {best} was the best")
         self.directory.write_summary(
             "finished",
             **self.figures,
@@ -206,7 +222,7 @@ class Run:
         self.directory.write_summary("interrupted", signal=self.stop.number, **self._standing())
         self.ranks.wait()  # torchrun ends all ranks, also the one that saves, when one has ended
         self.display.close()
-        epoch = min(self.state.epoch + 1, self.args.epochs)
+        epoch = self.state.epoch if self.done else self.state.epoch + 1
         print(f"interrupted in epoch {epoch}; continue with --resume {self.directory.path}")
         # The number is 0 where another rank was asked to stop.
         self.exit_status = 128 + (self.stop.number or signal.SIGTERM)

@@ -93,6 +93,11 @@ class State:
         """A block in which `reported` is on the device, to be evaluated."""
         return self.average.on_device() if self.average else nullcontext(self.model)
 
+    @property
+    def evaluations_since_best(self):
+        accuracies = [top1 for _, top1, _ in self.history]
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
     def headline(self, curve_name):
         """The column of metrics.csv that best.pt is selected by and that is reported."""
         return f"{'ema_' if self.average else ''}{curve_name}_acc"
