@@ -76,6 +76,16 @@ def test_another_optimizer_has_its_own_rates():
     assert values(muon, "lr", "momentum", "epochs") == (0.01, 0.95, 100)
 
 
+def test_an_optimizer_of_timm_has_the_rates_of_timm():
+    args = resolve(train, "--optimizer", "timm/lion")
+    assert values(args, "lr", "momentum", "weight_decay") == (1e-4, 0.9, 0.0)
+    args = resolve(train, "--optimizer", "timm/adan", "--momentum", 0.97)
+    assert values(args, "lr", "momentum") == (1e-3, 0.97)
+    with refused("--optimizer timm/adafactor has no default learning rate: add --lr"):
+        resolve(train, "--optimizer", "timm/adafactor")
+    assert resolve(train, "--optimizer", "timm/adafactor", "--lr", 0.01).lr == 0.01
+
+
 def test_starting_from_weights_has_its_own_recipe():
     keys = ("optimizer", "lr", "layer_decay", "epochs", "image_size")
     args = resolve(train, "--weights", "x.pt", "--model", "vit_custom")
@@ -212,7 +222,8 @@ def test_a_config_without_arguments_is_refused(tmp_path):
         (["--epochs", 0], "--epochs: must be an integer, at least 1, not '0'"),
         (["--lr", -0.1], "--lr: must be a number, at least 0, not '-0.1'"),
         (["--augment", "crop,flop"], "none or names from crop, flip"),
-        (["--optimizer", "sdg"], "choose from"),
+        (["--optimizer", "sdg"], "must be one of sgd, adam"),
+        (["--optimizer", "timm/lamv"], "timm has no optimizer 'lamv'; the nearest names are lamb"),
         (["--momentum", 1], "at most"),
         (["--lora-rank", 8], "unknown argument --lora-rank"),
         (["--micro-batch", 8], "unknown argument --micro-batch"),

@@ -48,6 +48,7 @@ CASES = {
     "Muon, CutMix": ("train", 1, CNN, "--optimizer muon --cutmix 1 --clip-grad 1"),
     "Muon and SGD, whitened": (
         "train", 1, ("--model", "airbench94"), "--optimizer muon_sgd --lr 0.01 --final-lr 0.1"),
+    "an optimizer of timm": ("train", 1, CNN, "--optimizer timm/adafactorbv --lr 0.01"),
     "fp16": ("train", 1, CNN, "--amp fp16 --clip-grad 1"),
     "drop-path, erasing": (
         "train_vit", 1, VIT, "--drop-path 0.5 --random-erasing 0.5 --repeated-augment 4"),

@@ -22,7 +22,7 @@ from common.scopes import SCOPES, flag, names
 from data import DATASETS
 from datasets.pipeline import AUGMENTATIONS
 from training import resume
-from training.optimizers import OPTIMIZERS
+from training.optimizers import OPTIMIZERS, optimizer_defaults, problem_with
 from training.progressive import parse_stages
 from training.schedules import SCHEDULES
 from training.test_time_augmentation import VIEWS
@@ -48,6 +48,13 @@ def augmentations(text):
         raise argparse.ArgumentTypeError(f"must be none or names from {known}, not {unknown[0]!r}")
     if {"flip", "alternating_flip"} <= set(chosen):
         raise argparse.ArgumentTypeError("can't have both flip and alternating_flip")
+    return text
+
+
+def optimizer(text):
+    """A name of OPTIMIZERS, or timm/<name>."""
+    if problem := problem_with(text):
+        raise argparse.ArgumentTypeError(problem)
     return text
 
 
@@ -99,7 +106,11 @@ DATA = (
 TRAINING = (
     Option("--epochs", POSITIVE, "in total, also with --resume"),
     Option("--batch-size", number_or_auto(kind=int, low=1), "images, over all processes"),
-    Option("--optimizer", tuple(OPTIMIZERS), "each has its own default rates"),
+    Option(
+        "--optimizer",
+        optimizer,
+        f"{', '.join(OPTIMIZERS)}, or timm/<name>; each has its own default rates",
+    ),
     Option("--lr", RATE, "highest learning rate"),
     Option("--momentum", number(low=0, high=0.9999), "also Adam's first beta", 0.9),
     Option("--nesterov", argparse.BooleanOptionalAction, "of SGD's and Muon's momentum", True),
@@ -244,7 +255,10 @@ def resolve(parser, argv=None, given=None):
     if "resume" in given:
         return resume.resolve(defaults(parser), given)
     config, config_origin = read_config(given["config"], parser) if "config" in given else ({}, {})
-    return merge(layers(parser, given, config, config_origin), defaults(parser)), None
+    args = merge(layers(parser, given, config, config_origin), defaults(parser))
+    if args.lr is None:
+        raise UserError(f"--optimizer {args.optimizer} has no default learning rate: add --lr", 2)
+    return args, None
 
 
 def merge(ordered, keys):
@@ -276,12 +290,12 @@ def layers(parser, given, config, config_origin):
             if name in same_model or config_origin.get(name, "config") in asked_for
         }
     native = recipe["optimizer"]
-    optimizer = (config | given).get("optimizer", native)
-    if optimizer != native:
-        recipe = _without(recipe, _tied(native, optimizer))
-    before = config.get("optimizer", optimizer)
+    chosen = (config | given).get("optimizer", native)
+    if chosen != native:
+        recipe = _without(recipe, _tied(native, chosen))
+    before = config.get("optimizer", chosen)
     if given.get("optimizer", before) != before:
-        config = _without(config, _tied(native, optimizer, before))
+        config = _without(config, _tied(native, chosen, before))
     no_mixing = {"mixup": 0.0, "cutmix": 0.0, "cutout": 0, "random_erasing": 0.0}
     if given.get("augment") == "none":
         config = _without(config, no_mixing)
@@ -292,14 +306,14 @@ def layers(parser, given, config, config_origin):
         ("config", config),
         ("--augment none", no_mixing),
         ("recipe", recipe),
-        ("optimizer", OPTIMIZERS[optimizer]),
+        ("optimizer", optimizer_defaults(chosen)),
         ("default", default),
     ]
 
 
 def _tied(*optimizers):
     """The arguments whose values belong to an optimizer."""
-    return {"optimizer"}.union(*(OPTIMIZERS[name] for name in optimizers))
+    return {"optimizer"}.union(*(optimizer_defaults(name) for name in optimizers))
 
 
 def recipe_for(chosen, script_recipe):
