@@ -239,5 +239,5 @@ def test_a_wrong_value_is_one_line_and_exit_status_2(argv, message, capsys):
 
 
 def test_resume_previous_needs_a_run():
-    with refused("--resume-previous needs --resume RUN"):
+    with refused("--resume-previous needs --resume"):
         resolve(train, "--resume-previous")

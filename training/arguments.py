@@ -31,12 +31,16 @@ OTHER_SCRIPTS = {"lora_rank": 0, "micro_batch": 0, "ema_device": "same", "fsdp":
 
 
 class Option(NamedTuple):
-    """One option. kind: a tuple of choices, bool for a switch, list to repeat it, or a type."""
+    """One option. kind: a tuple of choices, bool for a switch, list to repeat it, or a type.
+
+    alone: the value of the option where it stands without one (None: it needs a value).
+    """
 
     flag: str
     kind: Any
     help: str
     default: Any = None
+    alone: Any = None
 
 
 def augmentations(text):
@@ -170,7 +174,7 @@ RUN = (
     ),
     Option("--output-dir", str, "instead of runs/<dataset>-<model>-s<seed>-<time>"),
     Option("--tag", str, "a word for the name of the run"),
-    Option("--resume", str, "a run to continue"),
+    Option("--resume", str, "a run to continue; alone: the newest that isn't finished", alone=True),
     Option("--resume-previous", bool, "with --resume: use previous.pt where last.pt is damaged"),
     Option("--config", str, "take arguments from the config.json of a run"),
 )
@@ -221,6 +225,8 @@ def add_options(parser, title, options, description=None):
             how["choices"] = option.kind
         else:
             how |= {"type": option.kind, "metavar": name.upper()}
+        if option.alone is not None:
+            how |= {"nargs": "?", "const": option.alone}
         action = group.add_argument(option.flag, **how)
         action.shown_default = in_recipe  # a model's own recipe without the argument has `default`
 
@@ -249,7 +255,7 @@ def resolve(parser, argv=None, given=None):
     """
     given = parse(parser, argv) if given is None else given
     if "resume_previous" in given and "resume" not in given:
-        raise UserError("--resume-previous needs --resume RUN", 2)
+        raise UserError("--resume-previous needs --resume", 2)
     if "model" in given:
         given["model"] = models.canonical(given["model"])
     if "resume" in given:

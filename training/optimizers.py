@@ -58,7 +58,7 @@ def problem_with(name):
     if info.second_order:
         return f"{name} can't be used: it needs second derivatives"
     if info.opt_class is Kron:
-        return f"{name} can't be used: it compiles code for every shape of weights, for minutes"
+        return f"{name} can't be used: it compiles code for minutes, for every shape of weights"
     return None
 
 

@@ -13,7 +13,8 @@ from common import checkpoint, files
 from common.errors import UserError, first_line
 from common.files import read_json
 from common.scopes import flag, names
-from training import out_of_memory, run_directory, schedules
+from common.text import printable
+from training import distributed, environment, out_of_memory, run_directory, schedules
 from training.progressive import size_schedule
 from training.terminal import final_line
 
@@ -30,6 +31,8 @@ def resolve(defaults, given):
             "--output-dir out",
             2,
         )
+    if given["resume"] is True:
+        given = given | {"resume": str(newest_unfinished())}
     path = run_directory.resolve_path(given["resume"])
     saved, used_previous = run_directory.load_last(path, given.get("resume_previous", False))
     given = given | {"resume_previous": used_previous, "output_dir": str(path)}
@@ -56,6 +59,22 @@ def resolve(defaults, given):
             if key == "micro_batch":
                 origin["accumulate"] = "--micro-batch"  # which follows from it
     return argparse.Namespace(**(defaults | values | given), origin=origin), saved
+
+
+def newest_unfinished(root="runs"):
+    """The run in root, or one level deeper, that this script began, that isn't finished and that no
+    process is writing; of several, that of the last save. Prints it. Raises UserError.
+    """
+    saves = [*Path(root).glob("*/last.pt"), *Path(root).glob("*/*/last.pt")]
+    for path in sorted(saves, key=lambda save: save.stat().st_mtime, reverse=True):
+        run, script = path.parent, environment.script_name()
+        command = str(read_json(run / "config.json").get("command", script)).split()
+        status = read_json(run / "summary.json").get("status", "not finished")
+        if command[:1] == [script] and status != "finished" and not run_directory.is_locked(run):
+            if distributed.is_first():
+                print(f"resuming {run} ({printable(str(status))})")
+            return run
+    raise UserError(f"--resume: {root}/ holds no unfinished run of this script: name one", 2)
 
 
 def _or(value, instead):

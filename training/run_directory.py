@@ -38,6 +38,16 @@ def new_path(root, dataset, model, tag, seed):
     return path
 
 
+def is_locked(path):
+    """Whether a process is writing to the directory, or this one can't."""
+    try:
+        # The ranks of a run ask at the same time, and each holds the lock for a moment.
+        with FileLock(Path(path) / ".lock", timeout=1):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
 def kept_file(epoch, save_every):
     """The file that --save-every keeps after this epoch, or None."""
     return f"epoch-{epoch}.pt" if save_every and epoch and epoch % save_every == 0 else None
