@@ -204,6 +204,54 @@ def test_a_config_is_checked_like_a_command_line(configured, config, message):
         configured(config)
 
 
+YAML = """
+model: resnet20
+amp: off            # YAML reads this as false
+lr: 1e-3            # and this as text
+augment: none
+model_arg: [shortcut=pad]
+"""
+
+
+@pytest.mark.parametrize("text", [YAML, "arguments:" + YAML.replace("\n", "\n  ")])
+def test_a_config_may_be_yaml(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    args = resolve(train, "--config", path, "--epochs", 3)
+    expected = ("resnet20", "off", 1e-3, "none", ["shortcut=pad"], 3)
+    assert values(args, "model", "amp", "lr", "augment", "model_arg", "epochs") == expected
+
+
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: [", "is not valid YAML (line 1: "),
+        ("lr: !!python/object/apply:os.system [exit]", "python/object/apply:os.system"),
+        ("!!python/object/new:os.system [exit]", "is not valid YAML"),
+        ("lr: !!timestamp x", "is not valid YAML"),
+        (BOMB, "has an alias (*name): write its value instead"),
+        ("lr: " + "x" * 60_000, "has 60004 characters, more than 50000"),
+        ("[" * 30_000, "has more than 10 nested levels"),
+        ("- lr", "holds no arguments"),
+        ("1: 2", "holds no arguments"),
+        ("lr: -1", "lr: must be a number, at least 0"),
+        ("lrr: 1", "unknown argument 'lrr'; did you mean lr"),
+        ("epochs: 2\n---\nepochs: 3", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_yaml_file_is_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "a.yml"
+    path.write_text(text)
+    with refused("--config", message) as error:
+        resolve(train, "--config", path)
+    assert error.value.status == 2
+
+
 def test_a_config_without_arguments_is_refused(tmp_path):
     path = tmp_path / "a.json"
     with refused(f"--config {path}: No such file"):

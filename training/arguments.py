@@ -10,24 +10,19 @@ stands in common/scopes.py.
 """
 
 import argparse
-import difflib
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import models
 from common.command_line import Parser, explicit, number, number_or_auto
 from common.errors import UserError
-from common.scopes import SCOPES, flag, names
 from data import DATASETS
 from datasets.pipeline import AUGMENTATIONS
 from training import resume
+from training.config_file import read_config
 from training.optimizers import OPTIMIZERS, optimizer_defaults, problem_with
 from training.progressive import parse_stages
 from training.schedules import SCHEDULES
 from training.test_time_augmentation import VIEWS
-
-OTHER_SCRIPTS = {"lora_rank": 0, "micro_batch": 0, "ema_device": "same", "fsdp": False}
 
 
 class Option(NamedTuple):
@@ -176,7 +171,7 @@ RUN = (
     Option("--tag", str, "a word for the name of the run"),
     Option("--resume", str, "a run to continue; alone: the newest that isn't finished", alone=True),
     Option("--resume-previous", bool, "with --resume: use previous.pt where last.pt is damaged"),
-    Option("--config", str, "take arguments from the config.json of a run"),
+    Option("--config", str, "take arguments from a run's config.json, or from a YAML file"),
 )
 FITTING = (  # of train_sota.py
     Option("--lora-rank", COUNT, "train adapters of this rank instead of the weights", 0),
@@ -355,67 +350,3 @@ def record(args, automatic, derived=None):
     origin = dict(args.origin)
     origin |= dict.fromkeys(automatic, "auto") | dict.fromkeys(derived or {}, "--micro-batch")
     return as_dict(args) | automatic | (derived or {}), origin
-
-
-def read_config(path, parser):
-    """(arguments, {argument: origin}) of a config.json or a flat JSON object. Raises UserError."""
-    path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}", 2) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--config {path} is not valid JSON ({error})", 2) from error
-    values = config.get("arguments", config) if isinstance(config, dict) else None
-    origin = config.get("from", {}) if isinstance(config, dict) else {}
-    if not isinstance(values, dict) or not isinstance(origin, dict):
-        raise UserError(f"--config {path} holds no arguments", 2)
-    # What was chosen automatically is chosen anew.
-    values = {key: None if origin.get(key) == "auto" else value for key, value in values.items()}
-    if isinstance(values.get("model"), str):
-        values["model"] = models.canonical(values["model"])
-    return _check_config(_without(values, names("call")), parser), origin
-
-
-def _check_config(values, parser):
-    """The values as the command line would have read them; refuses what it would refuse."""
-    actions = {action.dest: action for action in parser._actions}
-    checked = {}
-    for key, value in values.items():
-        if key not in actions:
-            if key in OTHER_SCRIPTS and value in (OTHER_SCRIPTS[key], None):
-                continue
-            if key in SCOPES:
-                raise UserError(f"--config: {flag(key)} {value} needs train_sota.py", 2)
-            near = difflib.get_close_matches(key, actions, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"--config: unknown argument {key!r}{hint}", 2)
-        try:
-            checked[key] = _check_value(actions[key], value)
-        except (ValueError, argparse.ArgumentTypeError) as error:
-            raise UserError(f"--config: {key}: {error}", 2) from error
-    return checked
-
-
-def _check_value(action, value):
-    if value is None and action.dest == "batch_size":
-        raise ValueError("must be a number; auto is for the command line")
-    if value is None and action.default is None:
-        return None
-    if action.nargs == 0:  # a switch
-        if not isinstance(value, bool):
-            raise ValueError(f"must be true or false, not {value!r}")
-        return value
-    if action.default == []:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"must be a list of strings, not {value!r}")
-        return value
-    if value is None and action.type:
-        return action.type("auto")  # only what accepts auto accepts this
-    wanted = (str, int, float) if action.type not in (None, str) else (str,)
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        raise ValueError(f"has a value of the wrong type, {value!r}")
-    if action.choices and value not in action.choices:
-        raise ValueError(f"must be one of {', '.join(action.choices)}, not {value!r}")
-    return action.type(str(value)) if action.type else value
