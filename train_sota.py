@@ -27,6 +27,7 @@ from training import (
     arguments,
     devices,
     distributed,
+    doctor,
     memory,
     mixed_precision,
     out_of_memory,
@@ -83,6 +84,8 @@ def main(argv=None):
     if given.get("smoke"):
         return preflight.smoke(parser, given, main)
     args, saved = arguments.resolve(parser, given=given)
+    if args.doctor:
+        return doctor.report(args)
     if args.list_models:
         return models.print_table()
     if args.dry_run:

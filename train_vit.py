@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import data
 import models
 from common import command_line
-from training import arguments, devices, distributed, mixed_precision, out_of_memory, resume
+from training import arguments, devices, distributed, doctor, mixed_precision, out_of_memory, resume
 from training.checks import check_arguments
 from training.initial_model import build_model, model_card
 from training.inputs import Inputs, images_at_once
@@ -56,6 +56,8 @@ def build_parser():
 
 def main(argv=None):
     args, saved = arguments.resolve(build_parser(), argv)
+    if args.doctor:
+        return doctor.report(args)
     if args.list_models:
         return models.print_table()
     with distributed.join(args) as ranks, out_of_memory.explained(args, ranks):

@@ -17,7 +17,7 @@ _IDENTITY = """
 """
 _EXECUTION = "amp compile grad_checkpointing deterministic micro_batch ema_device fsdp"
 _PLACE = "device resident data_dir data_url tag save_every"
-_CALL = "output_dir resume resume_previous config list_models dry_run gpu_memory smoke"
+_CALL = "output_dir resume resume_previous config list_models doctor dry_run gpu_memory smoke"
 
 SCOPES = (
     dict.fromkeys(_IDENTITY.split(), "identity")

@@ -11,7 +11,7 @@ from models import MODELS
 
 # Arguments of a training script that a suite decides, not the command line.
 # fmt: off
-DECIDED = {"model", "model_arg", "pretrained", "list_models", "seed", "tag",
+DECIDED = {"model", "model_arg", "pretrained", "list_models", "doctor", "seed", "tag",
            "resume", "resume_previous", "config"}
 # fmt: on
 

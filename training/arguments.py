@@ -159,6 +159,7 @@ MACHINE = (
     Option("--compile", bool, "compile the model with torch.compile"),
     Option("--grad-checkpointing", bool, "less memory for a third more computation"),
     Option("--sync-bn", bool, "batch norm over the batches of all processes (torchrun)"),
+    Option("--doctor", bool, "print versions, devices, speed and what can be reached, and exit"),
     Option("--deterministic", bool, "bitwise reproducible on the same machine and versions"),
     Option("--seed", COUNT, "of everything that is drawn at random", 0),
 )
@@ -330,7 +331,7 @@ def _without(values, keys):
 
 def as_dict(args):
     """{name: value} of the arguments that are recorded."""
-    return _without(vars(args), {"origin", "dry_run", "gpu_memory", "smoke"})
+    return _without(vars(args), {"origin", "doctor", "dry_run", "gpu_memory", "smoke"})
 
 
 def data_options(args):
