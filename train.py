@@ -20,7 +20,7 @@ import data
 import models
 from analysis.curves import draw_finished
 from common import command_line
-from training import arguments, devices, distributed, mixed_precision, out_of_memory, resume
+from training import arguments, devices, distributed, doctor, mixed_precision, out_of_memory, resume
 from training.checks import check_arguments
 from training.initial_model import build_model, model_card
 from training.inputs import Inputs, parts_of_batch
@@ -58,6 +58,8 @@ def build_parser():
 
 def main(argv=None):
     args, saved = arguments.resolve(build_parser(), argv)
+    if args.doctor:
+        return doctor.report(args)
     if args.list_models:
         return models.print_table()
     with distributed.join(args) as ranks, out_of_memory.explained(args, ranks):
@@ -115,7 +117,7 @@ def train(args, saved, ranks):
     # Without held-out images the curve follows the test set, and the last epoch is what counts.
     curve = Curve("val" if split.val else "test", args.eval_every, args.epochs)
     with open_run(args, split, state, curve, step, train_batches, saved) as run:
-        while state.epoch < args.epochs:
+        while not run.done:
             row = train_epoch(state, train_batches, step, run.stop, run.show)
             row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line

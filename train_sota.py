@@ -28,6 +28,7 @@ from training import (
     arguments,
     devices,
     distributed,
+    doctor,
     memory,
     mixed_precision,
     out_of_memory,
@@ -85,6 +86,8 @@ def main(argv=None):
     if given.get("smoke"):
         return preflight.smoke(parser, given, main)
     args, saved = arguments.resolve(parser, given=given)
+    if args.doctor:
+        return doctor.report(args)
     if args.list_models:
         return models.print_table()
     if args.dry_run:
@@ -148,7 +151,7 @@ def train(args, saved, ranks):
     # Without held-out images the curve follows the test set, and the last epoch is what counts.
     curve = Curve("val" if split.val else "test", args.eval_every, args.epochs)
     with open_run(args, split, state, curve, step, train_batches, saved) as run:
-        while state.epoch < args.epochs:
+        while not run.done:
             row = train_epoch(state, train_batches, step, run.stop, run.show)
             row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line

@@ -2,7 +2,7 @@
 
 identity     decides what a run computes: fixed on resume; another value is another experiment
 execution    how it is computed: may change on resume, and the last bits of the result with it
-place        where it is computed, and what it is called: makes no difference to the result
+place        where it is computed, its name and what it keeps: makes no difference to the result
 call         concerns one call of the script: never taken from --config
 """
 
@@ -13,11 +13,11 @@ _IDENTITY = """
     label_smoothing ema_decay lookahead drop_path clip_grad accumulate progressive
     augment crop_padding crop_pixels jitter mixup cutmix mix_prob mix_per cutout
     random_erasing repeated_augment tta
-    sync_bn seed eval_every eval_train
+    sync_bn seed eval_every eval_train patience
 """
 _EXECUTION = "amp compile grad_checkpointing deterministic micro_batch ema_device fsdp"
-_PLACE = "device resident data_dir data_url tag curves"
-_CALL = "output_dir resume resume_previous config list_models dry_run gpu_memory smoke"
+_PLACE = "device resident data_dir data_url tag curves save_every"
+_CALL = "output_dir resume resume_previous config list_models doctor dry_run gpu_memory smoke"
 
 SCOPES = (
     dict.fromkeys(_IDENTITY.split(), "identity")

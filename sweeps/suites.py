@@ -10,7 +10,7 @@ from typing import NamedTuple
 from models import MODELS
 
 # Arguments of a training script that every sweep decides, or that have no meaning in one.
-DECIDED = {"seed", "tag", "list_models", "resume", "resume_previous", "config"}
+DECIDED = {"seed", "tag", "list_models", "doctor", "resume", "resume_previous", "config"}
 
 
 class Suite(NamedTuple):

@@ -1,16 +1,21 @@
 """Parameter groups hold each parameter once; optimizers descend and resume from their states."""
 
 import copy
+import io
+import re
 
 import pytest
 import torch
 import torch.nn as nn
 from helpers.errors import refused
-from helpers.training import resolve
+from helpers.training import fit, network, resolve, same, start
+from timm.optim import list_optimizers
 
 import models
 import train
-from training import optimizers
+from common import checkpoint
+from common.errors import UserError
+from training import loop, optimizers
 from training.optimizers import OPTIMIZERS, build_optimizer, muon_groups, param_groups
 
 
@@ -143,5 +148,28 @@ def test_a_state_of_another_shape_is_refused():
 
 
 def test_an_unknown_optimizer_is_refused():
-    with refused("unknown optimizer 'sgdd'", "sgd, adam"):
+    with refused("--optimizer: must be one of sgd, adam", "not 'sgdd'; did you mean sgd?"):
         build_optimizer("sgdd", [dict(params=[torch.zeros(1)])], 0.1)
+
+
+@pytest.mark.parametrize("name", [*list_optimizers(), "lookahead_adam"])
+def test_an_optimizer_of_timm_resumes_bit_identically_or_is_refused(name):
+    try:
+        state, resumed = (start(network(norm=True), f"timm/{name}", 1e-3) for _ in range(2))
+    except UserError as error:
+        assert re.fullmatch(rf"--optimizer: timm/{name} can't be used: [^\n]+", str(error))
+        assert re.fullmatch("bnb.*|fused.*|kron.*|lookahead_.*|adahessian", name)
+        return
+    with pytest.raises(loop.Interrupted):
+        fit(state, stop=lambda: state.progress.step == 2)
+    file = io.BytesIO()
+    torch.save(state.contents(), file)
+    file.seek(0)
+    resumed.restore(torch.load(file, weights_only=True))
+    for one in (state, resumed):
+        fit(one, 2)
+    assert not same(state.model, network(norm=True))
+    first, second = (checkpoint.to_cpu(one.contents()) for one in (state, resumed))
+    for contents in (first, second):
+        del contents["training"]["progress"]
+    assert checkpoint.digest(first) == checkpoint.digest(second)

@@ -29,6 +29,7 @@ from helpers.runs import (
 import models
 import train_sota
 from common import checkpoint
+from models.weights import load_checkpoint
 from training import inputs, loop
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,7 @@ CASES = {
     "Muon, CutMix": ("train", 1, CNN, "--optimizer muon --cutmix 1 --clip-grad 1"),
     "Muon and SGD, whitened": (
         "train", 1, ("--model", "airbench94"), "--optimizer muon_sgd --lr 0.01 --final-lr 0.1"),
+    "an optimizer of timm": ("train", 1, CNN, "--optimizer timm/adafactorbv --lr 0.01"),
     "fp16": ("train", 1, CNN, "--amp fp16 --clip-grad 1 --lookahead 2"),
     "drop-path, erasing": (
         "train_vit", 1, VIT, "--drop-path 0.5 --random-erasing 0.5 --repeated-augment 4"),
@@ -217,6 +219,45 @@ def test_a_best_pt_that_will_be_tested_is_checked_first(train, forks, tmp_path, 
     checkpoint.save(contents, best)
     train("--resume", cut)
     assert summary(cut)["status"] == "finished"
+
+
+def test_weights_are_kept_every_few_epochs_and_written_once(train, forks, tmp_path):
+    """Also where the run was killed before it wrote them; a resume leaves them as they are."""
+    cut, killing = tmp_path / "cut", (kill_in_save, 2, "renamed")
+    forks.run(*OPTIONS, "--save-every", 1, "--output-dir", cut, faults=[killing])
+    assert progress(cut)["epoch"] == 1 and not list(cut.glob("epoch-*.pt"))
+    train("--resume", cut)
+    assert len(list(cut.glob("epoch-*.pt"))) == 3
+    model, card = load_checkpoint(cut / "epoch-3.pt")
+    assert (card["epoch"], card["metric"]) == (3, None)
+    assert same(dict(model.state_dict()), last(cut)["ema"]["average"])
+    (cut / "summary.json").unlink()
+    (cut / "last.pt").write_bytes(b"damaged")
+    before = {path: path.stat().st_mtime_ns for path in cut.glob("epoch-*.pt")}
+    train("--resume", cut, "--resume-previous", "--save-every", 2)  # the last epoch once more
+    assert {path: path.stat().st_mtime_ns for path in cut.glob("epoch-*.pt")} == before
+
+
+def test_a_run_stops_early_at_the_same_epoch_if_it_is_resumed(train, capsys):
+    """With a learning rate of 0 an early epoch is the best one."""
+    options = (*OPTIONS, *words("--epochs 9 --lr 0 --eval-every 2 --patience 2"))
+    expected = train(*options, output="expected")
+    ended = summary(expected)
+    epochs, best = ended["epochs"], ended["best_epoch"]
+    assert epochs == best + 2 * 2 < 9 and ended["stopped_early"]
+    assert (ended["status"], ended["reported"]) == ("finished", "best epoch on held-out images")
+    text = capsys.readouterr().out
+    assert f"stopped early after epoch {epochs}: epoch {best} was the best" in text
+    cut = train(*options, output="cut", stop_after=14)  # in the fifth epoch
+    train("--resume", cut)
+    assert_same_run(cut, expected)
+    before = files(cut)
+    train("--resume", cut)
+    assert files(cut) == before and "is already finished" in capsys.readouterr().out
+    (cut / "summary.json").unlink()  # as after a kill before the final test
+    train("--resume", cut)
+    assert_same_run(cut, expected)
+    assert summary(cut)["stopped_early"]
 
 
 # ---- what may change -----------------------------------------------------------------------------

@@ -4,11 +4,12 @@ import os
 
 import models
 from common.errors import UserError
+from common.scopes import words
 from models import lora
 from models.weights import weights_file
 from training import progressive, run_directory
 from training.initial_model import model_options
-from training.optimizers import OPTIMIZERS
+from training.optimizers import optimizer_defaults
 from training.schedules import WITH_FINAL_RATE
 
 
@@ -20,6 +21,8 @@ def check_arguments(args, saved, ranks):
     if args.cutout >= args.image_size:
         size = args.image_size
         raise UserError(f"--cutout {args.cutout} removes the whole image of {size} px", 2)
+    if args.patience and not args.val_size:
+        raise UserError(f"--patience {args.patience} needs held-out images: add --val-size", 2)
     warmup = args.warmup_epochs
     if warmup is not None and warmup >= args.epochs and args.schedule != "constant":
         epochs = args.epochs
@@ -69,10 +72,14 @@ def _check_transfer(args, saved):
 
 
 def _check_optimizer(args):
-    asked = args.origin.get("nesterov") == "command line" or not args.nesterov
-    if asked and "nesterov" not in OPTIMIZERS[args.optimizer]:
-        option = "--nesterov" if args.nesterov else "--no-nesterov"
-        raise UserError(f"{option} can't be chosen with --optimizer {args.optimizer}", 2)
+    """Refuses what an optimizer doesn't have only where it was asked for."""
+    asked = {name for name, layer in args.origin.items() if layer == "command line"}
+    if not args.nesterov:
+        asked.add("nesterov")
+    missing = {"momentum", "nesterov"} - set(optimizer_defaults(args.optimizer))
+    refused = words({name: getattr(args, name) for name in sorted(asked & missing)})
+    if refused:
+        raise UserError(f"{refused[0]} can't be chosen with --optimizer {args.optimizer}", 2)
 
 
 def _check_progressive(args):
@@ -99,7 +106,7 @@ def check_fitting(args, saved):
         lora.require_peft()
     if not args.fsdp:
         return
-    if args.optimizer in ("muon", "muon_sgd"):
+    if args.optimizer in ("muon", "muon_sgd") or args.optimizer.startswith("timm/"):
         raise UserError(f"--fsdp can't be used with --optimizer {args.optimizer}", 2)
     if args.freeze_backbone or args.amp == "fp16":
         raise UserError("--fsdp can't be used with --freeze-backbone or --amp fp16", 2)

@@ -28,7 +28,7 @@ def environment(device):
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "git": _git_state(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([script_name(), *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -45,6 +45,11 @@ def process_seconds():
         return time.clock_gettime(time.CLOCK_BOOTTIME) - started
     except (OSError, AttributeError):
         return time.monotonic() - IMPORTED
+
+
+def script_name():
+    """The file name of the script that runs."""
+    return Path(sys.argv[0]).name
 
 
 def _version(package):

@@ -77,7 +77,7 @@ def training_need(
     if trained is None:
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
     trainable = _bytes(p for name, p in model.named_parameters() if name in trained)
-    states = STATES[optimizer] * trainable
+    states = STATES.get(optimizer, 2) * trainable  # most of timm's keep two
     average = parameters if ema else 0
     average_on_host = average if ema_on_host and device != "cpu" else 0
     copies, image = activations(model, image_size, device=device, dtype=dtype)

@@ -1,7 +1,7 @@
 """A run in progress: its directory, its signals, its display, and how it ends.
 
 with open_run(args, split, state, curve, step, train_batches, saved) as run:
-    while state.epoch < args.epochs:
+    while not run.done:
         row = train_epoch(…, run.stop, run.show)
         run.end_epoch(row)
     run.finish()
@@ -68,6 +68,17 @@ class Run:
         self.figures, self.exit_status = {}, None
         self.earlier_seconds = state.progress.wall_seconds  # of the processes before this one
 
+    @property
+    def done(self):
+        """Whether there is nothing left to train."""
+        return self.state.epoch >= self.args.epochs or self.stopped_early
+
+    @property
+    def stopped_early(self):
+        """Whether --patience ends the run before its last epoch."""
+        waited = self.state.evaluations_since_best
+        return 0 < self.args.patience <= waited and self.state.epoch < self.args.epochs
+
     def open_directory(self, saved):
         if not self.ranks.first:
             return
@@ -120,7 +131,9 @@ class Run:
             if accuracy > state.best["value"]:
                 state.best = {"epoch": progress.epoch, "value": accuracy}
                 best = state.best_contents(self.curve.name)
-        self.directory.end_epoch(row, state.contents(), best)
+        name = run_directory.kept_file(progress.epoch, self.args.save_every)
+        kept = (name, state.epoch_contents) if name else None
+        self.directory.end_epoch(row, state.contents(), best, kept)
         self.display.epoch(row, self.curve.name)
 
     def final_test(self, inputs, train_batches, eval_batches):
@@ -195,6 +208,11 @@ class Run:
             "reported": "best epoch on held-out images" if self.split.val else "last epoch",
             "weights": "moving average" if self.state.average else "as trained",
         } | tested
+        if self.args.patience:
+            self.figures["stopped_early"] = self.stopped_early
+        if self.stopped_early:
+            best = self.state.best["epoch"]
+            print(f"stopped early after epoch {self.state.epoch}: epoch {best} was the best")
         self.directory.write_summary(
             "finished",
             **self.figures,
@@ -218,7 +236,7 @@ class Run:
         self.directory.write_summary("interrupted", signal=self.stop.number, **self._standing())
         self.ranks.wait()  # torchrun ends all ranks, also the one that saves, when one has ended
         self.display.close()
-        epoch = min(self.state.epoch + 1, self.args.epochs)
+        epoch = self.state.epoch if self.done else self.state.epoch + 1
         self.display.say(
             f"interrupted in epoch {epoch}; continue with --resume {self.directory.path}"
         )

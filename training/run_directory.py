@@ -38,12 +38,28 @@ def new_path(root, dataset, model, tag, seed):
     return path
 
 
+def is_locked(path):
+    """Whether a process is writing to the directory, or this one can't."""
+    try:
+        # The ranks of a run ask at the same time, and each holds the lock for a moment.
+        with FileLock(Path(path) / ".lock", timeout=1):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def kept_file(epoch, save_every):
+    """The file that --save-every keeps after this epoch, or None."""
+    return f"epoch-{epoch}.pt" if save_every and epoch and epoch % save_every == 0 else None
+
+
 def refuse_if_taken(path):
     """Raises UserError when `path` holds a run already or is a file."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output-dir {path} is a file", 2)
-    taken = ", ".join(name for name in FILES if (path / name).exists())
+    taken = [name for name in FILES if (path / name).exists()]
+    taken = ", ".join(taken + sorted(file.name for file in path.glob("epoch-*.pt")))
     if taken:
         raise UserError(
             f"{path} holds a run already ({taken}): use another --output-dir, or --resume {path}", 2
@@ -202,16 +218,22 @@ class RunDir:
         self.wait()
         checkpoint.save(state, self.path / "best.pt")
 
-    def end_epoch(self, row, state, best=None):
+    def end_epoch(self, row, state, best=None, kept=None):
         """Copies the state and returns; then writes the row, last.pt and best.pt, in this order.
 
-        best: contents of last.pt -> contents of best.pt, or None. At most one save is pending: an
-        earlier one is waited for, and raises its UserError here.
+        best: contents of last.pt -> contents of best.pt, or None; kept: (name of a file, the same
+        for it), see `keep`. At most one save is pending: an earlier one is waited for, and raises
+        its UserError here.
         """
         self.wait()
         self._pending = self._thread.submit(
-            self._write_epoch, row, self._snapshot.take(state), best
+            self._write_epoch, row, self._snapshot.take(state), best, kept
         )
+
+    def keep(self, name, state):
+        """Writes a checkpoint that stays as it is, unless the directory has it already."""
+        if not (self.path / name).exists():
+            checkpoint.save(state, self.path / name)
 
     def wait(self):
         """Returns when the last `end_epoch` is written. Raises its UserError."""
@@ -219,11 +241,14 @@ class RunDir:
         if pending is not None:
             pending.result()
 
-    def _write_epoch(self, row, state, best):
+    def _write_epoch(self, row, state, best, kept):
         self.log(row)
         self._write_last(state)
         if best is not None:  # after last.pt, which contains all of it: see resume.open_directory
             checkpoint.save(best(state), self.path / "best.pt")
+        if kept is not None:
+            name, contents = kept
+            self.keep(name, contents(state))
 
     def _write_last(self, state):
         checkpoint.save(state, self.path / "last.pt", previous=self.path / "previous.pt")
@@ -255,7 +280,7 @@ class NullRunDir:
 
     def save_last(self, state): ...
 
-    def end_epoch(self, row, state, best=None): ...
+    def end_epoch(self, row, state, best=None, kept=None): ...
 
     def wait(self): ...
 

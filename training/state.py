@@ -97,6 +97,11 @@ class State:
         """A block in which `reported` is on the device, to be evaluated."""
         return self.average.on_device() if self.average else nullcontext(self.model)
 
+    @property
+    def evaluations_since_best(self):
+        accuracies = [top1 for _, top1, _ in self.history]
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
     def headline(self, curve_name):
         """The column of metrics.csv that best.pt is selected by and that is reported."""
         return f"{'ema_' if self.average else ''}{curve_name}_acc"
@@ -144,10 +149,16 @@ class State:
         metric = {"name": self.headline(curve_name), "selected_on": curve_name, **self.best}
 
         def contents(last):
-            weights = last["ema"]["average"] if last["ema"] else last["state_dict"]
-            return {"card": last["card"], "metric": metric, "state_dict": lora.merged(weights)}
+            return {"card": last["card"], "metric": metric, "state_dict": _reported_weights(last)}
 
         return contents
+
+    @staticmethod
+    def epoch_contents(last):
+        """The contents of epoch-N.pt, from those of last.pt after this epoch."""
+        progress = {"epoch": last["training"]["progress"]["epoch"], "batch": 0}
+        weights = _reported_weights(last)
+        return {"card": last["card"], "training": {"progress": progress}, "state_dict": weights}
 
     @refuse_misfits
     def restore(self, saved):
@@ -169,3 +180,8 @@ class State:
         self.best = dict(training["best"])
         # Older versions didn't save the history, see resume.open_directory.
         self.history = list(training.get("history", []))
+
+
+def _reported_weights(last):
+    """The weights of State.reported, from the contents of last.pt."""
+    return lora.merged(last["ema"]["average"] if last["ema"] else last["state_dict"])
