@@ -140,8 +140,8 @@ def draw_resized_crop(generator, count, shape, size=None, **ranges):
 def random_boxes(generator, count, image_shape, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
     """Boxes of torchvision's RandomResizedCrop: top, left, height, width, int64 (count, 4).
 
-       scale and ratio: ranges of the box's area and aspect ratio.
-    A box is the first of ten attempts that fits, or the largest central one of an allowed ratio.
+    scale and ratio: ranges of the box's area and aspect ratio. A box is the first of ten attempts
+    that fits, or the largest central one of an allowed ratio.
     """
     attempts, (height, width) = 10, image_shape
     area = rand(generator, count, attempts, low=scale[0], high=scale[1]) * (height * width)
@@ -228,7 +228,7 @@ def adjust_hue(x, turn):
 
 
 def draw_jitter(generator, count, shape, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0):
-    """Factors in [1 - b, 1 + b], and turns of the hue in [-h, h]; None where the strength is 0."""
+    """Factors in [1 - b, 1 + b] and turns of the hue in [-h, h], None where the strength is 0."""
     draws = rand(generator, count, 4, low=-1.0, high=1.0).unbind(1)
     factors = [
         per_image((1 + strength * draw).clamp_(min=0)) if strength else None

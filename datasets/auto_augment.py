@@ -84,7 +84,8 @@ def _parameters(strengths, shape):
     factor = 1 + torch.cat([strengths[name] for name in ENHANCEMENTS])
     kept_bits = (256 - torch.pow(2, strengths["posterize"].round().long())).to(torch.uint8)
     threshold = 255 * (1 - strengths["solarize"])
-    return _matrices(strengths, *shape), *map(per_image, (factor, kept_bits, threshold))
+    numbers = factor, 1 - factor, kept_bits, threshold
+    return _matrices(strengths, *shape), *map(per_image, numbers)
 
 
 def _matrices(strengths, height, width):
@@ -113,7 +114,7 @@ def operate(images, rounds, restore):
     return torch.stack(planes, dim=3).permute(0, 3, 1, 2)  # channels_last
 
 
-def _operate_once(images, counts, matrices, factor, kept_bits, threshold):
+def _operate_once(images, counts, matrices, factor, rest, kept_bits, threshold):
     """One operation on each image. They are in the order of LAYOUT, with `counts` of each."""
     from torchvision.transforms.v2 import functional as tvf
 
@@ -123,7 +124,7 @@ def _operate_once(images, counts, matrices, factor, kept_bits, threshold):
     if geometric:
         x[:geometric] = _transform(x[:geometric], matrices)
     if len(factor):
-        _enhance_(x[geometric:], in_float[len(GEOMETRIC) :], factor)
+        _enhance_(x[geometric:], in_float[len(GEOMETRIC) :], factor, rest)
     x = x.round_().clamp_(0, 255).to(torch.uint8)
     posterized, solarized, stretched, equalized, unchanged = images[len(x) :].split(others)
     posterized = posterized & kept_bits
@@ -147,8 +148,8 @@ def _coordinates(height, width):
     return F.pad(grid.view(1, -1, 2), (0, 1), value=1.0)
 
 
-def _enhance_(x, counts, factor):
-    """The enhancements, in place: factor * x + (1 - factor) * base.
+def _enhance_(x, counts, factor, rest):
+    """The enhancements, in place: factor * x + rest * base, where rest is 1 - factor.
 
     The base is the mean gray (contrast), gray (color), black, or the blurred image (sharpness).
     """
@@ -157,7 +158,7 @@ def _enhance_(x, counts, factor):
     gray = augment.gray_of(x[:with_gray])
     gray[:contrast] = gray[:contrast].mean((1, 2, 3), keepdim=True)
     x[:blended].mul_(factor[:blended])
-    x[:with_gray].add_(gray.mul_(1 - factor[:with_gray]))
+    x[:with_gray].add_(gray.mul_(rest[:with_gray]))
     if sharpness:
         _sharpen_(x[blended:], factor[blended:])
 

@@ -8,15 +8,9 @@ Images are float (B, C, H, W), targets float (B, K) with rows that sum to one.
 import torch
 
 from datasets.augment import box_edges, box_masks, to_nhwc
-from datasets.draws import of_the_batch, per_image, rand, rand_beta, to_device
+from datasets.draws import of_the_batch, per_image, rand, rand_beta
 
 MIX_PER = ("image", "batch")
-
-
-def mix(images, targets, generator, *options):
-    """`blend` with what `draw_mixing` draws with these options."""
-    drawn = draw_mixing(generator, len(images), images.shape[-2:], *options)
-    return blend(images, targets, *to_device(drawn, images.device))
 
 
 def draw_mixing(generator, count, shape, mixup_alpha, cutmix_alpha, probability, per="image"):
