@@ -5,6 +5,11 @@
     python sweep.py zoo --jobs 4                                   # four runs at once, a GPU each
     python sweep.py zoo --launcher submitit --slurm-partition gpu  # a SLURM job array
 
+    python sweep.py eca --publish results/eca                      # a copy without weights
+    python sweep.py publish RUN... --to results/x                  # the same for any runs
+    python sweep.py report                                         # tables of results/
+    python sweep.py campaign --budget 3h                           # what is missing in results/
+
 sweeps/suites.py lists the suites. Other arguments are passed to the training script. Each run has
 a directory runs/sweep-<suite>-<dataset>/<experiment>-s<seed> and a .log file next to it. The same
 command again keeps finished runs, resumes interrupted ones and starts the others. A failed run
@@ -19,9 +24,9 @@ from pathlib import Path
 
 from common import command_line
 from common.errors import UserError
-from sweeps import findings, launch, plans
+from sweeps import commands, findings, launch, plans, publish
 from sweeps.suites import DECIDED, SUITES
-from training import arguments
+from training import arguments, environment
 
 
 def training_parser():
@@ -40,11 +45,14 @@ def build_parser():
     add = parser.add_argument_group("sweep").add_argument
     count = dict(type=command_line.number(int, low=0), metavar="N")
     positive = dict(type=command_line.number(int, low=1), metavar="N")
-    add("suite", metavar="SUITE", choices=SUITES, help=f"one of {', '.join(SUITES)}")
+    others = f"; {', '.join(commands.COMMANDS)} have a --help of their own"
+    add("suite", metavar="SUITE", choices=SUITES, help=f"one of {', '.join(SUITES)}{others}")
     add("--seeds", **count, nargs="+", default=[0, 1, 2], help="seeds of each experiment")
     jobs = "concurrent runs (default: 1; SLURM: all), each on a GPU or with a share of the CPU"
     add("--jobs", **positive, help=jobs)
     add("--dry-run", action="store_true", help="print the commands and exit")
+    add("--publish", metavar="DIR", help="copy the finished runs to DIR, such as results/eca")
+    add("--reference", **commands.REFERENCE)
     launchers = ("local", "submitit")
     add("--launcher", default="local", choices=launchers, help="submitit: a SLURM job array")
     add("--slurm-partition", metavar="NAME", help="the partition to submit to")
@@ -77,9 +85,7 @@ def execute(args, runs, todo, places, parameters):
     if todo:
         plans.check_data(todo[0].args)
     for run in todo:
-        if run.state == "new":
-            for leftover in ("config.json", "summary.json"):  # of a run without a checkpoint
-                (run.path / leftover).unlink(missing_ok=True)
+        plans.remove_leftovers(run)
     start, estimate = launch.start_here, True
     if args.launcher == "submitit" and todo:
         jobs = launch.submit(todo, runs[0].path.parent / "submitit", parameters)
@@ -87,8 +93,28 @@ def execute(args, runs, todo, places, parameters):
     return launch.execute(todo, start, places, launch.Progress(runs, len(places), estimate))
 
 
+def refuse_modified_tree():
+    """Raises UserError before runs start that could not be published."""
+    git = environment.git_state()
+    if not git or git["dirty"]:
+        raise UserError("--publish needs an unmodified working tree: commit the changes first", 2)
+
+
+def publish_runs(args, given, runs):
+    """Copies the runs to --publish. Raises UserError."""
+    suite = SUITES[args.suite]
+    words = plans.words(publish.public_arguments(given))
+    seeds = ["--seeds", *map(str, args.seeds)]
+    command = shlex.join(["python", "sweep.py", args.suite, *words, *seeds])
+    about = publish.about(suite.title, suite.comparisons(), command)
+    publish.publish([run.path for run in runs], args.publish, about, args.reference)
+    print(f"published in {args.publish}")
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in commands.COMMANDS:
+        return commands.main(argv[0], argv[1:])
     parser = build_parser()
     args = parser.parse_args(argv)
     repeated = {seed for seed in args.seeds if args.seeds.count(seed) > 1}
@@ -114,6 +140,8 @@ def main(argv=None):
             print(shlex.join(run.command))
         return 0
 
+    if args.publish and todo:
+        refuse_modified_tree()
     with plans.lock(root):
         failed, stopped = execute(args, runs, todo, places, parameters)
         if stopped:
@@ -125,6 +153,8 @@ def main(argv=None):
         names = ", ".join(run.path.name for run in failed)
         counts = f"{len(failed)} of {len(runs)}"
         print(f"{counts} runs failed: {names} (see {root}/*.log)", file=sys.stderr)
+    elif args.publish:
+        publish_runs(args, given, runs)
     return 1 if failed else 0
 
 

@@ -24,7 +24,7 @@ def environment(device):
         "device": torch.cuda.get_device_name(device) if on_cuda else name,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
-        "git": _git_state(),
+        "git": git_state(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -47,7 +47,7 @@ def processor():
         return platform.processor() or platform.machine()
 
 
-def _git_state():
+def git_state():
     """Commit of this code and whether it was changed since; None outside a repository."""
     try:
         changes = _git("status", "--porcelain", "--untracked-files=no")
