@@ -25,6 +25,7 @@ from pathlib import Path
 from common import command_line
 from common.errors import UserError
 from sweeps import commands, findings, launch, plans, publish
+from sweeps.commands import COMMANDS
 from sweeps.suites import DECIDED, SUITES
 from training import arguments, environment
 
@@ -45,7 +46,7 @@ def build_parser():
     add = parser.add_argument_group("sweep").add_argument
     count = dict(type=command_line.number(int, low=0), metavar="N")
     positive = dict(type=command_line.number(int, low=1), metavar="N")
-    others = f"; {', '.join(commands.COMMANDS)} have a --help of their own"
+    others = f"; {', '.join(COMMANDS)} have a --help of their own"
     add("suite", metavar="SUITE", choices=SUITES, help=f"one of {', '.join(SUITES)}{others}")
     add("--seeds", **count, nargs="+", default=[0, 1, 2], help="seeds of each experiment")
     jobs = "concurrent runs (default: 1; SLURM: all), each on a GPU or with a share of the CPU"
@@ -113,7 +114,7 @@ def publish_runs(args, given, runs):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in commands.COMMANDS:
+    if argv and argv[0] in COMMANDS:
         return commands.main(argv[0], argv[1:])
     parser = build_parser()
     args = parser.parse_args(argv)

@@ -7,4 +7,6 @@ panels      what can be drawn: panels, x axes and sizes
 curves      figures of groups of runs
 figures     matplotlib without a screen: colours, saving, text
 report      an HTML page with a sortable table and interactive curves
+published   an experiment of results/: checks, tables and facts
+results_page  an HTML page of all published experiments
 """

@@ -20,7 +20,7 @@ from common.text import printable
 
 RUN_FILES = ("config.json", "metrics.csv", "summary.json")
 ABOUT, NOTES, FIGURE = "experiment.json", "notes.md", "curves.svg"
-COLUMNS = ("experiment", "n", "test", "tta", "train", "epochs", "parameters", "gmacs", "seconds")
+COLUMNS = "experiment n test tta train_clean train epochs parameters gmacs seconds"
 DECIMAL = r"\d+\.\d+"
 
 
@@ -44,8 +44,9 @@ class Experiment:
     @property
     def rows(self):
         """The table: a row for each label."""
-        table = tables.compare(self.groups, COLUMNS)
-        for key in COLUMNS:
+        wanted = [key for key in COLUMNS.split() if key in tables.COLUMNS]
+        table = tables.compare(self.groups, wanted)
+        for key in wanted:
             if all(row[key] is None for row in table.rows):
                 del table.columns[key]
         return table.cells()
@@ -101,7 +102,7 @@ class Experiment:
             f"Data: {self.data}. Test accuracy of the {reported}, mean ± standard deviation over "
             "n seeds.",
             f"Machine: {unique(lambda config: config['device'])}, "
-            f"{unique(lambda config: config['threads'])} threads, "
+            f"threads: {unique(lambda config: config['threads'])}, "
             f"{unique(lambda config: config['precision'])}; "
             f"torch {unique(lambda config: config['torch'])}. Commit: {commits}.",
         ]

@@ -21,8 +21,11 @@ def page(experiments, missing, results):
     for experiment in experiments:
         parts += _section(experiment, results)
     if missing:
-        rows = [{"experiment": title, "command": command} for title, command in missing]
-        parts += ['<h2 id="not-measured">Not measured</h2>', _table(rows, code="command")]
+        lines = [
+            f"<dt>{html.escape(title)}</dt><dd><code>{html.escape(command)}</code></dd>"
+            for title, command in missing
+        ]
+        parts += ['<h2 id="not-measured">Not measured</h2>', "<dl>", *lines, "</dl>"]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         results=html.escape(results), contents="\n".join(parts)
     )
@@ -59,17 +62,16 @@ def _with_code(text):
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
-def _table(rows, code=None):
-    """Rows {title: text} as a table that scrolls where it is too wide. code: a column of code."""
+def _table(rows):
+    """Rows {title: text} as a table that scrolls where it is too wide."""
 
-    def cell(title, text):
+    def cell(text):
         is_number = re.match(r"[+-]?\d[\d.,]*( |$)", text)
         css = ' class="number"' if is_number else ""
-        text = html.escape(text)
-        return f"<td{css}><code>{text}</code></td>" if title == code else f"<td{css}>{text}</td>"
+        return f"<td{css}>{html.escape(text)}</td>"
 
     head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in rows[0])
-    lines = ["".join(cell(*item) for item in row.items()) for row in rows]
+    lines = ["".join(map(cell, row.values())) for row in rows]
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>\n</table>"
     return f'<div class="wide">{table}</div>'

@@ -24,92 +24,100 @@ from common import command_line
 from common.errors import UserError
 from sweeps import launch, plans
 from sweeps.publish import about, publish
-from sweeps.suites import CIFAR100, Suite
 from training import devices, mixed_precision
 
-SOURCE = "ghost/resnet20-s0"  # SOURCE_WEIGHTS are those of this run
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 START_SECONDS = 20  # of a process until its first step, and after its last one
 
 
 class Experiment(NamedTuple):
-    """A suite with the seeds 0 to n-1 of each label; more_seeds: {label: its own n}."""
+    """Trainings {label: arguments of the script} with the seeds 0 to n-1.
 
-    suite: Suite
+    comparisons: (question, label, label of the baseline); more_seeds: {label: its own n}; source:
+    <experiment>/<run> whose weights SOURCE_WEIGHTS are.
+    """
+
+    title: str
+    trainings: dict
+    comparisons: tuple
+    shared: str = ""
+    script: str = "train"
     n: int = 3
     more_seeds: dict = {}
-    source: str = ""  # <experiment>/<run>, which must be finished first
+    source: str = ""
 
 
+CIFAR100 = "--dataset cifar100"
 RATES = {"adamw": "--lr 1e-3 --weight-decay 0.05", "sgd": "", "muon": ""}
-MIXED = "--augment crop,flip,color_jitter --mixup 0.2 --cutmix 1"
-FEW = "--model resnet20 --limit-train 1000 --batch-size 64 --epochs 50 --eval-every 50"
 RECORD = "--accumulate 4 --tta flip-shift"
+COSINE = "is the cosine better than the line?"
 
 # Sized for two CPU cores. Every setting is a recipe of the repository or stands here.
 # fmt: off
 EXPERIMENTS = {
-    "transfer": Experiment(Suite(
+    "transfer": Experiment(
         "1,000 images of CIFAR-10: weights that were trained on CIFAR-100 against fresh ones",
-        {"scratch": "--optimizer sgd",
+        {"scratch": "",
          "fine-tuned": "--weights SOURCE_WEIGHTS",
          "linear-probe": "--weights SOURCE_WEIGHTS --freeze-backbone"},
-        [("do the weights help?", "fine-tuned linear-probe", "scratch"),
-         ("does it help to train all layers?", "fine-tuned", "linear-probe")],
-        FEW), source=SOURCE),
-    "augmentation": Experiment(Suite(
+        (("do the weights help?", "fine-tuned", "scratch"),
+         ("are they good features?", "linear-probe", "scratch"),
+         ("does it help to train all layers?", "fine-tuned", "linear-probe")),
+        "--model resnet20 --limit-train 1000 --batch-size 64 --epochs 50 --eval-every 50",
+        source="ghost/resnet20-s0"),
+    "augmentation": Experiment(
         "augmentations of ResNet-20, added one after another",
         {"none": "--augment none",
          "crop-flip": "--augment crop,flip",
          "crop-flip-jitter": "--augment crop,flip,color_jitter",
-         "crop-flip-jitter-mix": MIXED},
-        [("do crop and flip help?", "crop-flip", "none"),
+         "crop-flip-jitter-mix": "--augment crop,flip,color_jitter --mixup 0.2 --cutmix 1"},
+        (("do crop and flip help?", "crop-flip", "none"),
          ("does colour jitter help after that?", "crop-flip-jitter", "crop-flip"),
-         ("do CutMix and MixUp help after that?", "crop-flip-jitter-mix", "crop-flip-jitter")],
-        "--model resnet20 --epochs 15")),
-    "degradation": Experiment(Suite(
+         ("do CutMix and MixUp help after that?", "crop-flip-jitter-mix", "crop-flip-jitter")),
+        "--model resnet20 --epochs 15"),
+    "degradation": Experiment(
         "plain and residual networks of 20 and 56 layers",
         {name: f"--model {name}" for name in ("plain20", "plain56", "resnet20", "resnet56")},
-        [("is the deeper plain network worse?", "plain56", "plain20"),
+        (("is the deeper plain network worse?", "plain56", "plain20"),
          ("is the deeper residual network better?", "resnet56", "resnet20"),
-         ("do shortcuts help 56 layers?", "resnet56", "plain56")],
-        "--epochs 10 --eval-train")),
-    "eca": Experiment(Suite(
+         ("do shortcuts help 56 layers?", "resnet56", "plain56")),
+        "--epochs 10 --eval-train"),
+    "eca": Experiment(
         "efficient channel attention: kernels of 3 and 9, and none",
         {"none": "--model resnet20_no_eca",
          "k3": "--model ecanet20_fixed_k3",
          "k9": "--model ecanet20_fixed_k9"},
-        [("does ECA help?", "k3 k9", "none"),
-         ("does the kernel size matter?", "k9", "k3")],
-        f"{CIFAR100} --epochs 20"), n=5),
-    "ghost": Experiment(Suite(
+        (("does ECA help?", "k3", "none"),
+         ("does ECA help?", "k9", "none"),
+         ("does the kernel size matter?", "k9", "k3")),
+        f"{CIFAR100} --epochs 20", n=5),
+    "ghost": Experiment(
         "ghost modules instead of 3x3 convolutions in ResNet-20",
         {"resnet20": "--model resnet20", "ghost_resnet20": "--model ghost_resnet20"},
-        [("what do ghost modules cost?", "ghost_resnet20", "resnet20")],
-        f"{CIFAR100} --epochs 20")),
-    "optimizer-schedule": Experiment(Suite(
+        (("what do ghost modules cost?", "ghost_resnet20", "resnet20"),),
+        f"{CIFAR100} --epochs 20"),
+    "optimizer-schedule": Experiment(
         "ResNet-20 with three optimizers and two schedules",
         {f"{optimizer}-{schedule}": f"--optimizer {optimizer} {rates} --schedule {schedule}"
          for optimizer, rates in RATES.items() for schedule in ("cosine", "linear")},
-        [("is it better than SGD?", "adamw-cosine muon-cosine", "sgd-cosine"),
-         ("is the cosine better than the line?", "sgd-cosine", "sgd-linear"),
-         ("is the cosine better than the line?", "adamw-cosine", "adamw-linear"),
-         ("is the cosine better than the line?", "muon-cosine", "muon-linear")],
-        "--model resnet20 --epochs 15")),
-    "small-vit": Experiment(Suite(
+        (("is AdamW better than SGD?", "adamw-cosine", "sgd-cosine"),
+         ("is Muon better than SGD?", "muon-cosine", "sgd-cosine"),
+         *((COSINE, f"{optimizer}-cosine", f"{optimizer}-linear") for optimizer in RATES)),
+        "--model resnet20 --epochs 15"),
+    "small-vit": Experiment(
         "a transformer with shifted patches and local attention, and one without",
         {"vit_custom": "--model vit_custom", "vit_small_data": "--model vit_small_data"},
-        [("do shifted patches and local attention help?", "vit_small_data", "vit_custom")],
-        "--epochs 15", "train_vit"), n=2),
-    "time-to-accuracy": Experiment(Suite(
+        (("do shifted patches and local attention help?", "vit_small_data", "vit_custom"),),
+        "--epochs 15", "train_vit", n=2),
+    "time-to-accuracy": Experiment(
         "accuracy against training time: networks made for speed, and ResNet-20",
         {"airbench94": f"--model airbench94 {RECORD}",
          "airbench95": f"--model airbench95 {RECORD}",
          "airbench_c100": f"--model airbench_c100 {RECORD} {CIFAR100}",
          "resnet20-5": "--model resnet20 --epochs 5",
          "resnet20-30": "--model resnet20 --epochs 30"},
-        [("are six times the epochs worth it?", "resnet20-30", "resnet20-5"),
-         ("is airbench94 better than ResNet-20?", "airbench94", "resnet20-30")]),
+        (("are six times the epochs worth it?", "resnet20-30", "resnet20-5"),
+         ("is airbench94 better than ResNet-20?", "airbench94", "resnet20-30")),
         more_seeds={"airbench94": 5}),
 }
 # fmt: on
@@ -142,24 +150,21 @@ def seconds_of(text):
 def plan(name, options):
     """The runs of an experiment, seed after seed. Raises UserError."""
     experiment = EXPERIMENTS[name]
-    suite = experiment.suite
-    parser = importlib.import_module(suite.script).build_parser()
-    counts = {label: experiment.more_seeds.get(label, experiment.n) for label in suite.experiments}
+    parser = importlib.import_module(experiment.script).build_parser()
+    weights = str(options.root / experiment.source / "last.pt")
     runs = []
-    for seed in range(max(counts.values())):
-        for label, text in suite.experiments.items():
-            if seed >= counts[label]:
-                continue
-            weights = str(options.root / SOURCE / "last.pt")
-            words = shlex.split(f"{suite.shared} {text}")
-            words = [weights if word == "SOURCE_WEIGHTS" else word for word in words]
-            asked = command_line.explicit(parser, words) | options.given | {"seed": seed}
-            dataset = asked.get("dataset", "cifar10")
-            if dataset in options.folders:
-                asked |= {"dataset": "folder", "data_dir": options.folders[dataset]}
+    for label, text in experiment.trainings.items():
+        words = shlex.split(f"{experiment.shared} {text}")
+        words = [weights if word == "SOURCE_WEIGHTS" else word for word in words]
+        asked = command_line.explicit(parser, words) | options.given
+        dataset = asked.get("dataset", "cifar10")
+        if dataset in options.folders:
+            asked |= {"dataset": "folder", "data_dir": options.folders[dataset]}
+        for seed in range(experiment.more_seeds.get(label, experiment.n)):
             path = options.root / name / f"{label}-s{seed}"
-            runs.append(plans.make_run(label, path, suite.script, asked, parser))
-    return runs
+            run = plans.make_run(label, path, experiment.script, asked | {"seed": seed}, parser)
+            runs.append(run)
+    return sorted(runs, key=lambda run: run.args.seed)
 
 
 @lru_cache
@@ -288,10 +293,12 @@ class Campaign:
         """Publishes an experiment if it is complete, and prints where to, or why not."""
         if not all(run.finished for run in self.runs[name]):
             return
-        suite = EXPERIMENTS[name].suite
+        experiment = EXPERIMENTS[name]
         names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
         folders = {Path(path).name: names[key] for key, path in self.options.folders.items()}
-        text = about(suite.title, suite.comparisons(), repeat_command(name), data=names | folders)
+        text = about(
+            experiment.title, experiment.comparisons, repeat_command(name), data=names | folders
+        )
         target = self.options.results / name
         try:
             publish([run.path for run in self.runs[name]], target, text, with_training=True)

@@ -7,7 +7,6 @@ python sweep.py campaign --budget 3h                          # what is missing 
 
 import argparse
 import math
-import shlex
 import sys
 from pathlib import Path
 
@@ -77,8 +76,7 @@ def publish_runs(args):
         others = [label for label in labels if label != args.baseline]
         comparisons = [(f"against {args.baseline}?", label, args.baseline) for label in others]
     target = Path(args.to)
-    command = shlex.join(["python", "compare_runs.py", f"{target.parent.name}/{target.name}"])
-    text = about(args.title or target.name, comparisons, command + "/*")
+    text = about(args.title or target.name, comparisons, command=None)
     publish(directories, target, text, args.reference)
     print(f"{len(directories)} runs published in {target}")
     return 0

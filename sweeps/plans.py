@@ -83,6 +83,22 @@ def words(values):
     return result
 
 
+def make_run(label, path, script, asked, parser):
+    """A Run with its arguments resolved and its state. Raises UserError."""
+    args, _ = arguments.resolve(parser, given=dict(asked))
+    models.parse_options(args.model_arg, args.model)
+    run = Run(label, path, script, asked, args)
+    run.state = _state(run)
+    return run
+
+
+def remove_leftovers(run):
+    """Removes what a run left that ended before its first checkpoint, and that starts anew."""
+    if run.state == "new":
+        for leftover in ("config.json", "summary.json"):
+            (run.path / leftover).unlink(missing_ok=True)
+
+
 def plan(name, given, seeds, root):
     """The runs of a suite, seed after seed, so that the first ones compare all experiments.
 
@@ -106,27 +122,13 @@ def plan(name, given, seeds, root):
     for seed in seeds:
         for label, values in own.items():
             asked = shared | given | values | {"seed": seed}
-            dataset = asked.get("dataset", parser.get_default("dataset"))
-            directory = root or Path("runs") / f"sweep-{name}-{dataset}"
-            path = directory / f"{label}-s{seed}"
-            runs.append(make_run(label, path, suite.script, asked, parser))
+            args, _ = arguments.resolve(parser, given=asked)
+            models.parse_options(args.model_arg, args.model)
+            directory = root or Path("runs") / f"sweep-{name}-{args.dataset}"
+            run = Run(label, directory / f"{label}-s{seed}", suite.script, asked, args)
+            run.state = _state(run)
+            runs.append(run)
     return runs
-
-
-def make_run(label, path, script, asked, parser):
-    """A Run with its arguments resolved and its state. Raises UserError."""
-    args, _ = arguments.resolve(parser, given=asked)
-    models.parse_options(args.model_arg, args.model)
-    run = Run(label, path, script, asked, args)
-    run.state = _state(run)
-    return run
-
-
-def remove_leftovers(run):
-    """Removes what a run left that ended before its first checkpoint, and that starts anew."""
-    if run.state == "new":
-        for leftover in ("config.json", "summary.json"):
-            (run.path / leftover).unlink(missing_ok=True)
 
 
 def _replace_pretrained(name, weights, shared, own):

@@ -27,7 +27,10 @@ TIME = r"-s\d+(-\d{8}-\d{6})?(-\d+)?$"  # the end of a run's name: its seed, and
 
 
 def about(title, comparisons, command, **more):
-    """The contents of experiment.json, but for the names of the runs."""
+    """The contents of experiment.json, but for the names of the runs.
+
+    command: what repeats the runs; None for a command that repeats one.
+    """
     comparisons = [list(comparison) for comparison in comparisons]
     return {"title": title, "comparisons": comparisons, "command": command, **more}
 
@@ -62,6 +65,10 @@ def publish(directories, target, about, with_training=False):
             raise UserError(f"{directory}: another run is {name}, too", status=2)
         runs[name] = texts
         commits |= dict.fromkeys(part["commit"] for part in parts(config))
+    if not about["command"]:
+        script = config["command"].split(" ")[0]
+        repeat = f"python {Path(script).name} --config {target.parent.name}/{target.name}"
+        about = about | {"command": f"{repeat}/<run>/config.json"}
     if len(commits) > 1:
         about = about | {"reference": reference.agree(list(commits), with_training)}
     files.make_directory(target.parent)

@@ -38,8 +38,8 @@ def pages(root, results):
         experiment.check_notes()
     done = {experiment.name for experiment in experiments}
     missing = [
-        (suite.title, repeat_command(name))
-        for name, (suite, *_) in EXPERIMENTS.items()
+        (experiment.title, repeat_command(name))
+        for name, experiment in EXPERIMENTS.items()
         if name not in done
     ]
     page = results_page.page(experiments, missing, results.resolve().name)

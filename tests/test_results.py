@@ -17,13 +17,11 @@ from helpers.errors import refused
 from helpers.paths import ROOT
 from helpers.runs import arguments, summary
 from helpers.samples import write_seeds
-from helpers.sweeps import TINY
 
 import sweep
 from analysis import published
 from datasets import shapes
 from sweeps import campaign, launch, plans, publish, reference, results
-from sweeps.suites import Suite
 
 A, B = "a" * 40, "b" * 40
 COMPARISON = [("is be better?", "be", "alpha")]
@@ -306,29 +304,35 @@ def test_other_budgets_are_refused(text):
 
 def test_every_experiment_of_the_table_can_be_planned(tmp_path):
     options = campaign.Options(tmp_path, tmp_path / "results", {"cifar10": "c10"}, {})
-    names = set()
-    for name, (suite, *_) in campaign.EXPERIMENTS.items():
+    names = {""}
+    for name, experiment in campaign.EXPERIMENTS.items():
         runs = campaign.plan(name, options)
-        assert {run.label for run in runs} == set(suite.experiments)
+        assert {run.label for run in runs} == set(experiment.trainings)
         assert {run.args.dataset for run in runs} <= {"folder", "cifar100"}
         assert all(campaign.work(run) > (0, 0) for run in runs)
-        assert all(set(labels) <= set(suite.experiments) for _, *labels in suite.comparisons())
+        for _, *labels in experiment.comparisons:
+            assert set(labels) <= set(experiment.trainings)
         names |= {f"{name}/{run.path.name}" for run in runs}
-    assert {each.source for each in campaign.EXPERIMENTS.values()} <= names | {""}
+    assert {experiment.source for experiment in campaign.EXPERIMENTS.values()} <= names
 
 
-ONE = "--model resnet20"
-LONG = Suite("a long one", {"long": f"{ONE} --epochs 9"}, (), "--dataset shapes")
-QUICK = TINY._replace(shared="--dataset shapes --epochs 1")
-WAITING = LONG._replace(experiments={"long": f"{ONE} --epochs 1 --lr 5"})
-FAILING = LONG._replace(experiments={"long": f"{ONE} --epochs 1 --lr 9"})
-NEEDY = QUICK._replace(experiments={"c": f"{ONE} --weights SOURCE_WEIGHTS"}, questions=())
-QUICK_RUNS = [f"quick: {label}-s{seed}" for seed in (0, 1) for label in ("project", "pad")]
+ONE = "--model resnet20 --dataset shapes"
+LONG = campaign.Experiment("a long one", {"long": f"{ONE} --epochs 9"}, (), n=2)
+WAITING = LONG._replace(trainings={"long": f"{ONE} --epochs 1 --lr 5"}, n=1)
+FAILING = LONG._replace(trainings={"long": f"{ONE} --epochs 1 --lr 9"}, n=1)
+QUICK = LONG._replace(
+    trainings={"a": f"{ONE} --epochs 1", "b": f"{ONE} --epochs 1 --model-arg shortcut=pad"},
+    comparisons=[("does it help?", "b", "a")],
+)
+NEEDY = LONG._replace(
+    trainings={"c": f"{ONE} --weights SOURCE_WEIGHTS"}, n=1, source="long/long-s0"
+)
+QUICK_RUNS = [f"quick: {label}-s{seed}" for seed in (0, 1) for label in "ab"]
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, few_shapes):
-    """run("--budget", "1h", n=2, long=LONG) -> exit status of a campaign with stand-in runs."""
+    """run("--budget", "1h", long=LONG) -> exit status of a campaign with stand-in runs."""
     stand_in = [sys.executable, str(ROOT / "tests/helpers/stand_in_train.py")]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plans, "python", lambda script: stand_in)
@@ -336,13 +340,8 @@ def run(tmp_path, monkeypatch, few_shapes):
     monkeypatch.setattr(launch, "END_WITH_PARENT", [])
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(campaign, "measured_speed", lambda device: 1e11)
-    monkeypatch.setattr(campaign, "SOURCE", "long/long-s0")
 
-    def run(*arguments, n=2, **suites):
-        table = {
-            name: campaign.Experiment(suite, n, source="long/long-s0" if suite is NEEDY else "")
-            for name, suite in suites.items()
-        }
+    def run(*arguments, **table):
         monkeypatch.setattr(campaign, "EXPERIMENTS", table)
         return sweep.main(["campaign", "--output-dir", "out", "--device", "cpu", *arguments])
 
@@ -361,10 +360,10 @@ def test_a_campaign_runs_the_cheapest_first_and_publishes(run, capsys):
     (row,) = published.load("results/quick").differences
     assert (row["question"], row["difference"]) == ("does it help?", "+1.50")
     assert run(long=LONG, quick=QUICK) == 0 and started(capsys.readouterr().out) == []
-    shutil.rmtree("out/quick/pad-s1")
+    shutil.rmtree("out/quick/b-s1")
     assert run(long=LONG, quick=QUICK) == 0 and started(capsys.readouterr().out) == []
     assert run("--only", "quick", quick=QUICK) == 0  # also what is published
-    assert started(capsys.readouterr().out) == ["quick: pad-s1"]
+    assert started(capsys.readouterr().out) == ["quick: b-s1"]
 
 
 def test_a_campaign_starts_what_fits_and_names_the_rest(run, capsys):
@@ -387,9 +386,9 @@ def test_an_interrupted_campaign_resumes(run, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt).start()
-    assert run(long=WAITING, n=1) == 128 + signal.SIGTERM
+    assert run(long=WAITING) == 128 + signal.SIGTERM
     assert "interrupted; the same command resumes out/long/long-s0" in capsys.readouterr().out
-    assert run(long=WAITING, n=1) == 0
+    assert run(long=WAITING) == 0
     assert Path("out/long/long-s0/starts").read_text() == "start\nresume\n"
     assert "long: published in results/long" in capsys.readouterr().out
 
@@ -397,7 +396,7 @@ def test_an_interrupted_campaign_resumes(run, capsys):
 def test_a_run_that_takes_too_long_is_interrupted_at_the_end(run, capsys, monkeypatch):
     monkeypatch.setattr(campaign, "START_SECONDS", 0)
     monkeypatch.setattr(campaign, "measured_speed", lambda device: 1e20)
-    assert run("--budget", "0.02m", long=WAITING, n=1) == 0
+    assert run("--budget", "0.02m", long=WAITING) == 0
     out = capsys.readouterr().out
     assert "the budget is used up; the same command resumes out/long/long-s0" in out
     assert summary(Path("out/long/long-s0"))["status"] == "interrupted"
@@ -405,25 +404,25 @@ def test_a_run_that_takes_too_long_is_interrupted_at_the_end(run, capsys, monkey
 
 
 def test_weights_come_from_their_run_before_the_others_need_them(run, capsys):
-    assert run("--only", "needy", needy=NEEDY, long=LONG, n=1) == 0
+    assert run("--only", "needy", needy=NEEDY, long=LONG) == 0
     assert started(capsys.readouterr().out) == ["needy: long-s0", "needy: c-s0"]
     given = arguments(Path("out/needy/c-s0"))
     assert given["weights"] == "out/long/long-s0/last.pt"
 
 
 def test_a_failed_run_does_not_stop_the_others(run, capsys):
-    assert run(needy=NEEDY, long=FAILING, quick=QUICK, n=1) == 1
+    assert run(needy=NEEDY, long=FAILING, quick=QUICK) == 1
     out = capsys.readouterr().out
-    assert started(out).count("needy: c-s0") == 0 and len(started(out)) == 3
+    assert started(out) == ["long: long-s0", *QUICK_RUNS]
     assert "out/long/long-s0 failed: exit status 1" in out
     assert [path.name for path in Path("results").iterdir()] == ["quick"]
 
 
 def test_a_complete_experiment_of_a_modified_tree_stays_unpublished(run, capsys, monkeypatch):
-    assert run(quick=QUICK, n=1) == 0
+    assert run(quick=QUICK) == 0
     shutil.rmtree("results")
-    change(Path("out/quick/pad-s0/config.json"), git={"commit": A, "dirty": True})
+    change(Path("out/quick/b-s0/config.json"), git={"commit": A, "dirty": True})
     capsys.readouterr()
-    assert run(quick=QUICK, n=1) == 0
-    reason = "out/quick/pad-s0 was made with a modified working tree"
+    assert run(quick=QUICK) == 0
+    reason = "out/quick/b-s0 was made with a modified working tree"
     assert f"quick: complete, but left unpublished: {reason}" in capsys.readouterr().out
