@@ -39,14 +39,14 @@ def runs(tmp_path, monkeypatch):
     write_seeds(Path("runs"), "alpha", [90.0, 92.0], lr=0.2, **PRIVATE)
     for path in Path("runs").iterdir():
         facts = dict(git={"commit": A, "dirty": False}, device="cpu", torch="2", threads=2)
-        change(path / "config.json", command="/home/me/train.py --lr 0.1", host="me", **facts)
+        change(path / "config.json", command="/my/place/train.py --lr 0.1", host="me", **facts)
         change(path / "config.json", precision="float32")
         change(path / "summary.json", epochs=2)
     return sorted(Path("runs").iterdir())
 
 
-PRIVATE = {"dataset": "folder", "data_dir": "/home/me/cifar10-png", "data_url": "http://host/x"}
-PRIVATE |= {"output_dir": "/home/me/runs/x", "weights": "/home/me/w/best.pt"}
+PRIVATE = {"dataset": "folder", "data_dir": "/my/place/cifar10-png", "data_url": "http://host/x"}
+PRIVATE |= {"output_dir": "/my/place/runs/x", "weights": "/my/place/w/best.pt"}
 
 
 def put(runs, target="results/x", **options):
@@ -68,7 +68,7 @@ def test_published_runs_hold_no_weights_and_no_place(runs):
     put(runs)
     assert {path.name for path in Path("results/x/be-s0").iterdir()} == set(published.RUN_FILES)
     text = "".join(path.read_text() for path in Path("results").rglob("*.json"))
-    assert not re.search(r"/home|\bme\b|http|host", text)
+    assert not re.search(r"/my|\bme\b|http|host", text)
     config = json.loads(Path("results/x/alpha-s0/config.json").read_text())
     assert config["command"] == "train.py --lr 0.2"
     assert config["arguments"]["data_dir"] == "cifar10-png"
