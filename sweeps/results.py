@@ -12,7 +12,7 @@ from analysis import curves, figures, published, results_page, tables
 from analysis.published import FIGURE
 from sweeps.campaign import EXPERIMENTS, repeat_command
 
-MARKERS = ("<!-- results: python sweep.py report -->", "<!-- end of results -->")
+MARKERS = ("<!-- results -->", "<!-- end of results -->")
 HEAD = """\
 # Results
 
