@@ -6,6 +6,11 @@
     python sweep.py zoo --jobs 4                                   # four runs at once, a GPU each
     python sweep.py zoo --launcher submitit --slurm-partition gpu  # a SLURM job array
 
+    python sweep.py eca --publish results/eca                      # a copy without weights
+    python sweep.py publish RUN... --to results/x                  # the same for any runs
+    python sweep.py report                                         # tables of results/
+    python sweep.py campaign --budget 3h                           # what is missing in results/
+
 sweeps/suites.py lists the suites. Other arguments are passed to the training script; they override
 those of the suite, except for what it compares. Each run has a directory
 runs/sweep-<suite>-<dataset>/<experiment>-s<seed> and a .log file next to it. The same command again
@@ -22,9 +27,11 @@ from pathlib import Path
 
 from common import command_line
 from common.errors import UserError
-from sweeps import estimate, findings, launch, plans
+from common.scopes import words
+from sweeps import commands, estimate, findings, launch, plans, publish
+from sweeps.commands import COMMANDS
 from sweeps.suites import DECIDED, SUITES
-from training import arguments
+from training import arguments, environment
 
 
 class Formatter(command_line.Formatter, argparse.RawDescriptionHelpFormatter):
@@ -49,7 +56,8 @@ def build_parser():
     add = parser.add_argument_group("sweep").add_argument
     count = dict(type=command_line.number(int, low=0), metavar="N")
     positive = dict(type=command_line.number(int, low=1), metavar="N")
-    add("suite", metavar="SUITE", choices=SUITES, help="one of the list below")
+    others = f"; {', '.join(COMMANDS)} have a --help of their own"
+    add("suite", metavar="SUITE", choices=SUITES, help=f"one of the list below{others}")
     add("--seeds", **count, nargs="+", help="seeds of each experiment (default: 0 1 2 or suite's)")
     add("--only", nargs="+", default=[], metavar="NAME", help="run only these experiments")
     own = "instead of the suite's rates and augmentation, those of each model"
@@ -59,6 +67,8 @@ def build_parser():
     plan = "print the commands, and their cost by a few timed steps, and exit"
     add("--dry-run", action="store_true", help=plan)
     add("--no-estimate", action="store_true", help="with --dry-run: don't time any steps")
+    add("--publish", metavar="DIR", help="copy the finished runs to DIR, such as results/eca")
+    add("--reference", **commands.REFERENCE)
     launchers = ("local", "submitit")
     add("--launcher", default="local", choices=launchers, help="submitit: a SLURM job array")
     add("--slurm-partition", metavar="NAME", help="the partition to submit to")
@@ -100,8 +110,28 @@ def execute(args, runs, todo, places, parameters):
     return launch.execute(todo, start, places, launch.Progress(runs, len(places), estimate))
 
 
+def refuse_modified_tree():
+    """Raises UserError before runs start that could not be published."""
+    git = environment.git_state()
+    if not git or git["dirty"]:
+        raise UserError("--publish needs an unmodified working tree: commit the changes first", 2)
+
+
+def publish_runs(args, given, runs):
+    """Copies the runs to --publish. Raises UserError."""
+    suite = SUITES[args.suite]
+    public = words(publish.public_arguments(given))
+    seeds = ["--seeds", *map(str, args.seeds)]
+    command = shlex.join(["python", "sweep.py", args.suite, *public, *seeds])
+    about = publish.about(suite.question, suite.comparisons(), command)
+    publish.publish([run.path for run in runs], args.publish, about, args.reference)
+    print(f"published in {args.publish}")
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        return commands.main(argv[0], argv[1:])
     parser = build_parser()
     args = parser.parse_args(argv)
     args.seeds = args.seeds or list(SUITES[args.suite].seeds)
@@ -132,6 +162,8 @@ def main(argv=None):
         estimate.print_plan(todo, len(places), timed=not args.no_estimate)
         return 0
 
+    if args.publish and todo:
+        refuse_modified_tree()
     with plans.lock(root):
         failed, stopped = execute(args, runs, todo, places, parameters)
         if stopped:
@@ -146,6 +178,8 @@ def main(argv=None):
         names = ", ".join(run.path.name for run in failed)
         counts = f"{len(failed)} of {len(runs)}"
         print(f"{counts} runs failed: {names} (see {root}/*.log)", file=sys.stderr)
+    elif args.publish:
+        publish_runs(args, given, runs)
     return 1 if failed else 0
 
 

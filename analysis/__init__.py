@@ -8,4 +8,6 @@ panels      what can be drawn: panels, x axes and sizes
 curves      figures of groups of runs
 figures     matplotlib's settings: colours, saving, windows, text
 report      an HTML page with a sortable table and interactive curves
+published   an experiment of results/: checks, tables and facts
+results_page  an HTML page of all published experiments
 """

@@ -1,5 +1,6 @@
 """Executes the runs of a sweep (plans.Run) on the devices of this machine or on a SLURM cluster."""
 
+import math
 import os
 import shlex
 import shutil
@@ -121,18 +122,21 @@ class ActiveRun:
     started: float  # time.monotonic()
 
 
-def execute(runs, start, places, progress):
+def execute(runs, start, places, progress, end=math.inf):
     """Executes the runs, one at a time in each of `places`.
 
     start(run, place) returns a process. Returns ({failed run: reason}, number of the received
     signal or 0). The first SIGINT or SIGTERM is passed on to the active runs, which save and end;
-    a second one ends this process immediately.
+    a second one ends this process immediately. At the time `end` (of time.monotonic) they get a
+    SIGTERM, too.
     """
     waiting, free, active, failed = list(runs), list(places), {}, {}
     with terminal.StopSignal() as stop:
         try:
             passed_on = False
             while waiting or active:
+                if time.monotonic() >= end and not stop():
+                    stop.number = signal.SIGTERM
                 while waiting and free and not stop():
                     run, place = waiting.pop(0), free.pop(0)
                     active[run] = ActiveRun(start(run, place), place, time.monotonic())

@@ -21,7 +21,7 @@ MODULES = [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in ROOT.glob
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in MODULES}
 OTHER_FILES = {
     *("README.md", "LICENSE", "requirements.txt", "requirements-extras.txt", "pyproject.toml"),
-    *(".gitignore", "data.py", "runs", "tests", "docs", ".ci"),
+    *(".gitignore", "data.py", "runs", "results", "tests", "docs", ".ci"),
 }
 
 
@@ -39,7 +39,7 @@ def test_the_tree_in_the_readme_names_every_script_and_module():
     tree = re.search(r"```text\n(.*?)```", README, re.S).group(1)
     named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.strip()}
     modules = {path for path in TREES if not path.endswith("/__init__.py")}
-    directories = {"runs", "docs", "tests", ".ci/run"}
+    directories = {"runs", "results", "docs", "tests", ".ci/run"}
     assert named - {"models/__init__.py"} == modules | directories
 
 
@@ -65,7 +65,10 @@ def commands(text):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_documented_commands_are_accepted_by_their_script(document, capsys):
     for script, arguments in commands(DOCUMENTS[document]):
-        parser = importlib.import_module(script).build_parser()
+        module = importlib.import_module(script)
+        parser = module.build_parser()
+        if script == "sweep" and arguments[:1] and arguments[0] in module.COMMANDS:
+            parser = module.COMMANDS[arguments.pop(0)][0]()
         try:
             parser.parse_args(arguments)
         except SystemExit as stopped:

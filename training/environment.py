@@ -27,7 +27,7 @@ def environment(device):
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
-        "git": _git_state(),
+        "git": git_state(),
         "command": " ".join([script_name(), *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -69,7 +69,7 @@ def processor():
         return platform.processor() or platform.machine()
 
 
-def _git_state():
+def git_state():
     """Commit of this code and whether it was changed since; None outside a repository."""
     try:
         changes = _git("status", "--porcelain", "--untracked-files=no")

@@ -35,7 +35,9 @@ def main():
     else:
         arguments = given | {"warmup_epochs": 0.2}
         config = {"arguments": arguments, "from": {"warmup_epochs": "auto"}}
-        (path / "config.json").write_text(json.dumps(config | {"device": "none", "torch": "0"}))
+        config |= {"git": {"commit": "c0ffee" * 6, "dirty": False}, "command": "train.py"}
+        config |= {"device": "none", "torch": "0", "threads": 1, "precision": "float32"}
+        (path / "config.json").write_text(json.dumps(config))
     (path / "last.pt").touch()
 
     def end(status, code, **results):
@@ -55,7 +57,7 @@ def main():
     accuracy = 60 + 2 * given["seed"] + (1.5 if "model_arg" in given else 0)
     header = "epoch,train_loss,train_acc,test_loss,test_acc"
     (path / "metrics.csv").write_text(f"{header}\n1,1,50,1,{accuracy}\n")
-    end("finished", 0, test_acc=accuracy, reported="last epoch")
+    end("finished", 0, test_acc=accuracy, reported="last epoch", epochs=1)
 
 
 if __name__ == "__main__":

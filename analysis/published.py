@@ -1,0 +1,213 @@
+"""A published experiment: a directory of results/, checked, and what its tables say.
+
+    experiment = load("results/eca")      # refuses files that don't belong together
+    experiment.rows, experiment.differences, experiment.facts
+
+results/eca holds experiment.json (title, comparisons, command, the names of its runs), a directory
+<label>-s<seed> for each run with config.json, metrics.csv and summary.json, notes.md, and the
+figure. The labels are the rows of the table.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis import metrics, replicates, tables
+from common import files
+from common.errors import UserError
+from common.text import printable
+
+RUN_FILES = ("config.json", "metrics.csv", "summary.json")
+ABOUT, NOTES, FIGURE = "experiment.json", "notes.md", "curves.svg"
+COLUMNS = "experiment n test tta train_clean train epochs parameters gmacs seconds"
+DECIMAL = r"\d+\.\d+"
+
+
+@dataclass
+class Experiment:
+    """about: experiment.json; groups: a replicates.Group for each label; configs: of all runs."""
+
+    directory: Path
+    about: dict
+    groups: list
+    configs: list
+
+    @property
+    def name(self):
+        return self.directory.name
+
+    @property
+    def title(self):
+        return self.about["title"]
+
+    @property
+    def rows(self):
+        """The table: a row for each label."""
+        wanted = [key for key in COLUMNS.split() if key in tables.COLUMNS]
+        table = tables.compare(self.groups, wanted)
+        for key in wanted:
+            if all(row[key] is None for row in table.rows):
+                del table.columns[key]
+        return table.cells()
+
+    @property
+    def differences(self):
+        """A row for each comparison: the difference of test accuracy with its interval."""
+        groups = {group.name: group for group in self.groups}
+        rows = []
+        for question, ours, theirs in self.about["comparisons"]:
+            found = replicates.difference(groups[ours].tests, groups[theirs].tests)
+            rows.append(
+                {
+                    "question": question,
+                    "experiment": ours,
+                    "against": theirs,
+                    "difference": f"{found.value:+.2f}",
+                    "95 % interval": found.interval,
+                    "n": found.n,
+                    "verdict": found.verdict,
+                }
+            )
+        return rows
+
+    @property
+    def data(self):
+        """The data sets, by the names that experiment.json gives to folders."""
+        names = self.about.get("data", {})
+        found = {}
+        for config in self.configs:
+            arguments = config["arguments"]
+            folder = arguments["dataset"] == "folder"
+            name = arguments["data_dir"] if folder else arguments["dataset"]
+            found[names.get(name, name)] = True
+        return ", ".join(found)
+
+    @property
+    def commits(self):
+        return list(dict.fromkeys(config["git"]["commit"] for config in self.configs))
+
+    @property
+    def facts(self):
+        """Sentences with what the runs were made on, as in their config.json."""
+
+        def unique(describe):
+            return ", ".join(dict.fromkeys(str(describe(config)) for config in self.configs))
+
+        commits = ", ".join(commit[:12] for commit in self.commits)
+        if len(self.commits) > 1:
+            commits += f" ({self.about['reference']['compared']})"
+        reported = ", ".join(dict.fromkeys(group.reported for group in self.groups))
+        return [
+            f"Data: {self.data}. Test accuracy of the {reported}, mean ± standard deviation over "
+            "n seeds.",
+            f"Machine: {unique(lambda config: config['device'])}, "
+            f"threads: {unique(lambda config: config['threads'])}, "
+            f"{unique(lambda config: config['precision'])}; "
+            f"torch {unique(lambda config: config['torch'])}. Commit: {commits}.",
+        ]
+
+    @property
+    def notes(self):
+        """The paragraphs of notes.md: what the result means. [] without the file."""
+        path = self.directory / NOTES
+        text = path.read_text() if path.is_file() else ""
+        return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
+
+    @property
+    def digest(self):
+        """Of what the figure is drawn from."""
+        paths = sorted(self.directory.glob("*/metrics.csv"))
+        contents = [f"{path.parent.name}\n".encode() + path.read_bytes() for path in paths]
+        return hashlib.sha256(b"\n".join(contents)).hexdigest()[:16]
+
+    def check_notes(self):
+        """Raises UserError where notes.md has a decimal number that the tables don't have."""
+        tabled = [cell for row in [*self.rows, *self.differences] for cell in row.values()]
+        known = set(re.findall(DECIMAL, " ".join(tabled)))
+        for number in re.findall(DECIMAL, " ".join(self.notes)):
+            if number not in known:
+                raise UserError(f"{self.directory / NOTES}: {number} is not in the tables", 2)
+
+
+def find(results):
+    """The published experiments in a directory, by name. Raises UserError."""
+    return [load(path.parent) for path in sorted(Path(results).glob(f"[!.]*/{ABOUT}"))]
+
+
+def load(directory):
+    """An Experiment. Raises UserError where its files don't belong together."""
+    directory = Path(directory)
+    about = files.read_json(directory / ABOUT)
+    names = about.get("runs")
+    if not isinstance(names, list) or not names or "comparisons" not in about:
+        raise _refusal(directory, f"holds no published experiment (no readable {ABOUT})")
+    present = {path.name for path in directory.iterdir() if path.is_dir()}
+    if present != set(names):
+        one = min(present ^ set(names))
+        reason = f"lacks {one}" if one in names else f"holds {one}, which {ABOUT} doesn't name"
+        raise _refusal(directory, reason)
+    by_label = {}
+    for name in names:
+        label, _, seed = name.rpartition("-s")
+        by_label.setdefault(label, {})[seed] = _read_run(directory / name, seed)
+    for label, members in by_label.items():
+        _check_replicates(directory, label, members)
+    groups = [replicates.Group(label, list(runs.values())) for label, runs in by_label.items()]
+    configs = [files.read_json(directory / name / "config.json") for name in names]
+    experiment = Experiment(directory, about, groups, configs)
+    _check_comparisons(experiment)
+    tested = about.get("reference", {}).get("commits", [])
+    if len(experiment.commits) > 1 and not set(experiment.commits) <= set(tested):
+        commits = ", ".join(commit[:12] for commit in experiment.commits)
+        raise _refusal(directory, f"has runs of different commits: {commits}")
+    return experiment
+
+
+def _refusal(directory, reason):
+    return UserError(printable(f"{directory} {reason}"), status=2)
+
+
+def _read_run(path, seed):
+    """A metrics.Run. Raises UserError if it isn't finished or contradicts itself."""
+    run = metrics.Run(path / "metrics.csv")
+    git = files.read_json(path / "config.json").get("git")
+    if not run.arguments or not git or git["dirty"]:
+        raise _refusal(path, "doesn't say its arguments and an unmodified commit")
+    if run.status != "finished" or run.scalars["test"] is None:
+        raise _refusal(path, f"is not a finished run ({run.status})")
+    if str(run.arguments.get("seed")) != seed:
+        raise _refusal(path, f"is of seed {run.arguments.get('seed')}")
+    if run.epochs != list(range(1, run.summary.get("epochs", 0) + 1)):
+        raise _refusal(path, f"has {len(run.epochs)} epochs in metrics.csv, not those it trained")
+    last, test = run.scalars["last"], run.scalars["test"]
+    selected = run.evaluation.endswith("val")  # then the curve isn't of the test images
+    if not selected and last is not None and abs(last - test) > 1e-3:
+        raise _refusal(path, f"reports {test:.2f} % in summary.json and {last:.2f} % in its curve")
+    return run
+
+
+def _check_replicates(directory, label, members):
+    """Raises UserError unless these runs {seed: run} differ by their seeds 0 to n-1 only."""
+    wanted = {str(seed) for seed in range(len(members))}
+    if set(members) != wanted:
+        missing = min(wanted - set(members), key=int)
+        found = " ".join(sorted(members, key=int))
+        reason = f"lacks {label}-s{missing}: it has the seeds {found}, and must have 0 to n-1"
+        raise _refusal(directory, reason)
+    groups = replicates.group(list(members.values()))
+    if len(groups) > 1:
+        names, _ = replicates.compare_arguments(groups)
+        raise _refusal(directory, f"has runs of {label} that differ in {', '.join(names)}")
+
+
+def _check_comparisons(experiment):
+    groups = {group.name: group for group in experiment.groups}
+    for _, *labels in experiment.about["comparisons"]:
+        for label in labels:
+            if label not in groups:
+                raise _refusal(experiment.directory, f"compares {label}, which has no runs")
+        ours, theirs = (groups[label] for label in labels)
+        if ours.test_set != theirs.test_set:
+            reason = f"compares {labels[0]} and {labels[1]}, which have other test images"
+            raise _refusal(experiment.directory, reason)

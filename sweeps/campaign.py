@@ -1,0 +1,317 @@
+"""A campaign: the experiments of EXPERIMENTS, the cheapest first, within a budget of time.
+
+    Campaign(EXPERIMENTS, options).run(seconds)        # exit status
+
+Runs follow one another, as processes of the training scripts in <root>/<experiment>/<run>. Finished
+runs are kept, interrupted ones resume. A run starts if its estimated time is left; one that takes
+longer is interrupted at the end of the budget, and resumes in the next campaign. Whatever is
+complete is published.
+"""
+
+import importlib
+import math
+import re
+import shlex
+import statistics
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import models
+from bench import measure
+from common import command_line
+from common.errors import UserError
+from sweeps import launch, plans
+from sweeps.publish import about, publish
+from training import devices, mixed_precision
+
+TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
+START_SECONDS = 20  # of a process until its first step, and after its last one
+
+
+class Experiment(NamedTuple):
+    """Trainings {label: arguments of the script} with the seeds 0 to n-1.
+
+    comparisons: (question, label, label of the baseline); more_seeds: {label: its own n}; source:
+    <experiment>/<run> whose weights SOURCE_WEIGHTS are.
+    """
+
+    title: str
+    trainings: dict
+    comparisons: tuple
+    shared: str = ""
+    script: str = "train"
+    n: int = 3
+    more_seeds: dict = {}
+    source: str = ""
+
+
+CIFAR100 = "--dataset cifar100"
+RATES = {"adamw": "--lr 1e-3 --weight-decay 0.05", "sgd": "", "muon": ""}
+RECORD = "--tta flip-shift"
+CROP_FLIP = "--augment crop,flip --crop-padding zero"
+JITTER = "--augment crop,flip,color_jitter --crop-padding zero --jitter 0.4"
+COSINE = "is the cosine better than the line?"
+
+# Sized for two CPU cores. Every setting is a recipe of the repository or stands here.
+# fmt: off
+EXPERIMENTS = {
+    "transfer": Experiment(
+        "1,000 images of CIFAR-10: weights that were trained on CIFAR-100 against fresh ones",
+        {"scratch": "",
+         "fine-tuned": "--weights SOURCE_WEIGHTS",
+         "linear-probe": "--weights SOURCE_WEIGHTS --freeze-backbone"},
+        (("do the weights help?", "fine-tuned", "scratch"),
+         ("are they good features?", "linear-probe", "scratch"),
+         ("does it help to train all layers?", "fine-tuned", "linear-probe")),
+        "--model resnet20 --limit-train 1000 --batch-size 64 --epochs 50 --eval-every 50",
+        source="ghost/resnet20-s0"),
+    "augmentation": Experiment(
+        "augmentations of ResNet-20, added one after another",
+        {"none": "--augment none",
+         "crop-flip": CROP_FLIP,
+         "crop-flip-jitter": JITTER,
+         "crop-flip-jitter-mix": f"{JITTER} --mixup 1 --cutmix 1 --mix-prob 1 --mix-per batch"},
+        (("do crop and flip help?", "crop-flip", "none"),
+         ("does colour jitter help after that?", "crop-flip-jitter", "crop-flip"),
+         ("do CutMix and MixUp help after that?", "crop-flip-jitter-mix", "crop-flip-jitter")),
+        "--model resnet20 --epochs 15"),
+    "degradation": Experiment(
+        "plain and residual networks of 20 and 56 layers",
+        {name: f"--model {name}" for name in ("plain20", "plain56", "resnet20", "resnet56")},
+        (("is the deeper plain network worse?", "plain56", "plain20"),
+         ("is the deeper residual network better?", "resnet56", "resnet20"),
+         ("do shortcuts help 56 layers?", "resnet56", "plain56")),
+        "--epochs 10 --eval-train"),
+    "eca": Experiment(
+        "efficient channel attention: kernels of 3 and 9, and none",
+        {"none": "--model resnet20_no_eca",
+         "k3": "--model ecanet20_fixed_k3",
+         "k9": "--model ecanet20_fixed_k9"},
+        (("does ECA help?", "k3", "none"),
+         ("does ECA help?", "k9", "none"),
+         ("does the kernel size matter?", "k9", "k3")),
+        f"{CIFAR100} --epochs 20", n=5),
+    "ghost": Experiment(
+        "ghost modules instead of 3x3 convolutions in ResNet-20",
+        {"resnet20": "--model resnet20", "ghost_resnet20": "--model ghost_resnet20"},
+        (("what do ghost modules cost?", "ghost_resnet20", "resnet20"),),
+        f"{CIFAR100} --epochs 20"),
+    "optimizer-schedule": Experiment(
+        "ResNet-20 with three optimizers and two schedules",
+        {f"{optimizer}-{schedule}": f"--optimizer {optimizer} {rates} --schedule {schedule}"
+         for optimizer, rates in RATES.items() for schedule in ("cosine", "linear")},
+        (("is AdamW better than SGD?", "adamw-cosine", "sgd-cosine"),
+         ("is Muon better than SGD?", "muon-cosine", "sgd-cosine"),
+         *((COSINE, f"{optimizer}-cosine", f"{optimizer}-linear") for optimizer in RATES)),
+        "--model resnet20 --epochs 15"),
+    "small-vit": Experiment(
+        "a transformer with shifted patches and local attention, and one without",
+        {"vit_custom": "--model vit_custom", "vit_small_data": "--model vit_small_data"},
+        (("do shifted patches and local attention help?", "vit_small_data", "vit_custom"),),
+        "--epochs 15", "train_vit", n=2),
+    "time-to-accuracy": Experiment(
+        "accuracy against training time: networks made for speed, and ResNet-20",
+        {"airbench94": f"--model airbench94 {RECORD}",
+         "airbench95": f"--model airbench95 {RECORD}",
+         "airbench_c100": f"--model airbench_c100 {RECORD} {CIFAR100}",
+         "resnet20-5": "--model resnet20 --epochs 5",
+         "resnet20-30": "--model resnet20 --epochs 30"},
+        (("are six times the epochs worth it?", "resnet20-30", "resnet20-5"),
+         ("is airbench94 better than ResNet-20?", "airbench94", "resnet20-30")),
+        more_seeds={"airbench94": 5}),
+}
+# fmt: on
+
+
+class Options(NamedTuple):
+    """root, results: directories; folders: {data set: folder of its images}; given: arguments."""
+
+    root: Path
+    results: Path
+    folders: dict
+    given: dict
+
+
+def repeat_command(name):
+    """The command that runs an experiment of the table."""
+    return f"python sweep.py campaign --only {name}"
+
+
+def seconds_of(text):
+    """Seconds of a budget such as 90m, 3h or 1h30m. Raises ValueError."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?", text)
+    hours, minutes = (float(number or 0) for number in found.groups()) if found else (0, 0)
+    seconds = 3600 * hours + 60 * minutes
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"must be a time such as 90m, 3h or 1h30m, not {text!r}")
+    return seconds
+
+
+def plan(name, options):
+    """The runs of an experiment, seed after seed. Raises UserError."""
+    experiment = EXPERIMENTS[name]
+    parser = importlib.import_module(experiment.script).build_parser()
+    weights = str(options.root / experiment.source / "last.pt")
+    runs = []
+    for label, text in experiment.trainings.items():
+        words = shlex.split(f"{experiment.shared} {text}")
+        words = [weights if word == "SOURCE_WEIGHTS" else word for word in words]
+        asked = command_line.explicit(parser, words) | options.given
+        dataset = asked.get("dataset", "cifar10")
+        if dataset in options.folders:
+            asked |= {"dataset": "folder", "data_dir": options.folders[dataset]}
+        for seed in range(experiment.more_seeds.get(label, experiment.n)):
+            path = options.root / name / f"{label}-s{seed}"
+            run = plans.make_run(label, path, experiment.script, asked | {"seed": seed}, parser)
+            runs.append(run)
+    return sorted(runs, key=lambda run: run.args.seed)
+
+
+@lru_cache
+def _macs(model, arguments):
+    settings = models.parse_options(list(arguments), model)
+    return models.describe(model, 10, 32, settings)[1]
+
+
+def work(run):
+    """(multiply-accumulates of training, and of evaluation) of a whole run."""
+    args = run.args
+    macs = _macs(args.model, tuple(args.model_arg))
+    passes = math.ceil(args.epochs / args.eval_every)
+    training = 3 * args.epochs * (args.limit_train or TRAIN_IMAGES)  # backward: twice the forward
+    return macs * training, macs * passes * (args.limit_test or TEST_IMAGES)
+
+
+def measured_speed(device):
+    """Multiply-accumulates per second of training ResNet-20 here, from a few steps."""
+    device = devices.select_device(device)
+    dtype = mixed_precision.amp_dtype("auto", device)
+    model = measure.to_device(models.create_model("resnet20", 10), device, dtype)
+    step = measure.training_step(model, measure.create_optimizer(model), device, dtype)
+    batch = measure.ready_batch(128, 32, 10, device)
+    seconds = statistics.median(measure.repeated(device, 3, lambda: step(*batch)))
+    return 3 * 128 * _macs("resnet20", ()) / seconds
+
+
+class Campaign:
+    """The runs of some experiments, and how long each is expected to take.
+
+    again: also of those that are published already. Raises UserError.
+    """
+
+    def __init__(self, names, options, again=False):
+        self.options, self.failed = options, {}
+        known = [name for name in names if again or not (options.results / name).exists()]
+        self.runs = {name: plan(name, options) for name in known}
+        self.sources = {name: self._source(name) for name in known if EXPERIMENTS[name].source}
+        self.measured = measured_speed(options.given.get("device", "auto")) if known else 1.0
+        self._update_speeds()
+
+    def _source(self, name):
+        """The run whose weights an experiment needs."""
+        source = EXPERIMENTS[name].source
+        other = source.split("/")[0]
+        runs = self.runs.get(other) or plan(other, self.options)
+        return next(run for run in runs if run.path == self.options.root / source)
+
+    def _update_speeds(self):
+        """Multiply-accumulates per second of the finished runs, by model."""
+        self.speeds = {}
+        for run in [run for runs in self.runs.values() for run in runs]:
+            seconds = run.summary.get("train_seconds") if run.finished else None
+            if seconds:
+                self.speeds.setdefault(run.args.model, []).append(work(run)[0] / seconds)
+
+    def missing(self, name):
+        """The runs that an experiment still needs, in their order; none if its source failed."""
+        source = self.sources.get(name)
+        if source in self.failed:
+            return []
+        runs = [run for run in [source, *self.runs[name]] if run and not run.finished]
+        return [run for run in runs if run not in self.failed]
+
+    def seconds(self, run):
+        """Estimated time of a run, with the speed of its model, of all models, or as measured."""
+        usual = statistics.median(sum(self.speeds.values(), []) or [self.measured])
+        speed = statistics.median(self.speeds.get(run.args.model, [usual]))
+        done = 0.0
+        if run.state == "interrupted":
+            done = min(1.0, run.summary.get("epochs", 0) / run.args.epochs)
+        return START_SECONDS + (1 - done) * sum(work(run)) / speed
+
+    def by_cost(self):
+        """[(seconds, experiment)] of those that lack runs, the cheapest first."""
+        costs = {name: sum(map(self.seconds, self.missing(name))) for name in self.runs}
+        return sorted((cost, name) for name, cost in costs.items() if cost)
+
+    def next_run(self, seconds):
+        """(experiment, run) to start with so many seconds left; None if there is none."""
+        for _, name in self.by_cost():
+            for run in self.missing(name):
+                if self.seconds(run) <= seconds:
+                    return name, run
+                if run is self.sources.get(name):
+                    break  # the others need its weights
+        return None
+
+    def run(self, budget):
+        """Runs and publishes what fits into so many seconds; returns the exit status."""
+        self._check_data()
+        end = time.monotonic() + budget
+        for name in self.runs:
+            self._publish(name)
+        progress = launch.Progress([r for runs in self.runs.values() for r in runs], 1, False)
+        while found := self.next_run(end - time.monotonic()):
+            name, run = found
+            print(f"{name}: {run.path.name}, about {launch.clock(self.seconds(run))}", flush=True)
+            failed, number = self._execute(run, end, progress)
+            self.failed |= failed
+            if number:
+                is_over = time.monotonic() >= end
+                reason = "the budget is used up" if is_over else "interrupted"
+                print(f"{reason}; the same command resumes {run.path}")
+                if is_over:
+                    break
+                return 128 + number
+            self._update_speeds()
+            self._publish(name)
+        self.report()
+        return 1 if self.failed else 0
+
+    def _check_data(self):
+        missing = [run for name in self.runs for run in self.missing(name)]
+        for run in {(run.args.dataset, run.args.data_dir): run for run in missing}.values():
+            plans.check_data(run.args)
+
+    def _execute(self, run, end, progress):
+        plans.remove_leftovers(run)
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        place = launch.places(run.args.device, 1)
+        return launch.execute([run], launch.start_here, place, progress, end)
+
+    def _publish(self, name):
+        """Publishes an experiment if it is complete, and prints where to, or why not."""
+        if not all(run.finished for run in self.runs[name]):
+            return
+        experiment = EXPERIMENTS[name]
+        names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+        folders = {Path(path).name: names[key] for key, path in self.options.folders.items()}
+        text = about(
+            experiment.title, experiment.comparisons, repeat_command(name), data=names | folders
+        )
+        target = self.options.results / name
+        try:
+            publish([run.path for run in self.runs[name]], target, text, with_training=True)
+            print(f"{name}: published in {target}", flush=True)
+        except UserError as error:
+            print(f"{name}: complete, but left unpublished: {error}", flush=True)
+
+    def report(self):
+        """Prints what is left, and what failed."""
+        for cost, name in self.by_cost():
+            count = len(self.missing(name))
+            print(f"{name}: {count} to run, about {launch.clock(cost)}")
+        for run, reason in self.failed.items():
+            print(f"{run.path} failed: {reason}")

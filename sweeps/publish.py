@@ -1,0 +1,205 @@
+"""Copies finished runs into results/, without weights and without what names places of a machine.
+
+    publish(["runs/campaign/eca/k3-s0", …], "results/eca", about(title, comparisons, command))
+
+All of the runs are published, or none: the copy is complete before it gets its name. Of config.json
+the keys in PUBLIC stay. --data-dir and absolute paths lose their directories, --data-url its value,
+and the command is made anew from the arguments.
+"""
+
+import json
+import re
+import shlex
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from analysis import metrics, published
+from common import files, scopes
+from common.errors import UserError
+from common.scopes import words
+from sweeps import reference
+
+PUBLIC = (
+    *("arguments", "from", "precision", "python", "torch", "torchvision", "timm", "numpy"),
+    *("cuda", "cudnn", "device", "threads", "git", "command", "started", "resumed"),
+)
+TIME = r"-s\d+(-\d{8}-\d{6})?(-\d+)?$"  # the end of a run's name: its seed, and when it started
+
+
+def about(title, comparisons, command, **more):
+    """The contents of experiment.json, but for the names of the runs.
+
+    command: what repeats the runs; None for a command that repeats one.
+    """
+    comparisons = [list(comparison) for comparison in comparisons]
+    return {"title": title, "comparisons": comparisons, "command": command, **more}
+
+
+def run_directories(paths):
+    """Run directories; a directory of runs (of a sweep) stands for those in it."""
+    found = []
+    for path in map(Path, paths):
+        below = sorted(file.parent for file in path.glob("*/config.json"))
+        is_run = (path / "config.json").exists() or not below
+        found += [path] if is_run else below
+    return found
+
+
+def label_of(path):
+    """The name of a run's directory, without its seed and time."""
+    return re.sub(TIME, "", path.resolve().name)
+
+
+def publish(directories, target, about, with_training=False):
+    """Makes the directory `target` of these runs. Raises UserError, and then nothing is changed.
+
+    with_training: allow different commits where short trainings agree. Publishing the same again
+    changes nothing; more runs of an experiment are added.
+    """
+    target = Path(target)
+    old, new = (target.with_name(f".{target.name}.{word}") for word in ("old", "new"))
+    runs, commits = {}, {}
+    for directory in directories:
+        name, texts, config = public_run(Path(directory))
+        if name in runs:
+            raise UserError(f"{directory}: another run is {name}, too", status=2)
+        runs[name] = texts
+        commits |= dict.fromkeys(part["commit"] for part in parts(config))
+    if not about["command"]:
+        script = config["command"].split(" ")[0]
+        repeat = f"python {Path(script).name} --config {target.parent.name}/{target.name}"
+        about = about | {"command": f"{repeat}/<run>/config.json"}
+    if len(commits) > 1:
+        about = about | {"reference": reference.agree(list(commits), with_training)}
+    files.make_directory(target.parent)
+    if old.exists() and not target.exists():  # interrupted between the two renames of _replace
+        old.rename(target)
+    _refuse_other_contents(target, runs)
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        _write(new, runs, about, target)
+        _replace(target, new, old)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _write(directory, runs, about, target):
+    """Writes {run: {file: text}}, experiment.json, and the notes that the target has already.
+
+    Raises UserError if they don't belong together.
+    """
+    directory.mkdir()
+    (directory / published.ABOUT).write_text(_json(about | {"runs": list(runs)}))
+    for name, texts in runs.items():
+        (directory / name).mkdir()
+        for file, text in texts.items():
+            (directory / name / file).write_text(text)
+    with suppress(FileNotFoundError):
+        shutil.copy(target / published.NOTES, directory / published.NOTES)
+    try:
+        published.load(directory)
+    except UserError as error:
+        raise UserError(str(error).replace(str(directory), str(target)), status=2) from error
+
+
+def _replace(target, new, old):
+    """Gives the directory `new` the name of the target, which is kept as `old` until then."""
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    files.sync_directory(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_other_contents(target, runs):
+    """Raises UserError if the target holds anything else than these runs."""
+    if not target.exists():
+        return
+    others = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
+    if published.ABOUT in others:
+        others -= {published.ABOUT, published.FIGURE, *runs}
+    others -= {published.NOTES}
+    if others:
+        raise UserError(f"{target} holds something else ({min(others)}): name another place", 2)
+    for name, texts in runs.items():
+        for file, text in texts.items():
+            path = target / name / file
+            if path.is_file() and path.read_text() != text:
+                raise UserError(f"{target} holds another run {name}: remove it first", status=2)
+
+
+def public_run(path):
+    """(name, {file: text}, config) of a run that may be published. Raises UserError."""
+    config, summary = (files.read_json(path / f"{name}.json") for name in ("config", "summary"))
+    arguments = config.get("arguments")
+    if not isinstance(arguments, dict) or "seed" not in arguments:
+        raise UserError(f"{path} holds no run (no readable config.json)", status=2)
+    status = summary.get("status", "unfinished")
+    if status != "finished":
+        raise UserError(f"{path} is {status}: only finished runs are published", status=2)
+    run = metrics.Run(path / "metrics.csv")
+    if run.problem or run.epochs != list(range(1, summary.get("epochs", 0) + 1)):
+        reason = run.problem or "doesn't hold each epoch of summary.json once"
+        raise UserError(f"{path}: metrics.csv {reason}", status=2)
+    for git in parts(config):
+        if not git:
+            raise UserError(f"{path} doesn't say its commit: it was made outside git", status=2)
+        if git["dirty"]:
+            raise UserError(f"{path} was made with a modified working tree", status=2)
+    name = f"{label_of(path)}-s{arguments['seed']}"
+    texts = {
+        "config.json": _json(public_config(config)),
+        "metrics.csv": run.path.read_text(),
+        "summary.json": _json(summary),
+    }
+    return name, texts, config
+
+
+def _json(value):
+    return json.dumps(value, indent=1) + "\n"
+
+
+def parts(config):
+    """The git state of a run's start and of each time that it resumed."""
+    earlier = [part.get("before", part) for part in config.get("resumed", [])]
+    return [part.get("git") for part in [config, *earlier]]
+
+
+def public_config(config):
+    """config.json without what names directories, hosts or users."""
+    arguments = public_arguments(config["arguments"])
+    origin = config.get("from", {})
+    call = scopes.names("call")
+    given = {}
+    for name, value in arguments.items():
+        from_config = origin.get(name) == "config" and value not in (None, False, [])
+        if name not in call and (origin.get(name) == "command line" or from_config):
+            given[name] = value
+    script = Path(str(config.get("command", "train.py")).split(" ")[0]).name
+    public = config | {"arguments": arguments, "command": shlex.join([script, *words(given)])}
+    if "resumed" in config:
+        epochs = [part["at_epoch"] for part in config["resumed"]]
+        public["resumed"] = [
+            {"at_epoch": epoch, "git": git} for epoch, git in zip(epochs, parts(config)[1:])
+        ]
+    return {key: value for key, value in public.items() if key in PUBLIC}
+
+
+def public_arguments(arguments):
+    """Arguments by name, without directories: see the top of this file."""
+    return {name: _public(name, value) for name, value in arguments.items()}
+
+
+def _public(name, value):
+    if name == "data_url":
+        return None
+    is_text = isinstance(value, str)
+    is_elsewhere = is_text and (Path(value).is_absolute() or value.startswith(("~", "..")))
+    return Path(value).name if is_text and (name == "data_dir" or is_elsewhere) else value

@@ -1,0 +1,138 @@
+"""Tables and pages of the published experiments, made from their files only.
+
+    for path, text in pages(Path("."), Path("results")).items(): ...
+
+results/README.md and docs/results.html show everything. In README.md the lines between MARKERS are
+replaced, where they are.
+"""
+
+import re
+
+from analysis import curves, figures, published, results_page, tables
+from analysis.published import FIGURE
+from sweeps.campaign import EXPERIMENTS, repeat_command
+
+MARKERS = ("<!-- results -->", "<!-- end of results -->")
+HEAD = """\
+# Results
+
+`python sweep.py report` makes this page from the files beside it. Each run has its `config.json`
+(arguments, versions, machine, commit), `metrics.csv` and `summary.json`, but no weights.
+`python compare_runs.py results/<experiment>/*` compares the runs of an experiment.
+
+A single run is repeated with its own arguments: on the same kind of machine, the same `metrics.csv`
+but for its clocks.
+
+    python train.py --config results/<experiment>/<run>/config.json
+
+Add `--data-dir` with the place of the images, and `--weights` where the run starts from weights.
+Transformers take `train_vit.py`. Intervals are 95 %, by Student's t, over seeds: they describe
+other seeds, not other images, and hold for each row alone.
+"""
+
+
+def pages(root, results):
+    """{path: text} of all generated pages. Raises UserError."""
+    experiments = published.find(results)
+    for experiment in experiments:
+        experiment.check_notes()
+    done = {experiment.name for experiment in experiments}
+    missing = [
+        (experiment.title, repeat_command(name))
+        for name, experiment in EXPERIMENTS.items()
+        if name not in done
+    ]
+    page = results_page.page(experiments, missing, results.resolve().name)
+    texts = {results / "README.md": _overview(experiments, missing)}
+    texts[root / "docs/results.html"] = page
+    readme = root / "README.md"
+    before = readme.read_text() if readme.is_file() else ""
+    if all(marker in before for marker in MARKERS):
+        start, end = map(before.index, MARKERS)
+        table = f"{MARKERS[0]}\n{_summary(experiments, missing)}\n"
+        texts[readme] = before[:start] + table + before[end:]
+    return texts
+
+
+def write(root, results):
+    """Draws figures that are missing or old, and writes the pages. Returns the paths written."""
+    texts = pages(root, results)
+    written = [path for path in map(draw, published.find(results)) if path]
+    for path, text in texts.items():
+        if not path.is_file() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figures.write(path, text.encode())
+            written.append(path)
+    return written
+
+
+def draw(experiment):
+    """Draws an experiment's figure, unless it shows these runs already; returns its path."""
+    path = experiment.directory / FIGURE
+    if is_current(experiment):
+        return None
+    plt = figures.pyplot()
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": experiment.name}):
+        curves.draw(experiment.groups, path, size="page")
+    text = re.sub(r"\s*<dc:date>.*?</dc:date>", "", path.read_text())
+    figures.write(path, f"{text.rstrip()}\n<!-- {experiment.digest} -->\n".encode())
+    return path
+
+
+def is_current(experiment):
+    """Whether the figure was drawn from the experiment's runs."""
+    path = experiment.directory / FIGURE
+    return path.is_file() and path.read_text().endswith(f"<!-- {experiment.digest} -->\n")
+
+
+def _overview(experiments, missing):
+    """results/README.md."""
+    parts = [HEAD]
+    for experiment in experiments:
+        parts.append(f"## {experiment.name}\n\n{tables.markdown_text(experiment.title)}.\n")
+        parts += [tables.markdown_table(rows) for rows in _tables(experiment)]
+        parts += [f"{note}\n" for note in experiment.notes]
+        parts.append(f"![{experiment.title}: mean and deviation]({experiment.name}/{FIGURE})\n")
+        parts += [f"{tables.markdown_text(fact)}\n" for fact in experiment.facts]
+        parts.append(f"    {experiment.about['command']}\n")
+    if missing:
+        rows = [{"not measured": title, "command": f"`{command}`"} for title, command in missing]
+        parts.append(f"## Not measured\n\n{_table_with_code(rows)}")
+    return "\n".join(parts)
+
+
+def _tables(experiment):
+    return [rows for rows in (experiment.rows, experiment.differences) if rows]
+
+
+def _table_with_code(rows):
+    """A Markdown table; text between backticks stays code."""
+    return tables.markdown_table(rows).replace("\\`", "`")
+
+
+def _summary(experiments, missing):
+    """The table of README.md: a row for each experiment."""
+    rows = []
+    for experiment in experiments:
+        link = f"[{experiment.name}](results/README.md#{experiment.name})"
+        found = [f"{row['experiment']} {row['test %']}" for row in experiment.rows]
+        differences = [
+            f"{row['experiment']} against {row['against']}: {row['difference']}"
+            + (f" ({row['95 % interval']})" if row["95 % interval"] else "")
+            for row in experiment.differences
+        ]
+        rows.append(
+            {
+                "experiment": link,
+                "data": experiment.data,
+                "test accuracy, %": "; ".join(found),
+                "difference in points (95 % interval)": "; ".join(differences),
+            }
+        )
+    text = tables.markdown_table(rows).replace("\\[", "[").replace("\\]", "]") if rows else ""
+    if missing:
+        titles = "; ".join(title for title, _ in missing)
+        text += (
+            f"\nNot measured: {titles}. [results/README.md](results/README.md) has the commands.\n"
+        )
+    return text

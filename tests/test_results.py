@@ -1,0 +1,428 @@
+"""results/: what is published, what is refused, and the pages that are made of it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from helpers.errors import refused
+from helpers.paths import ROOT
+from helpers.runs import arguments, summary
+from helpers.samples import write_seeds
+
+import sweep
+from analysis import published
+from datasets import shapes
+from sweeps import campaign, launch, plans, publish, reference, results
+
+A, B = "a" * 40, "b" * 40
+COMPARISON = [("is be better?", "be", "alpha")]
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Two seeds of be and alpha in runs/, of one commit."""
+    monkeypatch.chdir(tmp_path)
+    write_seeds(Path("runs"), "be", [95.0, 96.25], lr=0.1, **PRIVATE)
+    write_seeds(Path("runs"), "alpha", [90.0, 92.0], lr=0.2, **PRIVATE)
+    for path in Path("runs").iterdir():
+        facts = dict(git={"commit": A, "dirty": False}, device="cpu", torch="2", threads=2)
+        change(path / "config.json", command="/my/place/train.py --lr 0.1", host="me", **facts)
+        change(path / "config.json", precision="float32")
+        change(path / "summary.json", epochs=2)
+    return sorted(Path("runs").iterdir())
+
+
+PRIVATE = {"dataset": "folder", "data_dir": "/my/place/cifar10-png", "data_url": "http://host/x"}
+PRIVATE |= {"output_dir": "/my/place/runs/x", "weights": "/my/place/w/best.pt"}
+
+
+def put(runs, target="results/x", **options):
+    publish.publish(runs, target, publish.about("a title", COMPARISON, "a command"), **options)
+
+
+def snapshot(root=Path()):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+# ---- publishing ----------------------------------------------------------------------------------
+
+
+def test_published_runs_hold_no_weights_and_no_place(runs):
+    (runs[0] / "best.pt").touch()
+    change(
+        runs[0] / "config.json", **{"from": {"lr": "command line", "output_dir": "command line"}}
+    )
+    put(runs)
+    assert {path.name for path in Path("results/x/be-s0").iterdir()} == set(published.RUN_FILES)
+    text = "".join(path.read_text() for path in Path("results").rglob("*.json"))
+    assert not re.search(r"/my|\bme\b|http|host", text)
+    config = json.loads(Path("results/x/alpha-s0/config.json").read_text())
+    assert config["command"] == "train.py --lr 0.2"
+    assert config["arguments"]["data_dir"] == "cifar10-png"
+    assert config["arguments"]["weights"] == "best.pt"
+    assert sorted(Path("results").iterdir()) == [Path("results/x")]
+
+
+def test_publishing_again_adds_seeds_and_keeps_the_notes(runs):
+    put([run for run in runs if run.name.endswith("-s0")])
+    Path("results/x/notes.md").write_text("Prose.\n")
+    put(runs)
+    before = snapshot(Path("results"))
+    put(runs)
+    assert snapshot(Path("results")) == before and len(before) == 14
+    with refused("results/x holds something else (alpha-s1)"):
+        put([run for run in runs if run.name.endswith("-s0")])
+    change(runs[0] / "summary.json", train_seconds=1)
+    with refused("results/x holds another run alpha-s0"):
+        put(runs)
+    assert snapshot(Path("results")) == before
+
+
+def unfinish(run):
+    (run / "summary.json").unlink()
+
+
+def other_commit(run):
+    change(run / "config.json", git={"commit": B, "dirty": False})
+
+
+def resumed_when_modified(run):
+    earlier = {"git": {"commit": A, "dirty": True}}
+    change(run / "config.json", resumed=[{"at_epoch": 1, "before": earlier}])
+
+
+def of_other_arguments(run):
+    change(run / "config.json", arguments=arguments(run) | {"dataset": "cifar100", "lr": 9})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (unfinish, "be-s0 is unfinished"),
+        (lambda run: change(run / "summary.json", status="interrupted"), "be-s0 is interrupted"),
+        (lambda run: change(run / "summary.json", status="failed"), "be-s0 is failed"),
+        (lambda run: (run / "config.json").unlink(), "be-s0 holds no run"),
+        (lambda run: (run / "config.json").write_text("{}"), "be-s0 holds no run"),
+        (lambda run: (run / "metrics.csv").write_text("x\n"), "be-s0: metrics.csv has no"),
+        (lambda run: change(run / "summary.json", epochs=3), "be-s0: metrics.csv doesn't hold"),
+        (lambda run: change(run / "summary.json", test_acc=99), "reports 99.00 % in summary.json"),
+        (lambda run: change(run / "config.json", git=None), "be-s0 doesn't say its commit"),
+        (resumed_when_modified, "be-s0 was made with a modified working tree"),
+        (of_other_arguments, "results/x has runs of be that differ in"),
+        (lambda run: run.rename(run.with_name("ce-s0")), "results/x lacks be-s0: it has the seeds"),
+        (lambda run: run.rename(run.with_name("alpha-s0-2")), "another run is alpha-s0, too"),
+    ],
+)
+def test_what_is_refused_leaves_nothing_behind(runs, damage, message):
+    damage(Path("runs/be-s0"))
+    directories = publish.run_directories(sorted(Path("runs").iterdir()))
+    before = snapshot()
+    with refused() as error:
+        put(directories)
+    assert message in str(error.value) and error.value.status == 2
+    assert snapshot() == before and not list(Path("results").glob("*"))
+
+
+def test_a_failure_while_copying_leaves_the_old_or_the_new(runs):
+    put([run for run in runs if run.name.endswith("-s0")])
+    before, rename = snapshot(), Path.rename
+
+    def fail(path, target):
+        if path.name == ".x.new":
+            raise OSError("disk full")
+        return rename(path, target)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(Path, "rename", fail)
+        put(runs)
+    assert snapshot() == before
+    Path("results/x").rename("results/.x.old")  # as a power cut may leave it
+    put(runs)
+    assert sorted(Path("results").iterdir()) == [Path("results/x")]
+    assert len(published.load("results/x").groups[0].runs) == 2
+
+
+def test_runs_of_different_commits_need_equal_reference_runs(runs, monkeypatch):
+    other_commit(Path("runs/be-s1"))
+    monkeypatch.setattr(reference, "_same_code", lambda a, b: False)
+    with refused("the runs are of different commits", "--reference"):
+        put(runs)
+    monkeypatch.setattr(reference, "digest", lambda commit: commit)
+    with refused("a short training of", "has different results"):
+        put(runs, with_training=True)
+    assert not Path("results/x").exists()
+    monkeypatch.setattr(reference, "digest", lambda commit: "d1g")
+    put(runs, with_training=True)
+    assert "reference runs with digest d1g" in published.load("results/x").facts[1]
+    change(Path("results/x/experiment.json"), reference={})
+    with refused("results/x has runs of different commits"):
+        published.load("results/x")
+
+
+@pytest.mark.slow
+def test_the_reference_run_of_a_commit_leaves_no_worktree():
+    if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"]).returncode:
+        pytest.skip("not a git repository")
+    before = reference._git("worktree", "list")
+    assert re.fullmatch("[0-9a-f]{64}", reference.digest("HEAD"))
+    with refused("git:"):
+        reference.digest("no-such-commit")
+    assert reference._git("worktree", "list") == before
+    assert reference.agree(["HEAD", "HEAD"], False)["compared"] == "the same code"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("publish nowhere --to results/y", "nowhere holds no run"),
+        ("publish runs", "--to"),
+        ("publish runs --to results/x --baseline resnet", "compares resnet, which has no runs"),
+        ("publish runs --to runs", "runs holds something else"),
+        ("report --results nowhere", "there is no such directory"),
+        ("campaign --budget 0", "such as 90m, 3h or 1h30m, not '0'"),
+        ("campaign --budget -1h", "argument --budget"),
+        ("campaign --only ecaa", "invalid choice: 'ecaa'"),
+        ("campaign --cifar10-dir nowhere", "there is no such folder"),
+    ],
+)
+def test_bad_commands_are_refused_in_one_line(runs, capsys, command, message):
+    before = snapshot()
+    try:
+        with refused() as error:
+            sweep.main(command.split())
+        assert error.value.status == 2 and message in str(error.value)
+    except SystemExit as stopped:  # by argparse
+        err = capsys.readouterr().err
+        assert stopped.code == 2 and message in err and len(err.splitlines()) == 1
+    assert snapshot() == before
+
+
+def test_a_directory_of_runs_is_published_with_one_command(runs, capsys):
+    assert sweep.main(["publish", "runs", "--to", "results/x", "--baseline", "be"]) == 0
+    assert capsys.readouterr().out == "4 runs published in results/x\n"
+    (row,) = published.load("results/x").differences
+    assert (row["experiment"], row["against"], row["difference"]) == ("alpha", "be", "-4.62")
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+
+
+class Balance(HTMLParser):
+    """Counts elements that are opened and not closed, and collects ids and links."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.links = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [attributes[name] for name in ("href", "src") if name in attributes]
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_pages_show_the_tables_and_what_is_missing(runs):
+    put(runs)
+    Path("results/x/notes.md").write_text("The interval\nis +3.0 <wide>.\n\nOne `machine`.\n")
+    Path("README.md").write_text("before\n{}\nold\n{}\nafter\n".format(*results.MARKERS))
+    with refused("results/x/notes.md: 3.0 is not in the tables"):
+        results.write(Path(), Path("results"))
+    Path("results/x/notes.md").write_text("The difference\nis +4.62 <wide>.\n\nOne `machine`.\n")
+    assert len(results.write(Path(), Path("results"))) == 4
+    overview, page, readme = (
+        Path(name).read_text() for name in ("results/README.md", "docs/results.html", "README.md")
+    )
+    assert "| be | 2 | 95.62 ± 0.88 |" in overview and "![a title" in overview
+    assert "| is be better? | be | alpha | +4.62 | -0.14 to +9.39 | 2 paired |" in overview
+    assert f"Commit: {A[:12]}." in overview and "The difference is +4.62 <wide>." in overview
+    assert "be against alpha: +4.62 (-0.14 to +9.39)" in readme and "old" not in readme
+    assert readme.startswith("before\n") and readme.endswith("after\n")
+    for text in (overview, page):
+        assert "python sweep.py campaign --only eca" in text
+    parsed = Balance()
+    parsed.feed(page)
+    assert parsed.open == [] and len(set(parsed.ids)) == len(parsed.ids)
+    assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
+    assert "&lt;wide&gt;" in page and "<code>machine</code>" in page
+    assert "../results/x/curves.svg" in parsed.links
+    assert results.write(Path(), Path("results")) == []
+
+
+def test_a_figure_is_drawn_again_when_its_runs_change(runs):
+    put([run for run in runs if run.name.endswith("-s0")])
+    results.write(Path(), Path("results"))
+    figure = Path("results/x/curves.svg")
+    drawn = figure.read_text()
+    assert len(drawn) < 100_000 and "<dc:date>" not in drawn
+    figure.unlink()
+    results.write(Path(), Path("results"))
+    assert figure.read_text() == drawn
+    put(runs)
+    assert results.write(Path(), Path("results")) and figure.read_text() != drawn
+
+
+def test_the_pages_of_the_repository_are_made_from_its_results():
+    for experiment in published.find(ROOT / "results"):
+        assert results.is_current(experiment), "python sweep.py report"
+    for path, text in results.pages(ROOT, ROOT / "results").items():
+        assert path.read_text() == text, f"{path}: python sweep.py report"
+        assert len(text) < 300_000
+
+
+# ---- the campaign --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("3h", 10800), ("1h30m", 5400), ("0.5m", 30)])
+def test_a_budget_has_hours_and_minutes(text, seconds):
+    assert campaign.seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["3 hours", "-1h", "0", "0h", "", "h", "3", "1m1h", "9" * 400 + "h"]
+)
+def test_other_budgets_are_refused(text):
+    with pytest.raises(ValueError, match="must be a time such as 90m, 3h or 1h30m"):
+        campaign.seconds_of(text)
+
+
+def test_every_experiment_of_the_table_can_be_planned(tmp_path):
+    options = campaign.Options(tmp_path, tmp_path / "results", {"cifar10": "c10"}, {})
+    names = {""}
+    for name, experiment in campaign.EXPERIMENTS.items():
+        runs = campaign.plan(name, options)
+        assert {run.label for run in runs} == set(experiment.trainings)
+        assert {run.args.dataset for run in runs} <= {"folder", "cifar100"}
+        assert all(campaign.work(run) > (0, 0) for run in runs)
+        for _, *labels in experiment.comparisons:
+            assert set(labels) <= set(experiment.trainings)
+        names |= {f"{name}/{run.path.name}" for run in runs}
+    assert {experiment.source for experiment in campaign.EXPERIMENTS.values()} <= names
+
+
+ONE = "--model resnet20 --dataset shapes"
+LONG = campaign.Experiment("a long one", {"long": f"{ONE} --epochs 9"}, (), n=2)
+WAITING = LONG._replace(trainings={"long": f"{ONE} --epochs 1 --lr 5"}, n=1)
+FAILING = LONG._replace(trainings={"long": f"{ONE} --epochs 1 --lr 9"}, n=1)
+QUICK = LONG._replace(
+    trainings={"a": f"{ONE} --epochs 1", "b": f"{ONE} --epochs 1 --model-arg shortcut=pad"},
+    comparisons=[("does it help?", "b", "a")],
+)
+NEEDY = LONG._replace(
+    trainings={"c": f"{ONE} --weights SOURCE_WEIGHTS"}, n=1, source="long/long-s0"
+)
+QUICK_RUNS = [f"quick: {label}-s{seed}" for seed in (0, 1) for label in "ab"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, few_shapes):
+    """run("--budget", "1h", long=LONG) -> exit status of a campaign with stand-in runs."""
+    stand_in = [sys.executable, str(ROOT / "tests/helpers/stand_in_train.py")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plans, "python", lambda script: stand_in)
+    monkeypatch.setattr(shapes, "load_shapes", lambda: few_shapes)
+    monkeypatch.setattr(launch, "END_WITH_PARENT", [])
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(campaign, "measured_speed", lambda device: 1e11)
+
+    def run(*arguments, **table):
+        monkeypatch.setattr(campaign, "EXPERIMENTS", table)
+        return sweep.main(["campaign", "--output-dir", "out", "--device", "cpu", *arguments])
+
+    return run
+
+
+def started(out):
+    return re.findall(r"^(\w+: [\w-]+), about", out, re.M)
+
+
+def test_a_campaign_runs_the_cheapest_first_and_publishes(run, capsys):
+    assert run(long=LONG, quick=QUICK) == 0
+    out = capsys.readouterr().out
+    assert started(out) == [*QUICK_RUNS, "long: long-s0", "long: long-s1"]
+    assert out.index("quick: published in results/quick") < out.index("long: long-s0")
+    (row,) = published.load("results/quick").differences
+    assert (row["question"], row["difference"]) == ("does it help?", "+1.50")
+    assert run(long=LONG, quick=QUICK) == 0 and started(capsys.readouterr().out) == []
+    shutil.rmtree("out/quick/b-s1")
+    assert run(long=LONG, quick=QUICK) == 0 and started(capsys.readouterr().out) == []
+    assert run("--only", "quick", quick=QUICK) == 0  # also what is published
+    assert started(capsys.readouterr().out) == ["quick: b-s1"]
+
+
+def test_a_campaign_starts_what_fits_and_names_the_rest(run, capsys):
+    # Nine epochs of 50,000 images take 9 minutes at this speed.
+    assert run("--budget", "8m", long=LONG, quick=QUICK) == 0
+    out = capsys.readouterr().out
+    assert started(out) == QUICK_RUNS and "long: 2 to run, about 0:" in out
+    assert Path("results/quick").is_dir() and not Path("results/long").exists()
+    assert run("--dry-run", long=LONG, quick=QUICK) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines[:2]] == [
+        f"out/long/long-s{i}: new" for i in (0, 1)
+    ]
+
+
+def test_an_interrupted_campaign_resumes(run, capsys):
+    def interrupt():
+        while not Path("out/long/long-s0/waiting").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    assert run(long=WAITING) == 128 + signal.SIGTERM
+    assert "interrupted; the same command resumes out/long/long-s0" in capsys.readouterr().out
+    assert run(long=WAITING) == 0
+    assert Path("out/long/long-s0/starts").read_text() == "start\nresume\n"
+    assert "long: published in results/long" in capsys.readouterr().out
+
+
+def test_a_run_that_takes_too_long_is_interrupted_at_the_end(run, capsys, monkeypatch):
+    monkeypatch.setattr(campaign, "START_SECONDS", 0)
+    monkeypatch.setattr(campaign, "measured_speed", lambda device: 1e20)
+    assert run("--budget", "0.02m", long=WAITING) == 0
+    out = capsys.readouterr().out
+    assert "the budget is used up; the same command resumes out/long/long-s0" in out
+    assert summary(Path("out/long/long-s0"))["status"] == "interrupted"
+    assert "long: 1 to run" in out and not Path("results").exists()
+
+
+def test_weights_come_from_their_run_before_the_others_need_them(run, capsys):
+    assert run("--only", "needy", needy=NEEDY, long=LONG) == 0
+    assert started(capsys.readouterr().out) == ["needy: long-s0", "needy: c-s0"]
+    given = arguments(Path("out/needy/c-s0"))
+    assert given["weights"] == "out/long/long-s0/last.pt"
+
+
+def test_a_failed_run_does_not_stop_the_others(run, capsys):
+    assert run(needy=NEEDY, long=FAILING, quick=QUICK) == 1
+    out = capsys.readouterr().out
+    assert started(out) == ["long: long-s0", *QUICK_RUNS]
+    assert "out/long/long-s0 failed: exit status 1" in out
+    assert [path.name for path in Path("results").iterdir()] == ["quick"]
+
+
+def test_a_complete_experiment_of_a_modified_tree_stays_unpublished(run, capsys, monkeypatch):
+    assert run(quick=QUICK) == 0
+    shutil.rmtree("results")
+    change(Path("out/quick/b-s0/config.json"), git={"commit": A, "dirty": True})
+    capsys.readouterr()
+    assert run(quick=QUICK) == 0
+    reason = "out/quick/b-s0 was made with a modified working tree"
+    assert f"quick: complete, but left unpublished: {reason}" in capsys.readouterr().out
