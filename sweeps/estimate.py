@@ -23,6 +23,7 @@ from sweeps.launch import clock
 from sweeps.plans import describe
 from training import (
     arguments,
+    config_file,
     devices,
     distributed,
     memory,
@@ -80,7 +81,7 @@ def print_memory(args):
 
 def cost(args):
     """(seconds of a run, training images per second). Raises UserError where it can't run here."""
-    args = argparse.Namespace(**(arguments.OTHER_SCRIPTS | vars(args)))
+    args = argparse.Namespace(**(config_file.OTHER_SCRIPTS | vars(args)))
     args.pretrained, args.weights, args.output_dir = False, None, None
     if args.freeze_backbone:
         raise UserError("the cost of --freeze-backbone is not estimated")

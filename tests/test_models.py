@@ -25,6 +25,7 @@ from models.layers import ECA, DropPath, LayerNorm2d, drop_path_rates, eca_kerne
 from models.mscan import MSCA
 from models.published import fixed_size_network, smallest
 from training.optimizers import OPTIMIZERS, param_groups
+from training.progressive import parse_stages
 from training.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
@@ -178,6 +179,7 @@ def test_recipe_consists_of_training_arguments(name):
     assert recipe.pop("optimizer", "sgd") in OPTIMIZERS
     assert recipe.pop("accumulate", None) is None  # auto
     assert recipe.pop("schedule", "cosine") in SCHEDULES
+    parse_stages(recipe.pop("progressive", "none"))
     assert set(recipe.pop("augment", "crop").split(",")) <= set(AUGMENTATIONS)
     for key, value in recipe.items():
         assert isinstance(value, float if key in numbers else int), key

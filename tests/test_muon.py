@@ -18,6 +18,7 @@ def network():
 
 def optimizer_of(model, lr=0.1, **values):
     args = dict(optimizer="muon_sgd", lr=lr, momentum=0.6, weight_decay=0.01, layer_decay=1.0)
+    args["nesterov"] = True
     return optimizers.create_optimizer(SimpleNamespace(**(args | values)), model)
 
 
