@@ -2,11 +2,13 @@
 
 python benchmark.py data        # our batches against a torchvision DataLoader with PIL transforms
 python benchmark.py epoch       # our epoch against the bare training step and a plain loop
-python benchmark.py models      # a table: parameters, GMACs, memory, images/s, FLOP/s
+python benchmark.py models      # a table: parameters, GMACs, speed of inference and of training
 python benchmark.py models --suite sota --batch-size 16 --output speed   # the largest, as files too
+python benchmark.py models --suite sota --inference-batch-size 512 --skip-training
 python benchmark.py models --precisions      # training steps in bf16 against fp32
 python benchmark.py checkpoint  # saving after an epoch: how long training waits, and memory
 python benchmark.py twins       # a training step against timm's, for the same architectures
+python benchmark.py time-to --model airbench94 --runs 5 -- --tta flip-shift    # whole runs
 """
 
 from common import command_line
@@ -28,9 +30,11 @@ def build_parser():
 
     def add_command(name, help):
         add = commands.add_parser(name, help=help).add_argument
+        add("--rounds", type=number(int, low=1), default=5, metavar="N", help="of all in turn")
+        if name == "time-to":
+            return add
         at_most = "at most" if name == "models" else None
         add("--batch-size", type=number(int, low=1), default=128, metavar="N", help=at_most)
-        add("--rounds", type=number(int, low=1), default=5, metavar="N", help="of all in turn")
         add("--device", default="auto")
         if name != "data":
             add("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
@@ -57,15 +61,7 @@ def build_parser():
     add("--compile", action="store_true", help="compile the model, except in the plain loop")
 
     add = add_command("models", "each model's size, work, memory and speed")
-    suites = ("table", "sota", "all")
-    add("--models", nargs="+", metavar="NAME", help="only these; timm/<name> for any of timm's")
-    add("--suite", default="table", choices=suites, help="sota: the largest")
-    add("--image-size", type=size, metavar="PX", help="instead of each model's own")
-    add("--classes", type=number(int, low=2), metavar="K", help="instead of each model's own")
-    add("--output", metavar="DIR", help="write models.csv, models.md and models.png there")
-    add("--runs", nargs="+", metavar="RUN", help="plot these runs' test accuracy against speed")
-    add("--precisions", action="store_true", help="instead, a step in bf16 against fp32, in turn")
-    add("--quick", action="store_true", help="--precisions with batches of 16 and three rounds")
+    add_model_options(add, size)
 
     add = add_command("checkpoint", "saving after an epoch: MB, ms, share of the epoch, memory")
     add_images(add, 50_000)
@@ -73,15 +69,48 @@ def build_parser():
 
     add = add_command("twins", "a training step: our architecture against timm's")
     add("--models", nargs="+", metavar="NAME", default=TWINS, choices=TWINS, help="only these")
+
+    add_time_to(add_command("time-to", "whole runs of a recipe: time to accuracies, mean accuracy"))
     return parser
+
+
+def add_time_to(add):
+    add("--model", default="airbench94", metavar="NAME")
+    add("--runs", type=number(int, low=1), default=1, metavar="N", help="with seeds 0 … N - 1")
+    add("--output-dir", metavar="DIR", help="instead of runs/time-to/<dataset>-<model>")
+    add("--bare", action="store_true", help="also the bare step in bf16, and the runs' time in it")
+    add("--json", metavar="FILE", help="write the results there")
+    help = "arguments of the training script, after --"
+    add("training", nargs="*", metavar="ARGUMENT", help=help)
+
+
+def add_model_options(add, size):
+    """The options of `benchmark.py models`. size: the type of a number of pixels."""
+    suites = ("table", "sota", "all")
+    add("--models", nargs="+", metavar="NAME", help="only these; timm/<name> for any of timm's")
+    add("--suite", default="table", choices=suites, help="sota: the largest")
+    add("--image-size", type=size, metavar="PX", help="instead of each model's own")
+    add("--classes", type=number(int, low=2), metavar="K", help="instead of each model's own")
+    inference = dict(type=number(int, low=1), metavar="N")
+    at_most = "of inference, at most (default: as --batch-size)"
+    add("--inference-batch-size", **inference, help=at_most)
+    add("--skip-training", action="store_true", help="measure inference only")
+    results = "timm's results-imagenet.csv, for the published top-1 of its weights"
+    add("--timm-results", metavar="FILE", help=results)
+    add("--output", metavar="DIR", help="write models.csv, models.md and models.png there")
+    add("--runs", nargs="+", metavar="RUN", help="plot these runs' test accuracy against speed")
+    add("--precisions", action="store_true", help="instead, a step in bf16 against fp32, in turn")
+    add("--quick", action="store_true", help="--precisions with batches of 16 and three rounds")
 
 
 def main(argv=None):
     args = build_parser().parse_args(argv)
     # Imported here, so that --help doesn't import torch, and Ctrl-C while it does is one line.
-    from bench import comparisons, measure, speeds, twins
+    from bench import comparisons, measure, speeds, time_to, twins
     from training import devices
 
+    if args.command == "time-to":
+        return time_to.main(args)
     commands = {
         "data": comparisons.measure_data,
         "epoch": comparisons.measure_epoch,

@@ -3,13 +3,16 @@
     python compare_runs.py runs/*/metrics.csv
     python compare_runs.py runs/* --baseline resnet20 --table results.md --output docs/curves.png
     python compare_runs.py runs/* --panel curves efficiency bars --html report.html
+    python compare_runs.py runs --against documents --panel family --show
     python compare_runs.py runs/* --watch
 
-Runs that differ by their seed only share one row and one curve. metrics.csv files of other programs
-need an epoch and a loss or an accuracy. Figures are written into the directory of the runs
-(runs/comparison.png), where git ignores them, unless --output is given.
+A directory without a run stands for the runs in it and in its sweeps. Runs that differ by their
+seed only share one row and one curve. metrics.csv files of other programs need an epoch and a loss
+or an accuracy. Figures are written into the directory of the runs (runs/comparison.png), where git
+ignores them, unless --output is given.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -34,6 +37,8 @@ def build_parser():
     add("--group-by", nargs="+", default=["arguments"], metavar="NAME", help=by)
     add("--labels", nargs="+", metavar="TEXT", help="names of the rows, in the order of the runs")
     add("--baseline", metavar="RUN", help="row, or a run in it, that differences are taken from")
+    documents = "add the accuracies that the founding documents state, with epochs and difference"
+    add("--against", choices=("documents",), help=documents)
     add("--sort", metavar="COLUMN", help="sort by a column, best first")
     add("--reverse", action="store_true", help="sort worst first")
 
@@ -54,6 +59,7 @@ def build_parser():
     )
     add("--output", nargs="+", default=[], metavar="FILE", help=output)
     add("--no-figures", action="store_true", help="only the table")
+    add("--show", action="store_true", help="also open the figures in windows")
     add("--x", choices=tuple(X_TITLES), default="epoch", help="x axis of the curves")
     add("--smooth", type=at_least_one, default=1, metavar="N", help="average over N evaluations")
     add("--log", action="store_true", help="logarithmic axis for losses and error rates")
@@ -66,6 +72,7 @@ def build_parser():
 def load_groups(args):
     """(groups of runs, the group that is the baseline or None). Raises UserError."""
     runs = metrics.load_runs(args.runs)
+    add_families(runs)
     groups = replicates.group(runs, args.group_by)
     if args.labels:
         if len(args.labels) != len(groups):
@@ -85,6 +92,16 @@ def load_groups(args):
     raise UserError(f"--baseline {baseline}: the rows are {names}", status=2)
 
 
+def add_families(runs):
+    """The family of the model in runs of earlier versions, which didn't record it."""
+    names = {run: run.arguments.get("model") for run in runs if not run.family}
+    if any(isinstance(name, str) for name in names.values()):
+        import models  # takes seconds
+
+        for run, name in names.items():
+            run.family = models.family(name) if isinstance(name, str) else ""
+
+
 def figure_files(args, groups):
     """{panel: files to write it to}."""
     files = [Path(name) for name in args.output] or [_default_file(groups)]
@@ -94,16 +111,24 @@ def figure_files(args, groups):
 
 
 def _default_file(groups):
-    """comparison.png in the directory of a single run, or in the one that holds all runs."""
+    """comparison.png in the directory of a single run, or in the nearest that holds all runs."""
     directories = {run.path.parent for group in groups for run in group.runs}
     if len(directories) > 1:
         directories = {directory.parent for directory in directories}
-    directory = directories.pop() if len(directories) == 1 else Path()
+    try:
+        directory = Path(os.path.commonpath(directories))
+    except ValueError:  # some are absolute, some relative
+        directory = Path()
+    if directory == Path(directory.anchor):  # nothing in common but the root
+        directory = Path()
     return directory / "comparison.png"
 
 
 def check_files(args):
     """Raises UserError for a file that can't be written, before any work is done."""
+    if args.show and (args.no_figures or args.watch):
+        other = "--no-figures" if args.no_figures else "--watch"
+        raise UserError(f"--show can't be used with {other}", status=2)
     if not args.no_figures:
         figures.check_places(args.output)
     outputs = [("--table", path, tuple(tables.SUFFIXES.values())) for path in args.table]
@@ -117,7 +142,7 @@ def check_files(args):
 
 def compare(args):
     groups, baseline = load_groups(args)
-    table = tables.compare(groups, args.columns, baseline)
+    table = tables.compare(groups, args.columns, baseline, args.against)
     if args.sort or args.reverse:
         table.sort(args.sort or "test", args.reverse)
     # Before the figures, which take seconds.
@@ -126,12 +151,7 @@ def compare(args):
         kind = next(kind for kind, suffix in tables.SUFFIXES.items() if suffix == path.suffix)
         figures.write(path, table.render(kind).encode())
     if not args.no_figures:
-        from analysis import curves
-
-        options = dict(x=args.x, smooth=args.smooth, log=args.log, size=args.size)
-        for panel, files in figure_files(args, groups).items():
-            curves.draw(groups, files, panel, **options)
-            print(f"{panel}: {' '.join(map(str, files))}", file=sys.stderr)
+        draw(args, groups)
     if args.html:
         from analysis import report
 
@@ -140,6 +160,18 @@ def compare(args):
             print(f"note: {note}", file=sys.stderr)
         figures.write(args.html, text.encode())
         print(f"page: {args.html}", file=sys.stderr)
+    if args.show:
+        figures.show([file for files in figure_files(args, groups).values() for file in files])
+
+
+def draw(args, groups):
+    from analysis import curves
+
+    options = dict(x=args.x, smooth=args.smooth, log=args.log, size=args.size)
+    options["show"] = args.show and figures.has_display()
+    for panel, files in figure_files(args, groups).items():
+        curves.draw(groups, files, panel, **options)
+        print(f"{panel}: {' '.join(map(str, files))}", file=sys.stderr)
 
 
 def watch(args):

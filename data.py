@@ -19,7 +19,7 @@ import torch
 
 from common.errors import UserError
 from datasets import archives, augment, image_folder, residency, shapes
-from datasets.draws import RankGenerator
+from datasets.draws import RankGenerator, send_in_groups
 from datasets.examples import Examples
 from datasets.pipeline import Pipeline
 from datasets.residency import resident_bytes  # noqa: F401 (used by training)
@@ -82,6 +82,12 @@ def rank_rows(total, rank, world):
     return slice(start, stop)
 
 
+def rank_shares(total, world):
+    """The number of images of each rank in a global batch of `total` images."""
+    rows = (rank_rows(total, rank, world) for rank in range(world))
+    return [part.stop - part.start for part in rows]
+
+
 @dataclass(eq=False)
 class Batches:
     """Batches of a dataset on a device: an epoch yields the (inputs, targets) of the pipeline.
@@ -136,29 +142,40 @@ class Batches:
     def epoch(self, epoch, start=0):
         """Yields (inputs, targets) of this rank, from batch number `start` on."""
         order, numbers = self._order(epoch), range(start, len(self))
-        indices = (self._index(order, number) for number in numbers)
+        drawn_batches = send_in_groups(self._draw(epoch, order, numbers), self.device)
         if self.prepared is not None:
-            for number, index in zip(numbers, indices):
-                draws = self._generator(epoch, number), self._mirrored(epoch, index)
-                yield self.pipeline.batch(self.prepared, self.labels, index, *draws)
+            for index, drawn in drawn_batches:
+                yield self.pipeline.batch(self.prepared, self.labels, index, drawn)
         else:
-            for number, (images, index) in zip(numbers, self._gather(indices)):
-                draws = self._generator(epoch, number), self._mirrored(epoch, index)
-                yield self.pipeline(images, self.labels[index], *draws)
+            gathered = self._gather(self._index(order, number) for number in numbers)
+            for images, (index, drawn) in zip(gathered, drawn_batches):
+                yield self.pipeline.apply(images, self.labels[index], drawn)
+
+    def _draw(self, epoch, order, numbers):
+        """Yields (index, what the pipeline draws) of each batch, on the CPU."""
+        shape = tuple(self.examples.shape[2:])
+        for number in numbers:
+            index = self._index(order, number)
+            options = {"mirrored": self._mirrored(epoch, index)}
+            if self.prepared is not None:
+                options["index"] = index
+            generator = self._generator(epoch, number)
+            yield index, self.pipeline.draw(generator, len(index), shape, **options)
 
     def _order(self, epoch):
-        """The order of the images in an epoch: indices, on the host if the images are streamed."""
-        count, device = len(self.labels), "cpu" if self.streamed else self.device
+        """The order of the images in an epoch: indices, on the CPU."""
         if not self.shuffle:
-            return torch.arange(count, device=device)
+            return torch.arange(len(self.labels))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "permutation"))
-        return torch.randperm(count, generator=generator).to(device)
+        return torch.randperm(len(self.labels), generator=generator)
 
     def _index(self, order, number):
         """Indices of the images of a batch on this rank."""
         distinct = self.batch_size // self.repeats
-        # The copies of an image don't follow each other, because neighbours are mixed.
-        index = order[number * distinct : (number + 1) * distinct].repeat(self.repeats)
+        index = order[number * distinct : (number + 1) * distinct]
+        if self.repeats > 1:
+            # The copies of an image don't follow each other, because neighbours are mixed.
+            index = index.repeat(self.repeats)
         if self.world == 1:
             return index
         return index[rank_rows(len(index), self.rank, self.world)]
@@ -175,7 +192,7 @@ class Batches:
     def _draw_first_flips(self):
         seed = derive_seed(self.seed, 0, "alternating_flip")
         generator = torch.Generator().manual_seed(seed)
-        return augment.first_flips(generator, len(self.labels)).to(self.device)
+        return augment.first_flips(generator, len(self.labels))
 
     def _mirrored(self, epoch, index):
         """Which images of a batch alternating_flip mirrors, None without it."""
@@ -184,9 +201,9 @@ class Batches:
         return augment.alternating_flips(self.first_flips[index], epoch)
 
     def _gather(self, indices):
-        """Yields (images, index) of each batch from images on the host."""
+        """Yields the images (B, 3, H, W) at each index from images on the host."""
         if self.streamed:
             yield from residency.send_ahead(self.examples, indices, self.device, self.stream)
         else:
             for index in indices:
-                yield self.examples.gather(index).permute(0, 3, 1, 2), index
+                yield self.examples.gather(index).permute(0, 3, 1, 2)

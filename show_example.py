@@ -30,6 +30,7 @@ def build_parser():
     add("--checkpoint", required=True, nargs="+", metavar="FILE", help=checkpoints)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--output", metavar="FILE", help="the figure, or the directory of --export")
+    add("--show", action="store_true", help="also open the figure in a window")
 
     add = parser.add_argument_group("which images").add_argument
     indices = "test images by number; -1: a random one"
@@ -68,6 +69,8 @@ def check(args):
         raise UserError(f"{names} can't be used together: run the script twice", status=2)
     if len(args.checkpoint) > 1 and (modes or args.errors):
         raise UserError(f"{(modes or choices)[0]} takes one checkpoint", status=2)
+    if args.show and (args.export or args.serve):
+        raise UserError(f"--show needs a figure: {modes[0]} draws none", status=2)
     if args.output and not args.export:
         from analysis import figures
 
@@ -101,8 +104,11 @@ def select(args, predictors):
     return Selection(taken.images, [f"test {i}" for i in chosen], taken.labels.tolist()), name
 
 
-def show(args, predictors):
-    """Predicts, draws and prints. Without an image, nothing is drawn."""
+def show(args, predictors, window):
+    """Predicts, draws and prints; returns the figure's file. Without an image, nothing is drawn.
+
+    window: also draw for figures.show.
+    """
     from show import tiles
 
     selection, name = select(args, predictors)
@@ -114,7 +120,7 @@ def show(args, predictors):
             answers.append(answer)
         name += "-explained" if args.explain else ""
         file = str(args.output or predictors[0].path.parent / f"{name}.png")
-        tiles.draw(answers, selection, classes, file)
+        tiles.draw(answers, selection, classes, file, window)
     images = []
     for i, image in enumerate(selection.names):
         truth = None if selection.truth is None else classes[selection.truth[i]]
@@ -125,10 +131,11 @@ def show(args, predictors):
             images[i]["answers"].append({"checkpoint": str(predictor.path), "top": top})
     if args.json:
         print(json.dumps({"pictures": images, "picture_file": file}, indent=2))
-        return
+        return file
     print_answers(images, predictors)
     if file:
         print(f"figure: {file}")
+    return file
 
 
 def print_answers(images, predictors):
@@ -143,11 +150,13 @@ def print_answers(images, predictors):
 def main(argv=None):
     args = build_parser().parse_args(argv)
     check(args)
+    from analysis import figures
     from show import predict
     from training import devices
 
     predictors = predict.load_all(args.checkpoint, devices.select_device(args.device))
-    first = predictors[0]
+    first, file = predictors[0], None
+    window = args.show and figures.has_display()
     if args.export:
         from show import export
 
@@ -157,16 +166,18 @@ def main(argv=None):
         from show import assess
 
         split = predict.test_split(predictors, args.dataset, args.data_dir)
-        path = Path(args.output or first.path.parent / "report.png")
-        result = assess.report(first, split, path, args.corrupted)
+        file = Path(args.output or first.path.parent / "report.png")
+        result = assess.report(first, split, file, args.corrupted, window)
         print(json.dumps(result, indent=2) if args.json else assess.summary(result))
-        print(f"report: {path} {path.with_suffix('.json')}", file=sys.stderr)
+        print(f"report: {file} {file.with_suffix('.json')}", file=sys.stderr)
     elif args.serve:
         from show import serve
 
         serve.serve(first, args.topk, args.host, args.port)
     else:
-        show(args, predictors)
+        file = show(args, predictors, window)
+    if args.show and file:
+        figures.show([file])
     return 0
 
 

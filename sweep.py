@@ -1,7 +1,8 @@
 """Runs a list of experiments over several seeds and tests their differences.
 
     python sweep.py eca --seeds 0 1 2                              # three runs of each experiment
-    python sweep.py ghost --epochs 30 --batch-size 256 --dry-run   # prints the commands
+    python sweep.py degradation --only plain20 plain56 resnet20 resnet56 --epochs 30
+    python sweep.py augmentation --model resnet20 --dry-run        # the commands and their cost
     python sweep.py zoo --jobs 4                                   # four runs at once, a GPU each
     python sweep.py zoo --launcher submitit --slurm-partition gpu  # a SLURM job array
 
@@ -10,33 +11,41 @@
     python sweep.py report                                         # tables of results/
     python sweep.py campaign --budget 3h                           # what is missing in results/
 
-sweeps/suites.py lists the suites. Other arguments are passed to the training script. Each run has
-a directory runs/sweep-<suite>-<dataset>/<experiment>-s<seed> and a .log file next to it. The same
-command again keeps finished runs, resumes interrupted ones and starts the others. A failed run
-doesn't stop the others. At the end, results.md and curves.png in the sweep's directory hold the
-means over the seeds, and the differences that answer the questions of the suite.
+sweeps/suites.py lists the suites. Other arguments are passed to the training script; they override
+those of the suite, except for what it compares. Each run has a directory
+runs/sweep-<suite>-<dataset>/<experiment>-s<seed> and a .log file next to it. The same command again
+keeps finished runs, resumes interrupted ones and starts the others. A failed run doesn't stop the
+others. At the end, results.md, .csv, .json and curves.png in the sweep's directory hold the means
+over the seeds, and the differences that answer the questions of the suite.
 """
 
 import argparse
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
-from common import command_line
+from common import command_line, scopes
 from common.errors import UserError
-from sweeps import commands, findings, launch, plans, publish
+from sweeps import commands, estimate, findings, launch, plans, publish
 from sweeps.commands import COMMANDS
 from sweeps.suites import DECIDED, SUITES
 from training import arguments, environment
 
 
+class Formatter(command_line.Formatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the list of suites."""
+
+
 def training_parser():
-    """The arguments that all training scripts share, without defaults of a script."""
-    return arguments.training_parser(__doc__, recipe={})
+    """The arguments of all training scripts, without defaults of a script."""
+    parser = arguments.training_parser(__doc__, recipe={})
+    arguments.add_options(parser, "suites of train_sota.py only", arguments.FITTING)
+    return parser
 
 
 def build_parser():
-    """The arguments of a sweep, and those of a training script that the suite doesn't decide."""
+    """The arguments of a sweep, and those of the training scripts."""
     parser = training_parser()
     for action in parser._actions:
         if action.dest in DECIDED:
@@ -46,12 +55,16 @@ def build_parser():
     add = parser.add_argument_group("sweep").add_argument
     count = dict(type=command_line.number(int, low=0), metavar="N")
     positive = dict(type=command_line.number(int, low=1), metavar="N")
-    others = f"; {', '.join(COMMANDS)} have a --help of their own"
-    add("suite", metavar="SUITE", choices=SUITES, help=f"one of {', '.join(SUITES)}{others}")
-    add("--seeds", **count, nargs="+", default=[0, 1, 2], help="seeds of each experiment")
+    add("suite", metavar="SUITE", choices=SUITES, help="one of the list below")
+    add("--seeds", **count, nargs="+", help="seeds of each experiment (default: 0 1 2 or suite's)")
+    add("--only", nargs="+", default=[], metavar="NAME", help="run only these experiments")
+    own = "instead of the suite's rates and augmentation, those of each model"
+    add("--own-recipes", action="store_true", help=own)
     jobs = "concurrent runs (default: 1; SLURM: all), each on a GPU or with a share of the CPU"
     add("--jobs", **positive, help=jobs)
-    add("--dry-run", action="store_true", help="print the commands and exit")
+    plan = "print the commands, and their cost by a few timed steps, and exit"
+    add("--dry-run", action="store_true", help=plan)
+    add("--no-estimate", action="store_true", help="with --dry-run: don't time any steps")
     add("--publish", metavar="DIR", help="copy the finished runs to DIR, such as results/eca")
     add("--reference", **commands.REFERENCE)
     launchers = ("local", "submitit")
@@ -62,6 +75,9 @@ def build_parser():
     add("--slurm-cpus", **positive, default=4, help="CPU cores of a run")
     other = dict(action="append", default=[], metavar="KEY=VALUE")
     add("--slurm-arg", **other, help="another option of sbatch; repeatable")
+    parser.formatter_class = Formatter
+    lines = [f"  {name:<20}{suite.question}" for name, suite in SUITES.items()]
+    parser.epilog = "\n".join(["suites and their questions:", *lines])
     return parser
 
 
@@ -84,9 +100,7 @@ def slurm_parameters(args, name, count):
 def execute(args, runs, todo, places, parameters):
     """Executes the runs `todo`. Returns ({failed run: reason}, signal number or 0)."""
     if todo:
-        plans.check_data(todo[0].args)
-    for run in todo:
-        plans.remove_leftovers(run)
+        plans.prepare(todo)
     start, estimate = launch.start_here, True
     if args.launcher == "submitit" and todo:
         jobs = launch.submit(todo, runs[0].path.parent / "submitit", parameters)
@@ -104,10 +118,14 @@ def refuse_modified_tree():
 def publish_runs(args, given, runs):
     """Copies the runs to --publish. Raises UserError."""
     suite = SUITES[args.suite]
-    words = plans.words(publish.public_arguments(given))
-    seeds = ["--seeds", *map(str, args.seeds)]
-    command = shlex.join(["python", "sweep.py", args.suite, *words, *seeds])
-    about = publish.about(suite.title, suite.comparisons(), command)
+    of_sweep = {"own_recipes": True} if args.own_recipes else {}
+    chosen = scopes.words(publish.public_arguments(given) | of_sweep)
+    for option, values in (("--seeds", args.seeds), ("--only", args.only)):
+        chosen += [option, *map(str, values)] if values else []
+    command = shlex.join(["python", "sweep.py", args.suite, *chosen])
+    labels = {run.label for run in runs}
+    comparisons = [row for row in suite.comparisons() if labels.issuperset(row[1:])]
+    about = publish.about(suite.question, comparisons, command)
     publish.publish([run.path for run in runs], args.publish, about, args.reference)
     print(f"published in {args.publish}")
 
@@ -118,14 +136,15 @@ def main(argv=None):
         return commands.main(argv[0], argv[1:])
     parser = build_parser()
     args = parser.parse_args(argv)
+    args.seeds = args.seeds or list(SUITES[args.suite].seeds)
     repeated = {seed for seed in args.seeds if args.seeds.count(seed) > 1}
     if repeated:
         raise UserError(f"--seeds holds {min(repeated)} more than once", status=2)
     of_training = {action.dest for action in training_parser()._actions} - {"output_dir"}
-    given = command_line.explicit(parser, argv)
+    given = arguments.parse(parser, argv)
     given = {key: value for key, value in given.items() if key in of_training}
     directory = Path(args.output_dir) if args.output_dir else None
-    runs = plans.plan(args.suite, given, args.seeds, directory)
+    runs = plans.plan(args.suite, given, args.seeds, directory, args.only, args.own_recipes)
     root = runs[0].path.parent
     todo = [run for run in runs if run.state != "finished"]
     places = todo  # SLURM has a place for each
@@ -136,9 +155,13 @@ def main(argv=None):
     finished, interrupted, new = map(states.count, ("finished", "interrupted", "new"))
     text = f"{finished} finished, {interrupted} to resume, {new} to start"
     print(f"{root}: {len(runs)} runs, {text}", file=sys.stderr)
+    afterwards = plans.afterwards(args.suite, root)
     if args.dry_run:
         for run in todo:
             print(shlex.join(run.command))
+        for command in afterwards:
+            print(shlex.join(command))
+        estimate.print_plan(todo, len(places), timed=not args.no_estimate)
         return 0
 
     if args.publish and todo:
@@ -150,6 +173,9 @@ def main(argv=None):
             print(f"interrupted with {done} of {len(runs)} runs finished; the same command resumes")
             return 128 + stopped
         findings.report(args.suite, runs, root, shlex.join(["python", "sweep.py", *argv]))
+        for command in afterwards:
+            print(shlex.join(command), flush=True)
+            subprocess.run(command, check=False)
     if failed:
         names = ", ".join(run.path.name for run in failed)
         counts = f"{len(failed)} of {len(runs)}"

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 import data
 import models
+from analysis.curves import draw_finished
 from common import command_line
 from common.command_line import number
 from common.errors import UserError
@@ -27,6 +28,7 @@ from training import (
     arguments,
     devices,
     distributed,
+    doctor,
     memory,
     mixed_precision,
     out_of_memory,
@@ -37,6 +39,7 @@ from training.arguments import Option
 from training.checks import check_arguments, check_fitting
 from training.initial_model import build_model, model_card
 from training.inputs import Inputs
+from training.lookahead import Lookahead
 from training.loop import Curve, Step, evaluate_epoch, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
@@ -83,6 +86,8 @@ def main(argv=None):
     if given.get("smoke"):
         return preflight.smoke(parser, given, main)
     args, saved = arguments.resolve(parser, given=given)
+    if args.doctor:
+        return doctor.report(args)
     if args.list_models:
         return models.print_table()
     if args.dry_run:
@@ -105,14 +110,12 @@ def train(args, saved, ranks):
     with ranks.local_first():
         split = data.load(args.dataset, args.data_dir, **arguments.data_options(args))
     resume.check_data(split, saved)
-    preflight.print_need(
-        args, split.num_classes, dtype=dtype, device=device.type, free=available(device)
-    )
+    place = dict(dtype=dtype, device=device.type, free=available(device))
+    preflight.print_need(args, split.num_classes, **place)
 
     model, normalization = build_model(args, split, saved, lora_rank=args.lora_rank)
     model, averaged, ranks = distributed.place_large(model, args, ranks, dtype)
     parts = memory.split_batches(args, model, split, dtype, ranks)
-
     inputs = Inputs(args, split, normalization, ranks, dtype, parts.images_at_once)
     train_batches = inputs.training_batches(model)
     eval_batches = inputs.evaluation_batches(model)
@@ -124,6 +127,7 @@ def train(args, saved, ranks):
         optimizer=create_optimizer(args, model, saved, dtype),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         average=MovingAverage(model, plan.ema_decay, averaged) if plan.ema_decay else None,
+        lookahead=Lookahead(model, args.lookahead, plan.steps) if args.lookahead else None,
         confusion=Confusion(split.num_classes, device),
         card=model_card(args, split, normalization),
         facts=resume.data_facts(split),
@@ -147,11 +151,12 @@ def train(args, saved, ranks):
     # Without held-out images the curve follows the test set, and the last epoch is what counts.
     curve = Curve("val" if split.val else "test", args.eval_every, args.epochs)
     with open_run(args, split, state, curve, step, train_batches, saved) as run:
-        while state.epoch < args.epochs:
+        while not run.done:
             row = train_epoch(state, train_batches, step, run.stop, run.show)
             row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
-        run.finish(run.final_test(inputs.test_batches() if split.val else eval_batches))
+        run.finish(run.final_test(inputs, train_batches, eval_batches))
+    draw_finished(run)  # curves.png
     return run.exit_status
 
 

@@ -18,11 +18,13 @@ import torch.nn.functional as F
 
 import data
 import models
+from analysis.curves import draw_finished
 from common import command_line
-from training import arguments, devices, distributed, mixed_precision, out_of_memory, resume
+from training import arguments, devices, distributed, doctor, mixed_precision, out_of_memory, resume
 from training.checks import check_arguments
 from training.initial_model import build_model, model_card
-from training.inputs import Inputs, images_at_once
+from training.inputs import Inputs, parts_of_batch
+from training.lookahead import Lookahead
 from training.loop import Curve, Step, evaluate_epoch, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
@@ -56,6 +58,8 @@ def build_parser():
 
 def main(argv=None):
     args, saved = arguments.resolve(build_parser(), argv)
+    if args.doctor:
+        return doctor.report(args)
     if args.list_models:
         return models.print_table()
     with distributed.join(args) as ranks, out_of_memory.explained(args, ranks):
@@ -77,7 +81,8 @@ def train(args, saved, ranks):
     model, normalization = build_model(args, split, saved)
     model = distributed.place(model, ranks, dtype, sync_bn=args.sync_bn)
 
-    inputs = Inputs(args, split, normalization, ranks, dtype, images_at_once(args))
+    parts = parts_of_batch(args, ranks)
+    inputs = Inputs(args, split, normalization, ranks, dtype, parts.images_at_once)
     train_batches = inputs.training_batches(model)
     eval_batches = inputs.evaluation_batches(model)
 
@@ -88,10 +93,11 @@ def train(args, saved, ranks):
         optimizer=create_optimizer(args, model, saved, dtype),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         average=MovingAverage(model, plan.ema_decay) if plan.ema_decay else None,
+        lookahead=Lookahead(model, args.lookahead, plan.steps) if args.lookahead else None,
         confusion=Confusion(split.num_classes, device),
         card=model_card(args, split, normalization),
         facts=resume.data_facts(split),
-        record=arguments.record(args, plan.automatic),
+        record=arguments.record(args, plan.automatic | parts.automatic),
     )
     if saved:
         state.restore(saved)
@@ -102,7 +108,7 @@ def train(args, saved, ranks):
         lr_at=plan.lr_at,
         loss_fn=partial(F.cross_entropy, label_smoothing=args.label_smoothing),
         dtype=dtype,
-        accumulate=args.accumulate,
+        accumulate=parts.accumulate,
         clip_grad=args.clip_grad,
         seed=args.seed,
         ranks=ranks,
@@ -111,11 +117,12 @@ def train(args, saved, ranks):
     # Without held-out images the curve follows the test set, and the last epoch is what counts.
     curve = Curve("val" if split.val else "test", args.eval_every, args.epochs)
     with open_run(args, split, state, curve, step, train_batches, saved) as run:
-        while state.epoch < args.epochs:
+        while not run.done:
             row = train_epoch(state, train_batches, step, run.stop, run.show)
             row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
-        run.finish(run.final_test(inputs.test_batches() if split.val else eval_batches))
+        run.finish(run.final_test(inputs, train_batches, eval_batches))
+    draw_finished(run)  # curves.png
     return run.exit_status
 
 

@@ -2,10 +2,11 @@
 
 metrics     one run: its curves, final values and arguments
 replicates  runs that differ by their seed only: mean, deviation, and differences with intervals
+documents   accuracies that documents state, to compare runs with
 tables      tables of groups of runs: text, Markdown, CSV, LaTeX
 panels      what can be drawn: panels, x axes and sizes
 curves      figures of groups of runs
-figures     matplotlib without a screen: colours, saving, text
+figures     matplotlib's settings: colours, saving, windows, text
 report      an HTML page with a sortable table and interactive curves
 published   an experiment of results/: checks, tables and facts
 results_page  an HTML page of all published experiments

@@ -1,4 +1,4 @@
-"""Figures of groups of runs: curves with bands over seeds, accuracy against cost, bars.
+"""Figures of groups of runs: curves with bands over seeds, accuracy against cost, by family, bars.
 
     draw(groups, ["comparison.png", "comparison.pdf"])
     draw(groups, ["cost.svg"], "efficiency", size="column")
@@ -7,16 +7,21 @@ Curves differ in colour, line style and, from the fifth on, marker: they can be 
 """
 
 import math
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from analysis import figures
+from analysis import figures, metrics, replicates
 from analysis.panels import PANELS, SIZES, X_TITLES, Size
+from common.errors import first_line
+from common.text import printable
 
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.2, 1, 1.2)), (0, (1, 1)))
 MARKERS = (None, "o", "s", "^", "D", "v", "P")
 POINTS = "osD^vPX*<>"
+DOT_STYLE = dict(markersize=6, markeredgecolor="white", markeredgewidth=0.5)
 POINT_STYLE = dict(markersize=7, markeredgecolor="white", markeredgewidth=0.6, linestyle="")
 MOST = 24  # groups with a colour and a name of their own; of more groups, only the TOP best
 TOP = 12
@@ -42,22 +47,47 @@ class Curve(NamedTuple):
     y: float
 
 
-def draw(groups, paths, panel="curves", *, x="epoch", smooth=1, log=False, size="screen"):
+def draw(
+    groups, paths, panel="curves", *, x="epoch", smooth=1, log=False, size="screen", show=False
+):
     """Draws groups (replicates.Group) and writes the figure to each of the paths.
 
     x: a key of X_TITLES. smooth: evaluations to average over; the value at a curve's end is not
-    smoothed. log: losses and error rates on a logarithmic axis. size: a key of SIZES.
+    smoothed. log: losses and error rates on a logarithmic axis. size: a key of SIZES. show: also
+    draw it for figures.show.
     """
     options = Options(SIZES[size], x, smooth, log)
+    plt = figures.pyplot(options.size.font, show)
     for path in [paths] if not isinstance(paths, (list, tuple)) else paths:
-        plt = figures.pyplot(options.size.font)
-        if panel == "bars":
-            figure = _bars(plt, groups, options.size)
-        elif panel == "efficiency":
-            figure = _efficiency(plt, groups, options.size)
-        else:
-            figure = _curves(plt, groups, PANELS[panel], options)
-        figures.save(figure, path, options.size.dpi)
+        figures.save(_figure(plt, groups, panel, options), path, options.size.dpi)
+    if show:
+        _figure(plt, groups, panel, options)
+
+
+def draw_finished(run):
+    """Writes curves.png of a training run (training.run.Run) that is finished.
+
+    The run stays finished if that fails: then a warning is printed.
+    """
+    directory = run.directory.path
+    if run.exit_status != 0 or not run.args.curves or directory is None:
+        return
+    try:
+        groups = replicates.group([metrics.Run(Path(directory) / "metrics.csv")])
+        draw(groups, Path(directory) / "curves.png")
+    except Exception as error:  # a font, a full disk, or anything else
+        message = f"{directory}/curves.png could not be drawn: {first_line(error)}"
+        print(f"warning: {printable(message)}", file=sys.stderr)
+
+
+def _figure(plt, groups, panel, options):
+    if panel == "bars":
+        return _bars(plt, groups, options.size)
+    if panel == "family":
+        return _families(plt, groups, options.size)
+    if panel == "efficiency":
+        return _efficiency(plt, groups, options.size)
+    return _curves(plt, groups, PANELS[panel], options)
 
 
 def _subplots(plt, count, size):
@@ -104,7 +134,7 @@ def _curves(plt, groups, panels, options):
     figure, axes = _subplots(plt, len(panels), options.size)
     drawn = []  # (axis, its curves, digits of their values)
     for axis, (name, title) in zip(axes.flat, panels.items()):
-        axis.set_title(title)
+        axis.set_ylabel(title)
         curves = _draw_panel(axis, name, groups, options)
         drawn.append((axis, curves, 3 if name.endswith("loss") else 2))
     handles = {}
@@ -287,8 +317,7 @@ def _efficiency(plt, groups, size):
     handles = {}
     for axis, (name, title) in zip(axes.flat, panels.items()):
         handles |= _draw_cost(axis, name, title, groups)
-        if axis in axes[:, 0]:
-            axis.set_ylabel("test accuracy (%)")
+        axis.set_ylabel("test accuracy (%)")
     if "Pareto front" in handles:
         handles["Pareto front"] = handles.pop("Pareto front")  # the last
     _add_legend(figure, handles, groups, size)
@@ -342,6 +371,7 @@ def _bars(plt, groups, size):
     height = 0.8 + size.font * 2.3 / 72 * max(1, len(groups))
     figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
     axis.set(xlabel=PANELS["bars"]["test"], xlim=(0, 100), ylim=(-0.6, len(groups) - 0.4))
+    axis.set_ylabel("run")
     for row, group in enumerate(groups):
         _draw_bar(axis, row, group, size.font * 0.85)
     length = 70 if size.columns > 1 else 34
@@ -370,3 +400,39 @@ def _draw_bar(axis, row, group, font):
     else:
         position = dict(xy=(high, row), xytext=(6, 0))
     axis.annotate(text, **position, textcoords="offset points", va="center", fontsize=font)
+
+
+def _families(plt, groups, size):
+    """Test accuracy by family of models: a dot for each run, a line at the mean, and the best."""
+    members = {}  # {family: [(accuracy, label of its row)]}
+    for group in groups:
+        for run in group.counted:
+            if run.accuracy is not None:
+                members.setdefault(run.family or "unknown", []).append((run.accuracy, group.name))
+    best_first = sorted(members, key=lambda family: -max(members[family])[0])
+    height = 0.8 + size.font * 2.6 / 72 * max(1, len(members))
+    width = size.width * size.columns * 0.75
+    figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
+    length = 40 if size.columns > 1 else 22
+    for row, family in enumerate(best_first):
+        accuracies = [accuracy for accuracy, _ in members[family]]
+        colour = figures.COLOURS[row % len(figures.COLOURS)]
+        axis.plot(accuracies, [row] * len(accuracies), "o", color=colour, alpha=0.7, **DOT_STYLE)
+        mean = sum(accuracies) / len(accuracies)
+        axis.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=1.5)
+        best, name = max(members[family])
+        text = figures.plain(f"{best:.2f}  {name}", length)
+        place = dict(xytext=(1.02, row), textcoords=axis.get_yaxis_transform())
+        axis.annotate(text, (best, row), **place, va="center", fontsize=size.font * 0.85)
+    axis.set(xlabel=PANELS["family"]["test"], ylim=(len(members) - 0.4, -0.6))
+    labels = [figures.plain(f"{family} ({len(members[family])})", 30) for family in best_first]
+    axis.set_yticks(range(len(members)), labels)
+    axis.set_ylabel("family (runs)")
+    axis.tick_params(axis="y", length=0)
+    axis.margins(x=0.05)
+    figures.tidy(axis)
+    style = dict(transform=axis.transAxes, va="bottom", fontsize=size.font * 0.85)
+    axis.text(1.02, 1, "best run", **style)
+    if not members:
+        _say_empty(axis, "no accuracy in these files")
+    return figure

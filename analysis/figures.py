@@ -1,9 +1,10 @@
-"""Drawing without a screen: matplotlib's settings, colours, and files that are complete or absent.
+"""Drawing: matplotlib's settings, colours, windows, and files that are complete or absent.
 
 matplotlib is imported when something is drawn.
 """
 
 import io
+import sys
 import warnings
 from pathlib import Path
 
@@ -17,11 +18,38 @@ RIGHT, WRONG, OTHER, QUIET = "#0072B2", "#D55E00", "#999999", "#BBBBBB"
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def pyplot(font=10):
-    """matplotlib.pyplot for files instead of a screen. font: size in points."""
+def has_display():
+    """Whether matplotlib can open windows here. It then also draws files with that backend."""
+    try:
+        import matplotlib.pyplot
+        from matplotlib.backends import BackendFilter, backend_registry
+
+        backend = matplotlib.get_backend()  # chosen by $MPLBACKEND or by what can open a window
+    except (ImportError, ValueError):  # a backend that can't be loaded, or is unknown
+        return False
+    return backend.lower() in backend_registry.list_builtin(BackendFilter.INTERACTIVE)
+
+
+def show(paths):
+    """Opens windows with the figures that were drawn for them; without a display, names the files.
+
+    Returns when the windows are closed.
+    """
+    if has_display():
+        import matplotlib.pyplot as plt
+
+        plt.show()
+    else:
+        files = " ".join(map(str, paths))
+        print(f"--show: there is no display; the figure is in {files}", file=sys.stderr)
+
+
+def pyplot(font=10, windows=False):
+    """matplotlib.pyplot for files or, with `windows`, also for windows. font: size in points."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    if not windows:
+        matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     # Names of runs and classes may be in any script.
@@ -53,13 +81,15 @@ def check_places(paths, option="--output"):
 
 def save(figure, path, dpi=150):
     """Writes and closes a figure. Raises UserError if the file can't be written."""
+    import matplotlib.pyplot as plt
+
     path, buffer = Path(path), io.BytesIO()
     try:
         figure.savefig(buffer, dpi=dpi, format=path.suffix[1:].lower())
     except ValueError as error:
         raise UserError(f"--output {path}: {error}", status=2) from error
     finally:
-        pyplot().close(figure)
+        plt.close(figure)
     write(path, buffer.getvalue())
 
 

@@ -80,21 +80,35 @@ def read_arguments(directory):
 def find_metrics(patterns):
     """The metrics.csv files that paths and patterns name, each once, in order.
 
-    Includes files that a run hasn't written yet. Raises UserError for a path without metrics.
+    A directory without a run stands for the runs in it and in its sweeps. Includes files that a run
+    hasn't written yet. Raises UserError for a path without metrics.
     """
     found = {}
     for pattern in patterns:
         paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern)) or [pattern]
         for path in map(Path, paths):
-            file = path / "metrics.csv" if path.is_dir() else path
-            is_started = file.name == "metrics.csv" and (file.parent / "config.json").is_file()
-            if is_started or (file.is_file() and file.suffix == ".csv"):
+            files = _files_of_runs(path) if path.is_dir() else [path]
+            for file in filter(_is_metrics, files):
                 found.setdefault(file.resolve(), file)
-            elif not path.exists():
+            if not path.exists() and not any(map(_is_metrics, files)):
                 raise UserError(f"no metrics at {path}: {HINT}", status=2)
     if not found:
         raise UserError(f"no metrics at {' '.join(patterns)[:200]}: {HINT}", status=2)
     return list(found.values())
+
+
+def _files_of_runs(directory):
+    """The metrics.csv of a run's directory, or of the runs in a directory and in its sweeps."""
+    own = directory / "metrics.csv"
+    if _is_metrics(own):
+        return [own]
+    inside = sorted(directory.glob("*")) + sorted(directory.glob("*/*"))
+    return [path / "metrics.csv" for path in inside]
+
+
+def _is_metrics(file):
+    is_started = file.name == "metrics.csv" and (file.parent / "config.json").is_file()
+    return is_started or (file.is_file() and file.suffix == ".csv")
 
 
 class Run:
@@ -112,6 +126,8 @@ class Run:
         config = read_json(path.parent / "config.json") if self.in_directory else {}
         self.arguments = _dict_or_empty(config.get("arguments"))
         self.origins = _dict_or_empty(config.get("from"))  # where each argument's value came from
+        family = config.get("family")  # of its model
+        self.family = printable(family) if isinstance(family, str) else ""
         self.problem, self.epochs, self.columns, self.evaluation = "", [], {}, ""
         try:
             self._read(read_table(path, keep_torn_line=not self.is_ours))
@@ -220,6 +236,7 @@ class Run:
         best = max(accuracy, default=None)
         speed, seconds = self.numbers("images_per_second"), self.numbers("epoch_seconds")
         summary = {key: value for key, value in self.summary.items() if _is_number(value)}
+        test, parameters = summary.get("test_acc"), summary.get("parameters")
         to90, to95 = summary.get("seconds_to_90"), summary.get("seconds_to_95")
         if not self.summary and accuracy and len(seconds) == len(self.epochs):
             to90, to95 = (self._seconds_to(share * accuracy[-1]) for share in (0.9, 0.95))
@@ -228,13 +245,17 @@ class Run:
             "last": _last(accuracy),
             "best": best,
             "best_epoch": epochs[accuracy.index(best)] if accuracy else None,
-            "test": summary.get("test_acc"),
+            "test": test,
+            "error_rate": None if test is None else 100 - test,
             "top5": summary.get("test_top5"),
             "tta": summary.get("test_tta_acc"),
             "train": _last(self.curve("train_acc")[1]),
-            "parameters": summary.get("parameters"),
+            "train_clean": summary.get("train_clean_acc"),
+            "parameters": parameters,
+            "per_million": 1e6 * test / parameters if test is not None and parameters else None,
             "gmacs": summary.get("gmacs"),
             "seconds": sum(seconds) if seconds else summary.get("train_seconds"),
+            "epoch_seconds": statistics.median(seconds) if seconds else None,
             "speed": statistics.median(speed) if speed else None,
             "memory": summary.get("peak_memory_mb"),
             "to90": to90,

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-# For each panel: the columns or scalars of a run that it shows, and the title of each.
+# For each panel: the columns or scalars of a run that it shows, and the title of each axis.
 PANELS = {
     "curves": {
-        "train_loss": "training loss",
-        "eval_loss": "evaluation loss",
+        "train_loss": "training loss (nats)",
+        "eval_loss": "evaluation loss (nats)",
         "train_acc": "training accuracy (%)",
         "eval_acc": "evaluation accuracy (%)",
     },
@@ -17,6 +17,7 @@ PANELS = {
         "seconds": "training time (s)",
     },
     "bars": {"test": "test accuracy (%)"},
+    "family": {"test": "test accuracy (%)"},
 }
 X_TITLES = {"epoch": "epoch", "step": "step", "seconds": "seconds of training"}
 

@@ -85,6 +85,11 @@ class Group:
         return all(run.status in ("finished", "") for run in self.counted)
 
     @property
+    def family(self):
+        """The family of the model, such as resnet; "" if it isn't known."""
+        return _unique(run.family for run in self.runs)
+
+    @property
     def measured_on(self):
         return _unique(run.measured_on for run in self.counted)
 

@@ -75,10 +75,11 @@ def _plot(groups):
     panels = PANELS["curves"]
     points = sum(len(group.band(name)[0]) for group in groups for name in panels)
     every = max(1, math.ceil(points / MAX_POINTS))
-    spacing = dict(horizontal_spacing=0.07, vertical_spacing=0.1)
-    figure = make_subplots(2, 2, subplot_titles=list(panels.values()), **spacing)
+    figure = make_subplots(2, 2, horizontal_spacing=0.07, vertical_spacing=0.1)
     in_legend = set()
-    for cell, name in enumerate(panels):
+    for cell, (name, title) in enumerate(panels.items()):
+        figure.update_yaxes(title_text=title, row=cell // 2 + 1, col=cell % 2 + 1)
+        figure.update_xaxes(title_text="epoch", row=cell // 2 + 1, col=cell % 2 + 1)
         for i, group in enumerate(groups):
             for trace in _traces(group, i, name, every):
                 trace.showlegend = trace.hoverinfo != "skip" and i not in in_legend

@@ -15,11 +15,12 @@ import sys
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from analysis import replicates
+from analysis import documents, replicates
 from analysis.replicates import MeanStd
 from common.errors import UserError
 from common.text import printable
 
+MISSING = "-"  # a cell without a value; empty in CSV
 SUFFIXES = {"text": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex"}
 
 
@@ -34,10 +35,13 @@ class Column(NamedTuple):
 # Numbers are the runs' scalars (metrics.Run.scalars), except for n and the differences.
 DEFAULT_COLUMNS = {
     "run": Column("run"),
+    "family": Column("family"),
     "status": Column("status"),
     "n": Column("n", ",.0f", True),
     "test": Column("test %", ".2f", True),
     "top5": Column("top-5 %", ".2f", True),
+    "tta": Column("test % with TTA", ".2f", True),
+    "train_clean": Column("train % (clean)", ".2f", True),
     "of": Column("test % is of"),
     "epochs": Column("epochs", ",.0f"),
     "last": Column("last %", ".2f", True),
@@ -46,7 +50,9 @@ DEFAULT_COLUMNS = {
     "on": Column("curve on"),
     "parameters": Column("parameters", ",.0f"),
     "gmacs": Column("GMACs", ".3f"),
-    "seconds": Column("time", "time"),
+    "per_million": Column("test % per million parameters", ".2f", True),
+    "seconds": Column("training time", "time"),
+    "epoch_seconds": Column("time per epoch (s)", ",.1f"),
     "speed": Column("images/s", ",.0f", True),
     "to90": Column("to 90 % of final", "time"),
     "to95": Column("to 95 % of final", "time"),
@@ -57,13 +63,19 @@ DIFFERENCE_COLUMNS = {
     "interval": Column("95 % interval"),
     "verdict": Column("verdict"),
 }
+DOCUMENTED_COLUMNS = {
+    "documented": Column("documented %", ".2f", True),
+    "documented_epochs": Column("documented epochs", ",.0f"),
+    "from_documented": Column("ours - documented", "+.2f", True),
+    "in_epochs": Column("in epochs"),
+}
 OTHER_COLUMNS = {
     "experiment": Column("experiment"),
-    "tta": Column("test % with TTA", ".2f", True),
+    "error_rate": Column("error %", ".2f"),
     "memory": Column("memory MB", ",.0f"),
     "train": Column("last train %", ".2f", True),
 }
-COLUMNS = DEFAULT_COLUMNS | DIFFERENCE_COLUMNS | OTHER_COLUMNS
+COLUMNS = DEFAULT_COLUMNS | DIFFERENCE_COLUMNS | DOCUMENTED_COLUMNS | OTHER_COLUMNS
 
 
 @dataclass
@@ -128,16 +140,19 @@ class Table:
         return text.getvalue()
 
 
-def compare(groups, columns=None, baseline=None):
+def compare(groups, columns=None, baseline=None, against=None):
     """Table with a row for each replicates.Group.
 
     columns: keys of COLUMNS, names of arguments, or "*" for the arguments that differ.
-    baseline: the group that differences are taken from. Raises UserError for an unknown column.
+    baseline: the group that differences are taken from. against: "documents" adds what
+    documents.py has. Raises UserError for an unknown column.
     """
     differing, common = replicates.compare_arguments(groups)
     wanted = columns or [*DEFAULT_COLUMNS, "*"]
     if baseline and not DIFFERENCE_COLUMNS.keys() & wanted:
         wanted = [*wanted, *DIFFERENCE_COLUMNS]
+    if against == "documents" and not DOCUMENTED_COLUMNS.keys() & wanted:
+        wanted = [*wanted, *DOCUMENTED_COLUMNS]
     wanted = [name for key in wanted for name in (differing if key == "*" else [key])]
     arguments = [*differing, *common]
     known = COLUMNS | {key: Column(printable(key)) for key in arguments if key not in COLUMNS}
@@ -148,13 +163,13 @@ def compare(groups, columns=None, baseline=None):
     rows = [_row(group, baseline, arguments) for group in groups]
     if not columns:
         filled = {key for row in rows for key, value in row.items() if value not in (None, "")}
-        wanted = [key for key in wanted if key in filled | {"run", "status"}]
+        wanted = [key for key in wanted if key in filled | {"run", "status", "documented"}]
         if all(len(group.runs) == 1 for group in groups):
             wanted.remove("n")
     return Table(
         columns={key: known[key] for key in wanted},
         rows=[{key: row.get(key) for key in wanted} for row in rows],
-        sentences=list(_sentences(groups, baseline, common)),
+        sentences=list(_sentences(groups, baseline, against, common)),
     )
 
 
@@ -167,7 +182,8 @@ def _row(group, baseline, arguments):
     row |= scalars
     row |= {"run": group.name, "experiment": group.name, "status": group.status}
     row |= {"n": len(group.counted), "on": group.measured_on, "of": printable(group.reported)}
-    return row | _difference(group, baseline)
+    row["family"] = group.family
+    return row | _difference(group, baseline) | _from_documents(group, scalars["epochs"])
 
 
 def _difference(group, baseline):
@@ -188,7 +204,20 @@ def _difference(group, baseline):
     }
 
 
-def _sentences(groups, baseline, common):
+def _from_documents(group, epochs):
+    """The values of DOCUMENTED_COLUMNS, as far as there are any. epochs: MeanStd or a number."""
+    found, accuracy = documents.find(group.argument), group.accuracy
+    if found is None:
+        return {}
+    values = {"documented": found.accuracy, "documented_epochs": found.epochs}
+    if accuracy is None:
+        return values
+    values["from_documented"] = accuracy.mean - found.accuracy
+    values["in_epochs"] = f"{mean(epochs):.0f} of {found.epochs}"
+    return values
+
+
+def _sentences(groups, baseline, against, common):
     """What a reader of the table must know: common arguments, repeated seeds, other datasets."""
     common = replicates.without_defaults(common, groups)
     shown = [f"{key} {show(value)}" for key, value in common.items() if value not in (None, [])]
@@ -205,6 +234,12 @@ def _sentences(groups, baseline, common):
         yield printable(
             f"Differences are from {baseline.name}, in points of test accuracy: of the seeds that "
             "both have (paired), else of the means. Intervals are 95 %, by Student's t."
+        )
+    if against == "documents":
+        yield (
+            "Documented accuracies are of the same dataset, model, input size, kind of "
+            "augmentation and starting weights, as far as the documents say; a row without one "
+            "has no such experiment."
         )
 
 
@@ -247,7 +282,7 @@ def _argument(value):
 def show(value, style="", scale=1):
     """The text of a cell: numbers by their style and in units of scale; MeanStd as "mean ± std"."""
     if value is None:
-        return ""
+        return MISSING
     if isinstance(value, MeanStd):
         return _show_mean_std(value, style, scale)
     if not _is_number(value):
@@ -268,7 +303,8 @@ def _show_mean_std(value, style, scale):
 
 def _is_numeric(rows, title):
     cells = [row[title] for row in rows]
-    return any(cells) and all(re.match(r"[+-]?[\d.,]+|$", cell) for cell in cells)
+    numbers = [cell for cell in cells if cell not in ("", MISSING)]
+    return bool(numbers) and all(re.match(r"[+-]?[\d.,]+", cell) for cell in numbers)
 
 
 def text_table(rows, width=None):

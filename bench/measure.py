@@ -146,6 +146,18 @@ def training_step(model, optimizer, device, dtype=None):
     return step
 
 
+def inference_step(model, device, dtype=None):
+    """A function that computes the logits of inputs, without gradients."""
+    model.eval()
+
+    @torch.inference_mode()
+    def infer(inputs):
+        with mixed_precision.autocast(device, dtype):
+            return model(inputs)
+
+    return infer
+
+
 def reset_peak(device):
     """Resets `peak`, where the system can (GPUs; a process on Linux)."""
     devices.reset_peak_memory(device)

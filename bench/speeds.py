@@ -1,10 +1,11 @@
 """The table of models: size, work, memory and speed on this machine; as CSV, Markdown and a plot.
 
-    row = measure_model(Case("resnet18", args, device), batch_size=16, rounds=5, ceilings={})
+    row = measure_model(Case("resnet18", args, device), args, ceilings={})
     write([row], "out", heading)
 
-The row of a model that doesn't fit says so. On a CPU this is computed beforehand, since the system
-would kill the process; on CUDA, batches are halved until one fits.
+Inference and training are measured apart, each with its own batch. The row of a model that doesn't
+fit says so. On a CPU this is computed beforehand, since the system would kill the process; on CUDA,
+batches are halved until one fits.
 """
 
 import csv
@@ -14,12 +15,13 @@ import statistics
 import textwrap
 from pathlib import Path
 
+import timm
 import torch
 
 import models
 from analysis import figures, metrics, tables
 from bench import measure
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.free_memory import available
 from models.published import native_size
 from training import memory, mixed_precision
@@ -32,26 +34,33 @@ SUITES = {
     "all": list(models.MODELS),
 }
 # Column: (heading, format or function, what the number is divided by)
+MEASURED = {  # of inference and of training, whose name comes before the column's and the heading
+    "batch_size": ("batch", ".0f", 1),
+    "ms": ("ms", "", 1),  # of a batch, with least and most
+    "us_per_image": ("µs/image", ",.0f", 1),
+    "images_per_second": ("images/s", measure.rate, 1),
+    "flops_per_second": ("TFLOP/s", ".3f", 1e12),
+    "of_ceiling": ("% of ceiling", ".0f", 0.01),
+    "peak_memory_bytes": ("peak GB", ".2f", GB),
+}
+PARTS = {
+    part: {f"{part}_{key}": (f"{part} {how[0]}", *how[1:]) for key, how in MEASURED.items()}
+    for part in ("inference", "train")
+}
 COLUMNS = {
     "model": ("model", "", 1),
     "image_size": ("px", ".0f", 1),
     "parameters": ("parameters", ",.0f", 1),
     "gmacs": ("GMACs", ".3f", 1),
-    "activation_bytes": ("activations MB", ".1f", 1e6),
-    "batch_size": ("batch", ".0f", 1),
+    "published_top1": ("published top-1 %", ".2f", 1),
     "precision": ("precision", "", 1),
-    "train_ms": ("step ms", "", 1),
-    "train_images_per_second": ("train images/s", measure.rate, 1),
-    "train_us_per_image": ("µs/image", ",.0f", 1),
-    "inference_images_per_second": ("inference images/s", measure.rate, 1),
-    "peak_memory_bytes": ("peak GB", ".2f", GB),
-    "train_flops_per_second": ("TFLOP/s", ".3f", 1e12),
-    "of_ceiling": ("% of ceiling", ".0f", 0.01),
+    **PARTS["inference"],
+    **PARTS["train"],
+    "activation_bytes": ("train MB/image", ".1f", 1e6),
     "status": ("", "", 1),
 }
-TIMES = tuple(
-    f"{kind}_ms{end}" for kind in ("train", "inference") for end in ("", "_least", "_most")
-)
+TIMES = tuple(f"{part}_ms_{end}" for part in PARTS for end in ("least", "most"))
+RESULTS = "results-imagenet.csv"  # timm's file; a checkout of timm has it, its package doesn't
 
 
 class Case:
@@ -76,16 +85,21 @@ class Case:
         model = models.create_model(self.name, self.classes, **self.options)
         return models.choose_attention(model, self.device, self.dtype)
 
-    def memory_need(self):
+    def memory_need(self, part):
         with torch.device("meta"):
             model = self.create()
-        options = dict(device=self.device.type, dtype=self.dtype, optimizer=self.optimizer)
-        return memory.training_need(model, self.size, ema=False, **options)
+        options = dict(device=self.device.type, dtype=self.dtype)
+        if part == "inference":
+            return memory.inference_need(model, self.size, **options)
+        return memory.training_need(
+            model, self.size, ema=False, optimizer=self.optimizer, **options
+        )
 
 
 def print_table(args, device):
     """Prints a row for each model as soon as it is measured, then writes the files."""
     accuracy = accuracies(args.runs) if args.runs else None
+    published, source = published_accuracies(args.timm_results)
     names = [models.canonical(name) for name in args.models or SUITES[args.suite]]
     if args.output:
         _make_directory(args.output)
@@ -97,13 +111,13 @@ def print_table(args, device):
     ceilings = {dtype: measure.flop_ceiling(device, dtype, args.rounds) for dtype in types}
     pairs = [f"{flops / 1e12:.2f} TFLOP/s in {_type_name(t)}" for t, flops in ceilings.items()]
     ceiling = f"ceiling, measured with products of square matrices: {', '.join(pairs)}"
-    print(ceiling)
+    print(f"{ceiling}\n{source}")
     rows = []
     for case in cases:
-        rows.append(measure_model(case, args.batch_size, args.rounds, ceilings))
+        rows.append(measure_model(case, args, ceilings, published))
         print(line(rows[-1], with_headings=len(rows) == 1), flush=True)
     if args.output:
-        heading = f"{measure.machine(device)}; median of {args.rounds} rounds; {ceiling}"
+        heading = f"{measure.machine(device)}; median of {args.rounds} rounds; {ceiling}; {source}"
         print("written:", *write(rows, args.output, heading, accuracy))
 
 
@@ -133,33 +147,69 @@ def accuracies(patterns):
     return {model: statistics.mean(accuracy) for model, accuracy in values.items()}
 
 
+def published_accuracies(path=None):
+    """({name of timm's weights: top-1 on ImageNet in percent}, a sentence about them).
+
+    path: timm's results-imagenet.csv; without it, that of the checkout that timm is installed from.
+    """
+    file = Path(path) if path else Path(timm.__file__).parents[1] / "results" / RESULTS
+    if not path and not file.is_file():
+        return {}, f"published top-1: give timm's {RESULTS} with --timm-results"
+    try:
+        rows = metrics.read_table(file, keep_torn_line=True)
+        found = {row["model"]: float(row["top1"]) for row in rows}
+    except (OSError, UserError, KeyError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"--timm-results {file} is not timm's {RESULTS} ({reason})", 2) from error
+    return found, f"published top-1: of timm's weights on ImageNet, from {file}"
+
+
 # ---- a row ---------------------------------------------------------------------------------------
 
 
-def measure_model(case, batch_size, rounds, ceilings):
+def measure_model(case, args, ceilings, published=None):
     """The keys of COLUMNS and TIMES, None where there is no number; activations are of one image.
 
-    batch_size: at most; ceilings: {dtype: FLOP/s}. "status" says why a model was not measured.
+    args: batch_size and inference_batch_size (at most), skip_training, rounds; ceilings:
+    {dtype: FLOP/s}; published: see `published_accuracies`. "status" says what was not measured.
     """
     parameters, macs = case.describe()
-    need, free = case.memory_need(), available(case.device)
     row = dict.fromkeys((*COLUMNS, *TIMES)) | {
         "model": case.name,
         "image_size": case.size,
         "classes": case.classes,
         "parameters": parameters,
         "gmacs": macs / 1e9,
-        "activation_bytes": need.image,
+        "published_top1": (published or {}).get(models.weights_name(case.name)),
         "precision": _type_name(case.dtype),
         "optimizer": case.optimizer,
-        "status": "",
     }
-    if case.device.type != "cuda":
-        batch_size = min(batch_size, need.largest(free))
+    batch_sizes = {"inference": args.inference_batch_size or args.batch_size}
+    if not args.skip_training:
+        batch_sizes["train"] = args.batch_size
+    problems = []
+    for part, batch_size in batch_sizes.items():
+        need, free = case.memory_need(part), available(case.device)
+        if part == "train":
+            row["activation_bytes"] = need.image
+        if case.device.type != "cuda":
+            batch_size = min(batch_size, need.largest(free))
+        measured = _largest_that_fits(case, part, batch_size, args.rounds)
+        if measured is None:
+            needed = f"one image needs {need.total(1) / GB:.1f} GB; {free / GB:.1f} GB are free"
+            problems.append(f"{part} does not fit: {needed}, 10 % kept in reserve")
+            continue
+        ceiling = ceilings.get(case.dtype)
+        measured["of_ceiling"] = measured["flops_per_second"] / ceiling if ceiling else None
+        row |= {f"{part}_{key}": value for key, value in measured.items()}
+    return row | {"status": "; ".join(problems)}
+
+
+def _largest_that_fits(case, part, batch_size, rounds):
+    """The result of `_speed`, with half the batch as long as memory is short; None without any."""
     while batch_size:
         try:
-            measured = _speed(case, batch_size, rounds, ceilings.get(case.dtype))
-            return row | {"batch_size": batch_size} | measured
+            return _speed(case, part, batch_size, rounds)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -168,46 +218,35 @@ def measure_model(case, batch_size, rounds, ceilings):
             if case.device.type == "cuda":
                 torch.cuda.empty_cache()
         batch_size //= 2
-    needed, free = f"{need.total(1) / GB:.1f} GB", f"{free / GB:.1f} GB"
-    row["status"] = f"does not fit: one image needs {needed}; {free} are free, 10 % kept in reserve"
-    return row
+    return None
 
 
-def _speed(case, batch_size, rounds, ceiling):
-    """The measured values of a row."""
+def _speed(case, part, batch_size, rounds):
+    """The measured values of a part of a row."""
     device, dtype = case.device, case.dtype
     measure.reset_peak(device)
     model = measure.to_device(case.create(), device, dtype)
     inputs, targets = measure.ready_batch(batch_size, case.size, case.classes, device)
-    optimizer = measure.create_optimizer(model, case.optimizer)
-    step = measure.training_step(model, optimizer, device, dtype)
-    train = measure.repeated(device, rounds, lambda: step(inputs, targets))
-    peak = measure.peak(device)
-    model.eval()
-
-    @torch.no_grad()
-    def infer():
-        with mixed_precision.autocast(device, dtype):
-            model(inputs)
-
-    inference = measure.repeated(device, rounds, infer)
-    flops = measure.step_flops(case.name, case.classes, case.size, case.options)
-    flops_per_second = flops * batch_size / statistics.median(train)
-    values = {
-        "peak_memory_bytes": peak,
-        "train_flops_per_second": flops_per_second,
-        "of_ceiling": flops_per_second / ceiling if ceiling else None,
+    if part == "train":
+        optimizer = measure.create_optimizer(model, case.optimizer)
+        step = measure.training_step(model, optimizer, device, dtype)
+        seconds = measure.repeated(device, rounds, lambda: step(inputs, targets))
+        flops = measure.step_flops(case.name, case.classes, case.size, case.options)
+    else:
+        infer = measure.inference_step(model, device, dtype)
+        seconds = measure.repeated(device, rounds, lambda: infer(inputs))
+        flops = 2 * case.describe()[1]  # a multiplication and an addition
+    median = statistics.median(seconds)
+    return {
+        "batch_size": batch_size,
+        "ms": 1000 * median,
+        "ms_least": 1000 * min(seconds),
+        "ms_most": 1000 * max(seconds),
+        "us_per_image": 1e6 * median / batch_size,
+        "images_per_second": batch_size / median,
+        "flops_per_second": flops * batch_size / median,
+        "peak_memory_bytes": measure.peak(device),
     }
-    for kind, seconds in (("train", train), ("inference", inference)):
-        median = statistics.median(seconds)
-        values |= {
-            f"{kind}_ms": 1000 * median,
-            f"{kind}_ms_least": 1000 * min(seconds),
-            f"{kind}_ms_most": 1000 * max(seconds),
-            f"{kind}_images_per_second": batch_size / median,
-            f"{kind}_us_per_image": 1e6 * median / batch_size,
-        }
-    return values
 
 
 def _type_name(dtype):
@@ -223,9 +262,10 @@ def cells(row):
     for key, (heading, style, unit) in COLUMNS.items():
         is_number = callable(style) and row[key] is not None
         texts[heading] = style(row[key] / unit) if is_number else tables.show(row[key], style, unit)
-    if row["train_ms"] is not None:
-        least, most = row["train_ms_least"], row["train_ms_most"]
-        texts["step ms"] = f"{row['train_ms']:.1f} ({least:.1f} to {most:.1f})"
+    for part in PARTS:
+        if row[f"{part}_ms"] is not None:
+            ms, least, most = (row[f"{part}_ms{end}"] for end in ("", "_least", "_most"))
+            texts[f"{part} ms"] = f"{ms:.1f} ({least:.1f} to {most:.1f})"
     return texts
 
 
@@ -235,7 +275,8 @@ def line(row, with_headings=False):
     for values in (texts.keys(), texts.values()) if with_headings else (texts.values(),):
         padded = []
         for heading, text in zip(texts, values):
-            width = {"parameters": 13, "step ms": 24}.get(heading, max(7, len(heading)))
+            width = max(24 if heading.endswith(" ms") else 7, len(heading))
+            width = 13 if heading == "parameters" else width
             padded.append(f"{text:<26}" if heading == "model" else f"{text:>{width}}")
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
@@ -270,10 +311,15 @@ def write(rows, directory, heading, accuracy=None):
 
 
 def draw(rows, path, heading, accuracy=None):
-    """Draws parameters, or accuracy, against training speed; returns whether there was a point."""
+    """Draws parameters, or accuracy, against training speed; returns whether there was a point.
+
+    Without measured training: against the speed of inference.
+    """
+    trained = any(row["train_images_per_second"] for row in rows)
+    part = "train" if trained else "inference"
     points = []
     for row in rows:
-        x = row["train_images_per_second"]
+        x = row[f"{part}_images_per_second"]
         y = accuracy.get(row["model"]) if accuracy else row["parameters"] / 1e6
         if x and y:
             points.append((x, y, row["model"]))
@@ -291,7 +337,7 @@ def draw(rows, path, heading, accuracy=None):
         axis.plot(x, y, "o", color=figures.COLOURS[i % len(figures.COLOURS)], markersize=5)
         style = dict(xytext=(4, 3), textcoords="offset points", fontsize=7)
         axis.annotate(figures.plain(name, 30), (x, y), **style)
-    axis.set_xlabel("training images per second")
+    axis.set_xlabel(f"{'training' if trained else 'inference'} images per second")
     axis.set_ylabel("test accuracy (%)" if accuracy else "parameters (millions)")
     axis.set_title("\n".join(textwrap.wrap(figures.plain(heading, 300), 110)), fontsize=8)
     axis.margins(x=0.12, y=0.08)

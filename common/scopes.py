@@ -2,22 +2,22 @@
 
 identity     decides what a run computes: fixed on resume; another value is another experiment
 execution    how it is computed: may change on resume, and the last bits of the result with it
-place        where it is computed, and what it is called: makes no difference to the result
+place        where it is computed, its name and what it keeps: makes no difference to the result
 call         concerns one call of the script: never taken from --config
 """
 
 _IDENTITY = """
     model model_arg pretrained weights freeze_backbone lora_rank layer_decay
     dataset image_size val_size limit_train limit_test skip_bad_images
-    epochs batch_size optimizer lr momentum weight_decay schedule warmup_epochs final_lr
-    label_smoothing ema_decay drop_path clip_grad accumulate progressive
-    augment crop_padding crop_pixels mixup cutmix mix_prob cutout random_erasing
-    repeated_augment tta
-    sync_bn seed eval_every
+    epochs batch_size optimizer lr momentum nesterov weight_decay schedule warmup_epochs final_lr
+    label_smoothing ema_decay lookahead drop_path clip_grad accumulate progressive
+    augment crop_padding crop_pixels jitter mixup cutmix mix_prob mix_per cutout
+    random_erasing repeated_augment tta
+    sync_bn seed eval_every eval_train patience
 """
 _EXECUTION = "amp compile grad_checkpointing deterministic micro_batch ema_device fsdp"
-_PLACE = "device resident data_dir data_url tag"
-_CALL = "output_dir resume resume_previous config list_models dry_run gpu_memory smoke"
+_PLACE = "device resident data_dir data_url tag curves save_every"
+_CALL = "output_dir resume resume_previous config list_models doctor dry_run gpu_memory smoke"
 
 SCOPES = (
     dict.fromkeys(_IDENTITY.split(), "identity")
@@ -35,3 +35,15 @@ def names(*scopes):
 def flag(name):
     """The option of an argument: "batch_size" -> "--batch-size"."""
     return f"--{name.replace('_', '-')}"
+
+
+def words(values):
+    """Arguments by name as words of a command line."""
+    result = []
+    for name, value in values.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, bool):
+                result.append(flag(name if item else f"no_{name}"))
+            else:
+                result += [flag(name), "auto" if item is None else str(item)]
+    return result

@@ -1,20 +1,19 @@
-"""Augmentations of a whole batch on its device: functions of a batch (B, 3, H, W) and a generator.
+"""Augmentations of a whole batch on its device, from a batch (B, 3, H, W) and a generator.
 
     images = flip(crop(images, generator), generator)                   # uint8 -> uint8, same shape
 
-Every image has its own draw (draws.py). Batches are stored as channels_last: a row of pixels is one
-run of bytes, so cropping copies runs. Operations are those of torchvision.transforms.v2.functional
-where these take a batch with one parameter per image; the others are tested against torchvision
-image by image.
+Every image has its own draw. What is random is drawn first, on the CPU (draws.py). Batches are
+stored as channels_last: a row of pixels is one run of bytes, so cropping copies runs. Operations
+are those of torchvision.transforms.v2.functional where these take a batch with one parameter per
+image; the others are tested against torchvision image by image.
 """
 
-import functools
 import math
 
 import torch
 import torch.nn.functional as F
 
-from datasets.draws import per_image, rand, to_device
+from datasets.draws import Augmentation, constant, per_image, rand
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as in torchvision
 
@@ -35,9 +34,13 @@ def like(values, images):
 # ---- geometry ----
 
 
-def flip(images, generator, p=0.5):
-    """Mirrors each image left to right with probability p. Any dtype."""
-    return mirror(images, to_device(rand(generator, len(images)) < p, images.device))
+def draw_flip(generator, count, shape, p=0.5):
+    return (mirror_rows(rand(generator, count) < p),)
+
+
+def draw_alternating_flip(generator, count, shape, chosen):
+    """chosen: bool (B,), from `alternating_flips`."""
+    return (mirror_rows(chosen),)
 
 
 def alternating_flips(first, epoch):
@@ -54,30 +57,41 @@ def first_flips(generator, count):
     return rand(generator, count) < 0.5
 
 
-def mirror(images, chosen):
-    """Mirrors the images (B, C, H, W) that are chosen (bool (B,)) left to right. Any dtype."""
-    batch, pixels, device = len(images), to_nhwc(images), images.device
+def mirror_rows(chosen):
+    """The rows (B,) of `mirror` if the chosen images (bool (B,)) are mirrored."""
+    return torch.arange(len(chosen)) + len(chosen) * chosen
+
+
+def mirror(images, rows):
+    """Selects from the images (B, C, H, W), followed by their mirror images. Any dtype."""
+    pixels = to_nhwc(images)
     # Selecting from both versions is faster than overwriting the mirrored images.
     both = torch.cat([pixels, pixels.flip(2)])
-    index = torch.arange(batch, device=device) + batch * chosen
-    return both.index_select(0, index).permute(0, 3, 1, 2)
+    return both.index_select(0, rows).permute(0, 3, 1, 2)
 
 
-def crop(images, generator, padding=None, mode="reflect"):
-    """Pads each image and cuts out a random window of its size (arXiv 1512.03385, section 4.2).
+def draw_crop(generator, count, shape, padding=None, mode="reflect", index=None):
+    """The windows of `windows`, as the number of their first pixel.
 
-    padding: pixels on each side, by default an eighth of the height; mode: "reflect" or "zero".
+    padding: pixels on each side, by default an eighth of the height; mode: "reflect" or "zero";
+    index: of the images in a dataset that was padded by `pad`, by default the batch is padded.
     """
-    padding = crop_padding(images) if padding is None else padding
-    height, width = images.shape[-2:]
+    height, width = shape
+    padding = crop_padding(height) if padding is None else padding
     if not 0 < padding < min(height, width):
         raise ValueError(f"crop: padding {padding} is not below the image size {height}x{width}")
-    index = torch.arange(len(images), device=images.device)
-    return random_windows(pad(to_nhwc(images), padding, mode), index, generator, padding)
+    index = torch.arange(count) if index is None else index
+    top, left = (rand(generator, count, 2) * (2 * padding + 1)).long().unbind(1)
+    start = (index * (height + 2 * padding) + top) * (width + 2 * padding) + left
+    return start, padding, mode
 
 
-def crop_padding(images):
-    return max(1, images.shape[2] // 8)
+def pad_and_crop(images, start, padding, mode):
+    return windows(pad(to_nhwc(images), padding, mode), start, padding)
+
+
+def crop_padding(height):
+    return max(1, height // 8)
 
 
 def pad(pixels, padding, mode):
@@ -95,19 +109,17 @@ def pad(pixels, padding, mode):
     return padded
 
 
-def random_windows(padded, index, generator, padding):
-    """`crop` of the images at `index` of a dataset that was padded by `pad`."""
+def windows(padded, start, padding):
+    """Windows (B, C, H, W) of padded images; start: the number of their first pixel, (B,)."""
     count, padded_height, padded_width, channels = padded.shape
     height, width = padded_height - 2 * padding, padded_width - 2 * padding
-    offsets = (rand(generator, len(index), 2) * (2 * padding + 1)).long()
-    offsets = to_device(offsets, padded.device)
     # Every run of `width` pixels is a row of one overlapping view; a window is `height` such rows.
     runs = max(0, count * padded_height * padded_width - width + 1)
     runs = padded.view(-1).as_strided((runs, width * channels), (channels, 1))
-    first = (index * padded_height + offsets[:, 0]) * padded_width + offsets[:, 1]
-    rows = first[:, None] + torch.arange(height, device=padded.device) * padded_width  # (B, H)
-    windows = runs.index_select(0, rows.view(-1)).view(len(index), height, width, channels)
-    return windows.permute(0, 3, 1, 2)
+    lines = constant(torch.arange, 0, height * padded_width, padded_width, device=padded.device)
+    rows = (start[:, None] + lines).view(-1)  # (B * H,)
+    pixels = runs.index_select(0, rows).view(len(start), height, width, channels)
+    return pixels.permute(0, 3, 1, 2)
 
 
 def resize(images, size):
@@ -120,19 +132,16 @@ def resize(images, size):
     return tvf.resize(images, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
-def random_resized_crop(images, generator, size=None, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """Resizes a random box of each image to (size, size) (arXiv 1409.4842, section 6).
-
-    size: by default the height; scale and ratio: ranges of the box's area and aspect ratio.
-    """
-    boxes = random_boxes(generator, len(images), images.shape[-2:], scale, ratio)
-    return resized_crop(images, boxes, size or images.shape[2])
+def draw_resized_crop(generator, count, shape, size=None, **ranges):
+    """size: of the result, by default the height; ranges: scale and ratio of random_boxes."""
+    return random_boxes(generator, count, shape, **ranges), size or shape[0]
 
 
 def random_boxes(generator, count, image_shape, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """Boxes of torchvision's RandomResizedCrop: top, left, height, width, int64 (4, count).
+    """Boxes of torchvision's RandomResizedCrop: top, left, height, width, int64 (count, 4).
 
-    A box is the first of ten attempts that fits, or the largest central one of an allowed ratio.
+    scale and ratio: ranges of the box's area and aspect ratio. A box is the first of ten attempts
+    that fits, or the largest central one of an allowed ratio.
     """
     attempts, (height, width) = 10, image_shape
     area = rand(generator, count, attempts, low=scale[0], high=scale[1]) * (height * width)
@@ -149,7 +158,7 @@ def random_boxes(generator, count, image_shape, scale=(0.08, 1.0), ratio=(3 / 4,
     place = rand(generator, count, 2)
     top = torch.where(fits, (place[:, 0] * (height - h + 1)).long(), (height - h) // 2)
     left = torch.where(fits, (place[:, 1] * (width - w + 1)).long(), (width - w) // 2)
-    return torch.stack([top, left, h, w])
+    return torch.stack([top, left, h, w], dim=1)
 
 
 def resized_crop(images, boxes, size):
@@ -158,7 +167,7 @@ def resized_crop(images, boxes, size):
     torchvision's resized_crop takes one box for all images. With a box per image, the resize is two
     products with matrices that depend on the box.
     """
-    top, left, height, width = to_device(boxes, images.device)
+    top, left, height, width = boxes.unbind(1)
     rows = _resize_matrices(top, height, images.shape[2], size)
     columns = _resize_matrices(left, width, images.shape[3], size)
     out = rows[:, None] @ images.float() @ columns[:, None].transpose(2, 3)  # (B, 3, size, size)
@@ -170,9 +179,9 @@ def _resize_matrices(start, length, full, size):
     start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
     scale = length.float() / size
     stretch = scale.clamp(min=1)  # antialiasing: when shrinking, the kernel grows with the step
-    target = torch.arange(size, device=start.device).view(1, -1, 1)
+    target = constant(torch.arange, size, device=start.device).view(1, -1, 1)
     centre = start + scale * (target + 0.5)
-    source = torch.arange(full, device=start.device).view(1, 1, -1)
+    source = constant(torch.arange, full, device=start.device).view(1, 1, -1)
     weights = (1 - ((source + 0.5 - centre) / stretch).abs()).clamp_(min=0)
     weights *= (source >= start) & (source < start + length)
     return weights / weights.sum(2, keepdim=True)
@@ -186,7 +195,7 @@ def float_planes(images):
     return images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
-def _gray(x):
+def gray_of(x):
     red, green, blue = x.unbind(1)
     gray = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
     return gray[:, None]  # (B, 1, H, W)
@@ -197,21 +206,13 @@ def adjust_brightness(x, factor):
 
 
 def adjust_contrast(x, factor):
-    mean = _gray(x).mean((1, 2, 3), keepdim=True)
+    mean = gray_of(x).mean((1, 2, 3), keepdim=True)
     return x.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 255)
 
 
 def adjust_saturation(x, factor):
-    gray = _gray(x)
+    gray = gray_of(x)
     return x.mul_(factor).add_(gray.mul_(1 - factor)).clamp_(0, 255)
-
-
-def adjust_sharpness(x, factor):
-    kernel = torch.full((3, 1, 3, 3), 1 / 13, device=x.device)
-    kernel[:, :, 1, 1] = 5 / 13
-    blurred = x.clone()
-    blurred[:, :, 1:-1, 1:-1] = F.conv2d(x, kernel, groups=3).round_()
-    return torch.lerp(blurred, x, factor).clamp_(0, 255)
 
 
 def adjust_hue(x, turn):
@@ -226,20 +227,26 @@ def adjust_hue(x, turn):
     return high - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
-def color_jitter(images, generator, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0):
-    """Scales brightness, contrast, saturation by [1 - b, 1 + b] and turns the hue by [-h, h].
+def draw_jitter(generator, count, shape, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0):
+    """Factors in [1 - b, 1 + b] and turns of the hue in [-h, h], None where the strength is 0."""
+    draws = rand(generator, count, 4, low=-1.0, high=1.0).unbind(1)
+    factors = [
+        per_image((1 + strength * draw).clamp_(min=0)) if strength else None
+        for strength, draw in zip((brightness, contrast, saturation), draws)
+    ]
+    return *factors, per_image(hue * draws[3]) if hue else None
+
+
+def adjust_color(images, *factors):
+    """Adjusts brightness, contrast, saturation and hue.
 
     Always in this order; torchvision's ColorJitter draws the order as well.
     """
-    draws = rand(generator, len(images), 4, low=-1.0, high=1.0)
     x = float_planes(images)
-    adjustments = (adjust_brightness, adjust_contrast, adjust_saturation)
-    for i, strength in enumerate((brightness, contrast, saturation)):
-        if strength:
-            factor = (1 + strength * draws[:, i]).clamp_(min=0)
-            x = adjustments[i](x, per_image(factor, images))
-    if hue:
-        x = adjust_hue(x, per_image(hue * draws[:, 3], images))
+    adjustments = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+    for adjust, factor in zip(adjustments, factors):
+        if factor is not None:
+            x = adjust(x, factor)
     return like(x, images)
 
 
@@ -250,65 +257,81 @@ def normalize(images, mean, std):
     """uint8 -> float32: channel c becomes (x / 255 - mean[c]) / std[c]."""
     batch, channels, height, width = images.shape
     mean, std = tuple(map(float, mean)), tuple(map(float, std))
-    scale, bias = _scale_and_bias(mean, std, height * width, images.device)
+    scale, bias = constant(_scale_and_bias, mean, std, height * width, device=images.device)
     out = to_nhwc(images).flatten(1).float().mul_(scale).add_(bias)
     return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-@functools.lru_cache(maxsize=16)
-def _scale_and_bias(mean, std, pixels, device):
+def _scale_and_bias(mean, std, pixels):
     """(scale, bias) of each value of an image: broadcasting over the channels would be slower."""
     mean, std = torch.tensor(mean), torch.tensor(std)
-    return (1 / (255 * std)).repeat(pixels).to(device), (-mean / std).repeat(pixels).to(device)
+    return (1 / (255 * std)).repeat(pixels), (-mean / std).repeat(pixels)
 
 
-def box_masks(centres, sides, images, dtype=torch.float32):
-    """Masks (B, C, H, W): one inside boxes of `sides` (B, 2) around `centres` (B, 2), zero outside.
+def box_edges(centres, sides):
+    """The first pixel inside and the first one behind, (N, 2, 2), of boxes around `centres`.
 
-    Boxes are clipped at the borders. Masks have all channels: on a CPU, broadcasting over channels
-    takes ten times as long if the batch is stored as channels_last.
+    centres, sides: (N, 2).
     """
-    batch, channels, height, width = images.shape
     start = centres - (sides / 2).floor()
-    edges = to_device(torch.stack([start, start + sides], dim=1), images.device)  # (B, 2, 2)
-    y = torch.arange(height, device=images.device)
-    x = torch.arange(width, device=images.device).repeat_interleave(channels)
-    rows = (y >= edges[:, 0, :1]) & (y < edges[:, 1, :1])
-    columns = (x >= edges[:, 0, 1:]) & (x < edges[:, 1, 1:])
-    inside = rows.to(dtype)[:, :, None] * columns.to(dtype)[:, None]  # (B, H, W * C)
-    return inside.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return torch.stack([start, start + sides], dim=1)
 
 
-def _erase(images, centres, sides):
+def box_masks(edges, images, dtype=torch.float32):
+    """Masks (N, C, H, W): one inside the boxes with these edges, zero outside.
+
+    N is the batch size, or one for a mask that all images share. Boxes are clipped at the borders.
+    Masks have all channels: on a CPU, broadcasting over channels takes ten times as long if the
+    batch is stored as channels_last.
+    """
+    channels, height, width = images.shape[1:]
+    places = constant(torch.arange, max(height, width), device=images.device)
+    start, end = edges[..., None].unbind(1)
+    between = ((places >= start) & (places < end)).to(dtype)  # (N, 2, max(H, W))
+    rows, columns = between[:, 0, :height], between[:, 1, :width].repeat_interleave(channels, 1)
+    inside = rows[:, :, None] * columns[:, None]  # (N, H, W * C)
+    return inside.view(len(edges), height, width, channels).permute(0, 3, 1, 2)
+
+
+def erase(images, edges):
     """Sets boxes to zero, which is the mean colour of normalised images."""
-    inside = box_masks(centres, sides, images, torch.uint8).view(torch.bool)
+    inside = box_masks(edges, images, torch.uint8).view(torch.bool)
     return torch.where(inside, torch.zeros((), dtype=images.dtype, device=images.device), images)
 
 
-def cutout(images, generator, size):
-    """Erases a square of `size` pixels around a random pixel of each image (arXiv 1708.04552)."""
-    centres = (rand(generator, len(images), 2) * torch.tensor(images.shape[-2:])).floor()
-    sides = torch.full((len(images), 2), float(size))
-    return _erase(images, centres, sides)
+def draw_cutout(generator, count, shape, size):
+    """A square of `size` pixels around a random pixel of each image."""
+    centres = (rand(generator, count, 2) * torch.tensor(shape)).floor()
+    return (box_edges(centres, torch.full((count, 2), float(size))),)
 
 
-def random_erasing(images, generator, probability, area=(0.02, 1 / 3), aspect=0.3):
-    """Erases a random box of each image with the given probability (arXiv 1708.04896).
+def draw_erasing(generator, count, shape, probability, area=(0.02, 1 / 3), aspect=0.3):
+    """A random box of each image, empty but with the given probability.
 
     area: range of the box's share of the image; aspect: smallest height / width, or width / height.
     """
-    draws = rand(generator, len(images), 5)
-    size = torch.tensor(images.shape[-2:])
+    draws = rand(generator, count, 5)
+    size = torch.tensor(shape)
     share = area[0] + (area[1] - area[0]) * draws[:, 0]
     root = torch.exp(0.5 * math.log(aspect) * (1 - 2 * draws[:, 1]))  # of height / width
     sides = torch.stack([root, 1 / root], dim=1) * (share.sqrt()[:, None] * size)
     sides = torch.minimum(sides.round().clamp(min=1), size)
     start = (draws[:, 2:4] * (size - sides + 1)).floor()
     sides = sides * (draws[:, 4:] < probability)
-    return _erase(images, start + (sides / 2).floor(), sides)
+    return (box_edges(start + (sides / 2).floor(), sides),)
 
 
-# What --augment offers besides auto_augment.TRANSFORMS: (images, generator) -> images.
+# ---- all together ----
+
+crop = Augmentation(draw_crop, pad_and_crop)  # arXiv 1512.03385, section 4.2
+flip = Augmentation(draw_flip, mirror)
+alternating_flip = Augmentation(draw_alternating_flip, mirror)
+color_jitter = Augmentation(draw_jitter, adjust_color)
+random_resized_crop = Augmentation(draw_resized_crop, resized_crop)  # arXiv 1409.4842, section 6
+cutout = Augmentation(draw_cutout, erase)  # arXiv 1708.04552
+random_erasing = Augmentation(draw_erasing, erase)  # arXiv 1708.04896
+
+# What --augment offers besides auto_augment.TRANSFORMS.
 TRANSFORMS = {
     "crop": crop,
     "flip": flip,

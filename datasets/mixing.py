@@ -7,44 +7,54 @@ Images are float (B, C, H, W), targets float (B, K) with rows that sum to one.
 
 import torch
 
-from datasets.augment import box_masks, to_nhwc
-from datasets.draws import per_image, rand, rand_beta
+from datasets.augment import box_edges, box_masks, to_nhwc
+from datasets.draws import of_the_batch, per_image, rand, rand_beta
+
+MIX_PER = ("image", "batch")
 
 
-def mix(images, targets, generator, mixup_alpha, cutmix_alpha, probability):
+def draw_mixing(generator, count, shape, mixup_alpha, cutmix_alpha, probability, per="image"):
     """Mixes each image with the given probability; an even choice if both alphas are above 0.
+
+    per: "image", or "batch" for one choice, one share and one box for all images.
 
     MixUp (arXiv 1710.09412) keeps a share Beta(alpha, alpha) of the image and adds its neighbour's.
     CutMix (arXiv 1905.04899) pastes a box of the neighbour; targets are weighted by the areas.
     """
-    draws = rand(generator, len(images), 2)
+    # An odd last row is its own neighbour.
+    neighbour = (torch.arange(count) ^ 1).clamp_(max=count - 1)
+    if per == "batch":
+        count, generator = 1, of_the_batch(generator)
+    draws = rand(generator, count, 2)
     mixed = draws[:, 0] < probability
     prefers_mixup = draws[:, 1] < (0.5 if cutmix_alpha else 1.0)
-    kept = torch.ones(len(images))
+    kept = torch.ones(count)
     if mixup_alpha:
-        beta = rand_beta(generator, len(images), mixup_alpha)
+        beta = rand_beta(generator, count, mixup_alpha)
         kept = torch.where(mixed & prefers_mixup, beta, kept)
-    kept = per_image(kept, images)
-    if cutmix_alpha:
-        centres, sides = _cutmix_boxes(images, generator, cutmix_alpha)
-        cut = mixed & ~prefers_mixup if mixup_alpha else mixed
-        # The box of an image that isn't cut is empty.
-        kept = kept - box_masks(centres, sides * cut[:, None], images)
-    return _blend(images, targets, kept)
+    if not cutmix_alpha:
+        return neighbour, per_image(kept), None
+    centres, sides = _cutmix_boxes(generator, count, shape, cutmix_alpha)
+    cut = mixed & ~prefers_mixup if mixup_alpha else mixed
+    # The box of an image that isn't cut is empty.
+    return neighbour, per_image(kept), box_edges(centres, sides * cut[:, None])
 
 
-def _cutmix_boxes(images, generator, alpha):
-    """Centres and sides (B, 2) of boxes whose area, before clipping, is 1 - Beta(alpha, alpha)."""
-    kept = rand_beta(generator, len(images), alpha)
-    size = torch.tensor(images.shape[-2:])
-    centres = (rand(generator, len(images), 2) * size).floor()
+def _cutmix_boxes(generator, count, shape, alpha):
+    """Centres and sides (count, 2) of boxes whose area, unclipped, is 1 - Beta(alpha, alpha)."""
+    kept = rand_beta(generator, count, alpha)
+    size = torch.tensor(shape)
+    centres = (rand(generator, count, 2) * size).floor()
     return centres, ((1 - kept).sqrt()[:, None] * size).floor()
 
 
-def _blend(images, targets, kept):
-    """kept * own + (1 - kept) * neighbour's; kept: (B, C, H, W) or (B, 1, 1, 1)."""
-    # An odd last row is its own neighbour.
-    neighbour = (torch.arange(len(images), device=images.device) ^ 1).clamp_(max=len(images) - 1)
+def blend(images, targets, neighbour, kept, edges):
+    """kept * own + (1 - kept) * neighbour's, and the neighbour's inside the boxes.
+
+    neighbour: rows (B,); kept: (B or 1, 1, 1, 1); edges: (B or 1, 2, 2) of the boxes, or None.
+    """
+    if edges is not None:
+        kept = kept - box_masks(edges, images)
     others = to_nhwc(images).index_select(0, neighbour).permute(0, 3, 1, 2)
     kept_targets = kept.mean((1, 2, 3))[:, None]
     other_targets = targets.index_select(0, neighbour)

@@ -2,19 +2,20 @@
 
     inputs, targets = Pipeline(mean, std, 32, ("crop", "flip"))(images, labels, generator)
 
-To add an augmentation, write a function (images, generator) -> images in augment.py and enter it in
-TRANSFORMS there. What is not drawn anew for each batch, as alternating_flip, is decided by Batches.
+To add an augmentation, write its two functions in augment.py and enter it in TRANSFORMS there. What
+is not drawn anew for each batch, as alternating_flip, is decided by Batches.
 """
 
 from dataclasses import KW_ONLY, dataclass
 
-import torch.nn.functional as F
+import torch
 
 from datasets import augment, auto_augment
-from datasets.mixing import mix
+from datasets.draws import constant, to_device
+from datasets.mixing import blend, draw_mixing
 
 TRANSFORMS = augment.TRANSFORMS | auto_augment.TRANSFORMS
-AUGMENTATIONS = (*TRANSFORMS, "alternating_flip")  # of --augment
+AUGMENTATIONS = TRANSFORMS | {"alternating_flip": augment.alternating_flip}  # of --augment
 
 
 @dataclass(eq=False)
@@ -34,11 +35,13 @@ class Pipeline:
     num_classes: int | None = None  # needed for mixing
     crop_mode: str = "reflect"  # or "zero"
     crop_pixels: int = 0  # largest shift by "crop"; 0: an eighth of the height
+    jitter: float = 0.2  # strength of "color_jitter"
     cutout_size: int = 0  # pixels; 0: no Cutout
     erasing: float = 0.0  # probability
     mixup_alpha: float = 0.0  # 0: no MixUp
     cutmix_alpha: float = 0.0  # 0: no CutMix
     mix_probability: float = 1.0
+    mix_per: str = "image"  # or "batch"
 
     def __post_init__(self):
         self.transforms = tuple(self.transforms)
@@ -48,6 +51,7 @@ class Pipeline:
                 raise ValueError(f"unknown augmentation {name!r}: the names are {names}")
         self.options = {
             "crop": {"padding": self.crop_pixels or None, "mode": self.crop_mode},
+            "color_jitter": dict.fromkeys(("brightness", "contrast", "saturation"), self.jitter),
             "random_resized_crop": {"size": self.image_size},
         }
 
@@ -55,8 +59,14 @@ class Pipeline:
     def alternating_flip(self):
         return "alternating_flip" in self.transforms
 
+    @property
+    def mixes(self):
+        return bool(self.mixup_alpha or self.cutmix_alpha)
+
     def __call__(self, images, labels, generator=None, mirrored=None):
-        return self._apply(images, labels, generator, mirrored, self.transforms)
+        shape = tuple(images.shape[-2:])
+        drawn = self.draw(generator, len(images), shape, mirrored=mirrored)
+        return self.apply(images, labels, to_device(drawn, images.device))
 
     def prepare(self, images):
         """A dataset as `batch` needs it: (pixels (N, H, W, 3), padding).
@@ -66,31 +76,58 @@ class Pipeline:
         pixels = augment.to_nhwc(images)
         if self.transforms[:1] != ("crop",):
             return pixels, 0
-        padding = self.crop_pixels or augment.crop_padding(images)
+        padding = self.crop_pixels or augment.crop_padding(images.shape[2])
         return augment.pad(pixels, padding, self.crop_mode), padding
 
-    def batch(self, prepared, labels, index, generator, mirrored=None):
+    def draw(self, generator, count, shape, *, mirrored=None, index=None):
+        """What is random in a batch, a tuple with the draws of each step, on the CPU.
+
+        shape: (height, width) of the images; index: of the images of a prepared dataset.
+        """
+        drawn = []
+        for name in self.transforms:
+            options = self.options.get(name, {})
+            if name == "alternating_flip":
+                options = {"chosen": mirrored}
+            elif name == "crop" and not drawn:
+                options = options | {"index": index}
+            drawn.append(AUGMENTATIONS[name].draw(generator, count, shape, **options))
+            if name == "random_resized_crop":
+                shape = (self.image_size, self.image_size)
+        shape = (self.image_size, self.image_size)
+        if self.cutout_size:
+            drawn.append(augment.draw_cutout(generator, count, shape, self.cutout_size))
+        if self.erasing:
+            drawn.append(augment.draw_erasing(generator, count, shape, self.erasing))
+        if self.mixes:
+            options = self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_per
+            drawn.append(draw_mixing(generator, count, shape, *options))
+        return tuple(drawn)
+
+    def batch(self, prepared, labels, index, drawn):
         """What the pipeline makes of the images at `index` of a prepared dataset."""
         pixels, padding = prepared
         if not padding:
             images = pixels.index_select(0, index).permute(0, 3, 1, 2)
-            return self(images, labels[index], generator, mirrored)
-        images = augment.random_windows(pixels, index, generator, padding)
-        return self._apply(images, labels[index], generator, mirrored, self.transforms[1:])
+            return self.apply(images, labels[index], drawn)
+        start, *_ = drawn[0]
+        images = augment.windows(pixels, start, padding)
+        return self._apply(images, labels[index], self.transforms[1:], drawn[1:])
 
-    def _apply(self, images, labels, generator, mirrored, transforms):
+    def apply(self, images, labels, drawn):
+        """What the pipeline makes of images (B, 3, h, w); drawn: from `draw`, on their device."""
+        return self._apply(images, labels, self.transforms, drawn)
+
+    def _apply(self, images, labels, transforms, drawn):
+        drawn = iter(drawn)
         for name in transforms:
-            if name == "alternating_flip":
-                images = augment.mirror(images, mirrored)
-            else:
-                images = TRANSFORMS[name](images, generator, **self.options.get(name, {}))
+            images = AUGMENTATIONS[name].apply(images, *next(drawn))
         images = augment.normalize(augment.resize(images, self.image_size), self.mean, self.std)
         if self.cutout_size:
-            images = augment.cutout(images, generator, self.cutout_size)
+            images = augment.erase(images, *next(drawn))
         if self.erasing:
-            images = augment.random_erasing(images, generator, self.erasing)
-        if not self.mixup_alpha and not self.cutmix_alpha:
+            images = augment.erase(images, *next(drawn))
+        if not self.mixes:
             return images, labels
-        targets = F.one_hot(labels, self.num_classes).float()
-        alphas = self.mixup_alpha, self.cutmix_alpha
-        return mix(images, targets, generator, *alphas, self.mix_probability)
+        one_hot = constant(torch.eye, self.num_classes, device=labels.device)
+        return blend(images, one_hot.index_select(0, labels), *next(drawn))

@@ -55,7 +55,7 @@ def copy_to_device(examples, device):
 
 
 def send_ahead(examples, indices, device, stream):
-    """Yields (images (B, 3, H, W), index) on the device for each index of a batch's images.
+    """Yields the images (B, 3, H, W) at each index on the device; an index is of one batch.
 
     A thread gathers and sends the next batch during the step on the current one. stream: a CUDA
     stream for the copies, None on other devices.
@@ -68,12 +68,9 @@ def send_ahead(examples, indices, device, stream):
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=stream is not None)
         examples.gather(index, out=images)
         if stream is None:
-            return images.to(device), index.to(device), None
+            return images.to(device), None
         with torch.cuda.stream(stream):
-            images = images.to(device, non_blocking=True)
-            # An index that isn't pinned would wait for all work that was queued before it.
-            index = index.pin_memory().to(device, non_blocking=True)
-            return images, index, stream.record_event()
+            return images.to(device, non_blocking=True), stream.record_event()
 
     def select_device():
         # A new thread uses the first GPU, and would leave a context there.
@@ -84,11 +81,10 @@ def send_ahead(examples, indices, device, stream):
     with ThreadPoolExecutor(1, initializer=select_device) as thread:
         pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
         while pending:
-            images, index, sent = pending.pop().result()
+            images, sent = pending.pop().result()
             pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
             if sent:
                 current = torch.cuda.current_stream(device)
                 current.wait_event(sent)
                 images.record_stream(current)
-                index.record_stream(current)
-            yield images.permute(0, 3, 1, 2), index
+            yield images.permute(0, 3, 1, 2)

@@ -37,11 +37,13 @@ from models.registry import (
     canonical,
     check_options,
     create_model,
+    family,
     from_card,
     is_published,
     parse_options,
     prefers_fp32,
     recipe,
     require_published,
+    weights_name,
 )
 from models.table import MODELS

@@ -3,11 +3,13 @@
 Widths 16, 32 and 64, n blocks a stage, depth 6n + 2. `shortcut="project"` (default) is the paper's
 option B; `shortcut="pad"` is its option A: subsampling and zero channels, without parameters.
 
-Three variations replace the block:
+Variations replace the block:
+- Plain: the same convolutions without shortcuts.
 - ECA (arXiv 1910.03151): channel attention after the second batch norm, before the addition;
   `eca_position` moves it.
-- Ghost (arXiv 1911.11907): both 3x3 convolutions are ghost modules. The second has no ReLU, so
-  that a block can subtract from its shortcut.
+- Ghost (arXiv 1911.11907): both 3x3 convolutions are ghost modules. `ratio` is that of all channels
+  to those of the ordinary convolution. The second has no ReLU, so that a block can subtract from
+  its shortcut.
 - ConvNeXt (arXiv 2201.03545): an inverted bottleneck around a 7x7 depthwise convolution. Unlike the
   paper's block it expands first, so that the large kernel works on the wide features, and it keeps
   ResNet's batch norm, ReLU and ReLU after the addition.
@@ -62,6 +64,18 @@ class Block(nn.Module):
         return F.relu(self.shortcut(x) + self.conv2(F.relu(self.conv1(x))))
 
 
+class PlainBlock(nn.Module):
+    """Two 3x3 convolutions. The shortcut is ignored."""
+
+    def __init__(self, in_channels, width, stride, shortcut):
+        super().__init__()
+        self.conv1 = conv_bn(in_channels, width, 3, stride)
+        self.conv2 = conv_bn(width, width, 3)
+
+    def forward(self, x):
+        return F.relu(self.conv2(F.relu(self.conv1(x))))
+
+
 class ECABlock(Block):
     """Block with efficient channel attention at one of ECA_POSITIONS."""
 
@@ -79,14 +93,17 @@ class ECABlock(Block):
 
 
 class GhostModule(nn.Module):
-    """A 3x3 convolution makes half of the channels, a 3x3 depthwise one the others from those."""
+    """A 3x3 convolution makes 1 / ratio of the channels, a 3x3 depthwise one the others from those.
 
-    def __init__(self, in_channels, width, stride=1, relu=True):
+    The last ones are dropped where ratio doesn't divide width.
+    """
+
+    def __init__(self, in_channels, width, stride=1, ratio=2, relu=True):
         super().__init__()
-        intrinsic = math.ceil(width / 2)
+        intrinsic = math.ceil(width / ratio)
         self.width = width
         self.primary = conv_bn(in_channels, intrinsic, 3, stride)
-        self.cheap = conv_bn(intrinsic, intrinsic, 3, groups=intrinsic)
+        self.cheap = conv_bn(intrinsic, intrinsic * (ratio - 1), 3, groups=intrinsic)
         self.act = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x):
@@ -97,10 +114,10 @@ class GhostModule(nn.Module):
 class GhostBlock(nn.Module):
     """Two ghost modules and a shortcut."""
 
-    def __init__(self, in_channels, width, stride, shortcut):
+    def __init__(self, in_channels, width, stride, shortcut, ratio):
         super().__init__()
-        self.ghost1 = GhostModule(in_channels, width, stride)
-        self.ghost2 = GhostModule(width, width, relu=False)
+        self.ghost1 = GhostModule(in_channels, width, stride, ratio)
+        self.ghost2 = GhostModule(width, width, ratio=ratio, relu=False)
         self.shortcut = create_shortcut(in_channels, width, stride, shortcut)
 
     def forward(self, x):
@@ -144,9 +161,22 @@ class CifarResNet(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
         init_weights(self)
 
+    def get_classifier(self):
+        return self.fc
+
+    def forward_features(self, x):
+        return self.blocks(F.relu(self.stem(x)))  # (B, 64, H / 4, W / 4)
+
+    def forward_head(self, x, pre_logits=False):
+        x = x.mean((2, 3))
+        return x if pre_logits else self.fc(x)
+
     def forward(self, x):
-        x = self.blocks(F.relu(self.stem(x)))  # (B, 64, H / 4, W / 4)
-        return self.fc(x.mean((2, 3)))
+        return self.forward_head(self.forward_features(x))
+
+
+def plain_network(num_classes=10, *, n):
+    return CifarResNet(num_classes, PlainBlock, n=n)
 
 
 def eca_resnet(num_classes=10, *, n, kernel, shortcut="project", eca_position="bn2"):
@@ -156,8 +186,11 @@ def eca_resnet(num_classes=10, *, n, kernel, shortcut="project", eca_position="b
     return CifarResNet(num_classes, block, n=n, shortcut=shortcut)
 
 
-def ghost_resnet(num_classes=10, *, n, shortcut="project"):
-    return CifarResNet(num_classes, GhostBlock, n=n, shortcut=shortcut)
+def ghost_resnet(num_classes=10, *, n, shortcut="project", ratio=2):
+    if not 2 <= ratio <= 16:
+        raise ValueError(f"ratio {ratio} leaves a convolution without channels: it must be 2 to 16")
+    block = partial(GhostBlock, ratio=ratio)
+    return CifarResNet(num_classes, block, n=n, shortcut=shortcut)
 
 
 def convnext_resnet(num_classes=10, *, n, drop_path=0.05):

@@ -81,6 +81,12 @@ def _config(name):
     return timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
 
 
+def weights_name(name):
+    """The name with the tag of its weights: resnet18 -> resnet18.a1_in1k; None without weights."""
+    config = _config(name)
+    return f"{config.architecture}.{config.tag}" if config and config.has_weights else None
+
+
 def has_fixed_size(name):
     """Whether timm's network needs to know the image size (its option img_size)."""
     config = _config(name)
@@ -91,6 +97,15 @@ def native_size(name):
     """Pixels on a side of the images that timm's network was published with."""
     config = _config(name)
     return config.input_size[-1] if config and config.input_size else 224
+
+
+def family(name):
+    """timm's module of a network, such as resnet; "" if timm has no such network."""
+    import timm
+
+    if not timm.is_model(name):
+        return ""
+    return timm.model_entrypoint(name.split(".")[0]).__module__.rsplit(".", 1)[-1]
 
 
 def vision_transformer(

@@ -5,9 +5,10 @@ import re
 
 from common.errors import UserError
 from models import options as plain_options
+from models import published
 from models.published import create_timm, has_fixed_size
 from models.recipes import PROBE, TRANSFER, TRANSFER_SIZE
-from models.table import MODELS
+from models.table import FAMILIES, MODELS
 
 # timm itself also takes addresses and paths for names: hf-hub:..., local-dir:...
 TIMM_NAME = re.compile(r"timm/[A-Za-z0-9_.-]{1,128}")
@@ -38,6 +39,30 @@ def canonical(name):
 
 def _bare(text):
     return text.lower().replace("-", "").replace("_", "")
+
+
+def family(name):
+    """The family of a model, by which charts group: timm's module for its networks; "" if unknown.
+
+    Plain networks are apart from the residual ones that they are compared with.
+    """
+    if name.startswith("timm/"):
+        return published.family(name.removeprefix("timm/"))
+    entry = MODELS.get(name)
+    if entry is None:
+        return ""
+    if name.startswith("plain"):
+        return "plain"
+    if entry.timm_name:
+        return published.family(entry.timm_name)
+    return FAMILIES.get(entry.constructor, entry.constructor.__module__.rsplit(".", 1)[-1])
+
+
+def weights_name(name):
+    """timm's complete name of a model's published weights, architecture.tag; None without any."""
+    listed = MODELS.get(name)
+    timm_name = listed.timm_name if listed else name.removeprefix("timm/")
+    return published.weights_name(timm_name) if timm_name else None
 
 
 def is_published(name):

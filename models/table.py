@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 from models.adapted import convnext_tiny, cspresnet50, ghostnet_100, mlp_mixer, resnest50d
 from models.airbench import Airbench
-from models.cifar_resnet import CifarResNet, convnext_resnet, eca_resnet, ghost_resnet
+from models.cifar_resnet import (
+    CifarResNet,
+    convnext_resnet,
+    eca_resnet,
+    ghost_resnet,
+    plain_network,
+)
 from models.coatnet import coatnet, coatnet_cifar
 from models.hornet import HorNet
 from models.mscan import MSCAN
@@ -81,6 +87,20 @@ COATNET = "arXiv 2106.04803"
 VIT = "arXiv 2010.11929"
 VIT_TIMM = "arXiv 2010.11929, timm"
 
+# The families of models whose constructor's module doesn't say it; see registry.family.
+FAMILIES = {
+    CifarResNet: "resnet",
+    eca_resnet: "eca",
+    ghost_resnet: "ghostnet",
+    ghostnet_100: "ghostnet",
+    convnext_resnet: "convnext",
+    convnext_tiny: "convnext",
+    cspresnet50: "cspnet",
+    resnest50d: "resnest",
+    mlp_mixer: "mlp_mixer",
+    ViT: "vision_transformer",
+}
+
 # fmt: off
 # Fixed options.
 BASIC18 = dict(block=BasicBlock, layers=(2, 2, 2, 2))
@@ -135,6 +155,10 @@ MODELS = {
     "resnet44": Entry(CifarResNet, dict(n=7), SMALL, 667_188, 100, HE),
     "resnet56": Entry(CifarResNet, dict(n=9), SMALL, 861_620, 100, HE),
     "resnet110": Entry(CifarResNet, dict(n=18), SMALL, 1_736_564, 100, HE),
+    "plain20": Entry(plain_network, dict(n=3), SMALL, 275_572, 100, HE),
+    "plain32": Entry(plain_network, dict(n=5), SMALL, 470_004, 100, HE),
+    "plain44": Entry(plain_network, dict(n=7), SMALL, 664_436, 100, HE),
+    "plain56": Entry(plain_network, dict(n=9), SMALL, 858_868, 100, HE),
     "eca_resnet20": Entry(eca_resnet, dict(n=3, kernel=3), SMALL, 278_351, 100, ECA),
     "eca_resnet32": Entry(eca_resnet, dict(n=5, kernel=5), SMALL, 472_831, 100, ECA),
     "ecanet20_fixed_k3": Entry(eca_resnet, dict(n=3, kernel=3), SMALL, 278_351, 100, ECA),

@@ -21,10 +21,13 @@ MIN_DRAWN = 5  # images of a bin; the accuracy of fewer says nothing
 MAX_NAMES = 20  # classes that are listed in the figure
 
 
-def report(predictor, split, path, corrupted=500):
-    """Measures a model, writes the figure and the JSON file next to it, and returns the results."""
+def report(predictor, split, path, corrupted=500, show=False):
+    """Measures a model, writes the figure and the JSON file next to it, and returns the results.
+
+    show: also draw it for figures.show.
+    """
     result = measure(predictor, split, corrupted)
-    draw(result, path)
+    draw(result, path, show)
     figures.write(path.with_suffix(".json"), json.dumps(result, indent=1).encode())
     return result
 
@@ -142,9 +145,15 @@ def _measured_classes(result):
 # ---- the figure ----------------------------------------------------------------------------------
 
 
-def draw(result, path):
+def draw(result, path, show=False):
+    plt = figures.pyplot(9, show)
+    figures.save(_figure(plt, result), path, dpi=110)
+    if show:
+        _figure(plt, result)
+
+
+def _figure(plt, result):
     """Confusion and accuracy by class above, robustness and reliability below."""
-    plt = figures.pyplot(9)
     style = dict(figsize=(11.5, 9.6), layout="constrained", width_ratios=(1.15, 1))
     figure, axes = plt.subplots(2, 2, **style)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
@@ -159,7 +168,7 @@ def draw(result, path):
         f"weights of {result['weights']}"
     )
     figure.suptitle(figures.plain(title, 150), fontsize=9)
-    figures.save(figure, path, dpi=110)
+    return figure
 
 
 def _draw_confusion(axis, result):
@@ -199,7 +208,7 @@ def _draw_classes(axis, result):
         axis.annotate(f"{value:.1f}", place, **style)
     axis.axvline(result["accuracy"], color="#444444", linestyle=":", linewidth=1)
     axis.set(title=f"{title} (dotted: all, {result['accuracy']:.2f} %)", xlabel="accuracy (%)")
-    axis.set(xlim=(0, 100), ylim=(len(classes) - 0.4, -0.6))
+    axis.set(ylabel="true class", xlim=(0, 100), ylim=(len(classes) - 0.4, -0.6))
     axis.set_yticks(rows, [figures.plain(name, 18) for name, _ in classes])
     axis.tick_params(axis="y", length=0)
     figures.tidy(axis)
@@ -233,6 +242,6 @@ def _draw_robustness(axis, robustness):
     axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     title = f"accuracy (%) on {robustness['pictures']:,} corrupted images:\n"
     title += f"mean {robustness['mean']:.1f}, clean {robustness['clean']:.1f}"
-    axis.set(xlabel="strength", title=title)
+    axis.set(xlabel="strength", ylabel="corruption", title=title)
     axis.tick_params(length=0)
     return image

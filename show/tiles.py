@@ -44,15 +44,25 @@ def answer(predictor, logits, images, topk, explained):
     return Answer(predictor.name, top.values, top.indices, heat, method)
 
 
-def draw(answers, selection, classes, path):
-    """Writes a figure: a grid of images for one Answer, a row for each image for several."""
-    figure = figures.pyplot(8.5).figure()
+def draw(answers, selection, classes, path, show=False):
+    """Writes a figure: a grid of images for one Answer, a row for each image for several.
+
+    show: also draw it for figures.show.
+    """
+    plt = figures.pyplot(8.5, show)
+    figures.save(_figure(plt, answers, selection, classes), path, dpi=130)
+    if show:
+        _figure(plt, answers, selection, classes)
+
+
+def _figure(plt, answers, selection, classes):
+    figure = plt.figure()
     if len(answers) == 1:
         _draw_grid(figure, answers[0], selection, classes)
     else:
         _draw_rows(figure, answers, selection, classes)
     _add_legend(figure, answers, selection.truth is not None)
-    figures.save(figure, path, dpi=130)
+    return figure
 
 
 def _draw_grid(figure, answer, selection, classes):

@@ -3,21 +3,29 @@
 report("eca", runs, Path("runs/sweep-eca-cifar100"), "python sweep.py eca")   # runs: of plans.Run
 """
 
+import json
+
 from analysis import curves, metrics, replicates, tables
 from common import files
 from sweeps.suites import SUITES
 
-COLUMNS = ("experiment", "n", "test", "train", "parameters", "gmacs")
+COLUMNS = (
+    *("experiment", "n", "test", "error_rate", "train_clean", "train", "parameters", "per_million"),
+    *("gmacs", "seconds", "epoch_seconds", "speed"),
+)
+# What differences are taken of: columns of summary.json.
+MEASURES = {"test_acc": "test", "train_clean_acc": "training images"}
 NOTE = """\
-Differences are of final test accuracy, in points, experiment minus baseline. Standard errors are
-over seeds: of the mean of the paired differences if the experiments share seeds, else Welch's.
-Intervals are 95 %, by Student's t. They describe other seeds, not other images, and hold for each
-row alone: of twenty rows without any difference, one is expected to look resolved.
+Differences are of final accuracy on the test images or, with --eval-train, on the training images
+without augmentation: in points, experiment minus baseline. Standard errors are over seeds: of the
+mean of the paired differences if the experiments share seeds, else Welch's. Intervals are 95 %, by
+Student's t. They describe other seeds, not other images, and hold for each row alone: of twenty
+rows without any difference, one is expected to look resolved.
 """
 
 
 def report(name, runs, root, command):
-    """Prints the tables of the finished runs and writes results.md and curves.png."""
+    """Prints the tables of the finished runs and writes results.md, .csv, .json and curves.png."""
     finished = [run for run in runs if run.finished]
     if not finished:
         return
@@ -28,52 +36,85 @@ def report(name, runs, root, command):
         if members:
             read = [metrics.Run(run.path / "metrics.csv") for run in members]
             groups.append(replicates.Group(label, read))
-    experiments = tables.compare(groups, COLUMNS).cells()
+    table = tables.compare(groups, COLUMNS)
+    if suite.ranked:
+        table.sort("test")
+    experiments = table.cells()
     answers = list(differences(suite.comparisons(), finished))
     curves.draw(groups, root / "curves.png")
 
-    text = f"# {name}: {suite.title}\n\n    {command}\n\n{origin(finished)}\n\n"
+    text = f"# {name}: {suite.question}\n\n    {command}\n\n{origin(finished)}\n\n"
     text += f"{tables.markdown_table(experiments)}\n![means over seeds](curves.png)\n"
     tables.print_table(experiments)
     if answers:
-        text += f"\n{tables.markdown_table(answers)}\n{NOTE}"
+        cells = [in_words(answer) for answer in answers]
+        text += f"\n{tables.markdown_table(cells)}\n{NOTE}"
         print()
-        tables.print_table(answers)
+        tables.print_table(cells)
     unfinished = [run.path.name for run in runs if run not in finished]
     if unfinished:
         text += f"\nNot finished: {', '.join(unfinished)}.\n"
-    with files.replacing(root / "results.md", "w") as file:
-        file.write(text)
-    print(f"\ntables: {root / 'results.md'}  curves: {root / 'curves.png'}")
+    results = {"suite": name, "question": suite.question, "command": command}
+    results |= {"experiments": [_json_row(row) for row in table.rows], "differences": answers}
+    results["runs"] = [_json_run(run) for run in finished]
+    contents = {"md": text, "csv": table.render("csv"), "json": json.dumps(results, indent=1)}
+    for suffix, content in contents.items():
+        with files.replacing(root / f"results.{suffix}", "w") as file:
+            file.write(content)
+    print(f"\ntables: {root}/results.md, .csv, .json  curves: {root / 'curves.png'}")
+
+
+def _json_row(row):
+    """A row of the table of experiments: {"mean", "std", "n"} for what varies with the seed."""
+    return {
+        key: value._asdict() if isinstance(value, replicates.MeanStd) else value
+        for key, value in row.items()
+    }
+
+
+def _json_run(run):
+    known = {"experiment": run.label, "seed": run.args.seed, "directory": run.path.name}
+    config = files.read_json(run.path / "config.json")
+    return known | {"arguments": config.get("arguments"), "summary": run.summary}
 
 
 def differences(comparisons, finished):
-    """A table row for each (question, experiment, baseline) that has finished runs."""
+    """A row for each (question, experiment, baseline) and measure that has finished runs."""
     accuracies, parameters = {}, {}
     for run in finished:
         summary = run.summary
-        accuracies.setdefault(run.label, {})[run.args.seed] = summary["test_acc"]
         parameters[run.label] = summary["parameters"]
+        for measure in MEASURES:
+            if measure in summary:
+                of = accuracies.setdefault((measure, run.label), {})
+                of[run.args.seed] = summary[measure]
     for question, experiment, baseline in comparisons:
-        if experiment not in accuracies or baseline not in accuracies:
-            continue
-        found = replicates.difference(accuracies[experiment], accuracies[baseline])
-        ratio = parameters[experiment] / parameters[baseline]
-        error = interval = ""
-        if found.error is not None:
-            error = f"{found.error:.2f}"
-            interval = f"{found.low:+.2f} to {found.high:+.2f}"
-        yield {
-            "experiment": experiment,
-            "baseline": baseline,
-            "difference": f"{found.value:+.2f}",
-            "std error": error,
-            "95 % interval": interval,
-            "n": found.n,
-            "verdict": found.verdict,
-            "parameters": f"{100 * (ratio - 1):+.1f} %",
-            "question": question,
-        }
+        for measure, name in MEASURES.items():
+            ours = accuracies.get((measure, experiment))
+            found = replicates.difference(ours, accuracies.get((measure, baseline)))
+            if found is None:
+                continue
+            ratio = parameters[experiment] / parameters[baseline]
+            row = {"question": question, "experiment": experiment, "baseline": baseline}
+            row |= {"accuracy_of": name, "parameters_percent": 100 * (ratio - 1)}
+            yield row | found._asdict() | {"verdict": found.verdict}
+
+
+def in_words(row):
+    """{title: text} of a row of `differences`."""
+    known = row["error"] is not None
+    return {
+        "experiment": row["experiment"],
+        "baseline": row["baseline"],
+        "accuracy of": row["accuracy_of"],
+        "difference": f"{row['value']:+.2f}",
+        "std error": f"{row['error']:.2f}" if known else "",
+        "95 % interval": f"{row['low']:+.2f} to {row['high']:+.2f}" if known else "",
+        "n": row["n"],
+        "verdict": row["verdict"],
+        "parameters": f"{row['parameters_percent']:+.1f} %",
+        "question": row["question"],
+    }
 
 
 def origin(finished):

@@ -15,11 +15,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 import data
 import models
 from common import command_line, files, scopes
 from common.errors import UserError
-from common.scopes import flag
+from common.scopes import flag, words
 from common.text import printable
 from sweeps.suites import DECIDED, SUITES
 from training import arguments, run_directory
@@ -27,6 +29,7 @@ from training import arguments, run_directory
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Arguments that say where a run is executed or stored, not what it is.
 PLACE = scopes.names("call", "place")
+IDENTITY = scopes.names("identity")
 
 
 @dataclass(eq=False)
@@ -71,27 +74,6 @@ def python(script):
     return [sys.executable, str(REPOSITORY / f"{script}.py")]
 
 
-def words(values):
-    """Arguments by name as words of a command line."""
-    result = []
-    for name, value in values.items():
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, bool):
-                result.append(flag(name if item else f"no_{name}"))
-            else:
-                result += [flag(name), "auto" if item is None else str(item)]
-    return result
-
-
-def make_run(label, path, script, asked, parser):
-    """A Run with its arguments resolved and its state. Raises UserError."""
-    args, _ = arguments.resolve(parser, given=dict(asked))
-    models.parse_options(args.model_arg, args.model)
-    run = Run(label, path, script, asked, args)
-    run.state = _state(run)
-    return run
-
-
 def remove_leftovers(run):
     """Removes what a run left that ended before its first checkpoint, and that starts anew."""
     if run.state == "new":
@@ -99,36 +81,64 @@ def remove_leftovers(run):
             (run.path / leftover).unlink(missing_ok=True)
 
 
-def plan(name, given, seeds, root):
+def plan(name, given, seeds, root, only=(), own_recipes=False):
     """The runs of a suite, seed after seed, so that the first ones compare all experiments.
 
-    given: arguments of the command line; root: the sweep's directory or None. Raises UserError.
+    given: arguments of the command line; root: the sweep's directory or None; only: the experiments
+    to run (default: all); own_recipes: without the settings of the suite. Raises UserError.
     """
     suite = SUITES[name]
     parser = importlib.import_module(suite.script).build_parser()
-    shared = command_line.explicit(parser, shlex.split(suite.shared))
-    own = {
-        label: command_line.explicit(parser, shlex.split(text))
-        for label, text in suite.experiments.items()
-    }
+
+    def parse(text):
+        return command_line.explicit(parser, shlex.split(text))
+
+    shared = parse(suite.shared) | ({} if own_recipes else parse(suite.settings))
+    own = {label: parse(text) for label, text in suite.experiments.items()}
     if "weights" in given:
         given = dict(given)
         _replace_pretrained(name, given.pop("weights"), shared, own)
-    decided = sorted(set(given) & DECIDED.union(*own.values()))
-    if decided:
-        hint = " (use --seeds)" if "seed" in decided else ""
-        raise UserError(f"the suite decides {', '.join(map(flag, decided))}{hint}", status=2)
+    _refuse(name, given, parser, own)
+    if own_recipes and not suite.settings:
+        raise UserError(f"--own-recipes: the suite {name} uses them already", 2)
+    for label in only:
+        if label not in own:
+            raise UserError(f"--only {label}: {name} has {', '.join(own)}", 2)
+    variant = "-own-recipes" if own_recipes else ""
     runs = []
     for seed in seeds:
-        for label, values in own.items():
-            asked = shared | given | values | {"seed": seed}
-            args, _ = arguments.resolve(parser, given=asked)
-            models.parse_options(args.model_arg, args.model)
-            directory = root or Path("runs") / f"sweep-{name}-{args.dataset}"
+        for label in [label for label in own if label in only or not only]:
+            asked = shared | own[label] | given | {"seed": seed}
+            args, _ = arguments.resolve(parser, given=dict(asked))
+            _check_model(args)
+            directory = root or Path("runs") / f"sweep-{name}{variant}-{args.dataset}"
             run = Run(label, directory / f"{label}-s{seed}", suite.script, asked, args)
-            run.state = _state(run)
+            run.state = stored_state(run)
             runs.append(run)
     return runs
+
+
+def _refuse(name, given, parser, own):
+    """Raises UserError for arguments that distinguish the experiments, or that have no meaning."""
+    known = {action.dest for action in parser._actions}
+    foreign = [flag(key) for key in given if key not in known]
+    if foreign:
+        raise UserError(f"{', '.join(foreign)}: the suite {name} doesn't use train_sota.py", 2)
+    first = next(iter(own.values()))
+    compared = {key for values in own.values() for key in values | first}
+    compared = {key for key in compared if any(v.get(key) != first.get(key) for v in own.values())}
+    decided = sorted(given.keys() & (compared | DECIDED))
+    if decided:
+        hint = " (use --seeds)" if "seed" in decided else ""
+        raise UserError(f"the suite decides {', '.join(map(flag, decided))}{hint}", 2)
+
+
+def _check_model(args):
+    """Raises UserError unless a model with these options exists."""
+    options = models.parse_options(args.model_arg, args.model)
+    if options:
+        with torch.device("meta"):
+            models.create_model(args.model, **options)
 
 
 def _replace_pretrained(name, weights, shared, own):
@@ -141,7 +151,24 @@ def _replace_pretrained(name, weights, shared, own):
             values["weights"] = weights
 
 
-def _state(run):
+def afterwards(name, root):
+    """The commands of a suite that follow its runs."""
+    for text in SUITES[name].afterwards:
+        script, *options = shlex.split(text.format(root=root))
+        yield [sys.executable, str(REPOSITORY / script), *options]
+
+
+def describe(run):
+    """What a run is, as options: all that is not a default, without the seed."""
+    chosen = {}
+    for key, value in vars(run.args).items():
+        is_default = key not in IDENTITY or run.args.origin[key] == "default"
+        if not (is_default or key == "seed" or value in (None, [])):
+            chosen[key] = value
+    return shlex.join(words(chosen))
+
+
+def stored_state(run):
     """The state of a run. Raises UserError if its directory is in use or holds another run."""
     present = [name for name in run_directory.FILES if (run.path / name).exists()]
     if not present:
@@ -190,6 +217,13 @@ def wait_until_free(path, seconds=10):
             if time.monotonic() > end:
                 raise
             time.sleep(0.1)
+
+
+def prepare(runs):
+    """Loads the data, and removes what runs without a checkpoint have left behind."""
+    check_data(runs[0].args)
+    for run in runs:
+        remove_leftovers(run)
 
 
 def check_data(args):

@@ -17,11 +17,11 @@ from pathlib import Path
 from analysis import metrics, published
 from common import files, scopes
 from common.errors import UserError
-from sweeps import plans, reference
+from sweeps import reference
 
 PUBLIC = (
     *("arguments", "from", "precision", "python", "torch", "torchvision", "timm", "numpy"),
-    *("cuda", "cudnn", "device", "threads", "git", "command", "started", "resumed"),
+    *("cuda", "cudnn", "device", "cores", "threads", "git", "command", "started", "resumed"),
 )
 TIME = r"-s\d+(-\d{8}-\d{6})?(-\d+)?$"  # the end of a run's name: its seed, and when it started
 
@@ -182,7 +182,10 @@ def public_config(config):
         if name not in call and (origin.get(name) == "command line" or from_config):
             given[name] = value
     script = Path(str(config.get("command", "train.py")).split(" ")[0]).name
-    public = config | {"arguments": arguments, "command": shlex.join([script, *plans.words(given)])}
+    public = config | {
+        "arguments": arguments,
+        "command": shlex.join([script, *scopes.words(given)]),
+    }
     if "resumed" in config:
         epochs = [part["at_epoch"] for part in config["resumed"]]
         public["resumed"] = [

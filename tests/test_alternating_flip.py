@@ -37,7 +37,7 @@ def mirrored_images(epoch, count=1000, seed=0):
 def test_mirror_flips_the_chosen_images_only():
     images, chosen = make_images(8), torch.arange(8) % 3 == 0
     expected = torch.where(chosen[:, None, None, None], images.flip(3), images)
-    assert torch.equal(augment.mirror(images, chosen), expected)
+    assert torch.equal(augment.mirror(images, augment.mirror_rows(chosen)), expected)
 
 
 def test_a_random_half_is_mirrored_first_then_all_every_other_epoch():

@@ -76,6 +76,16 @@ def test_another_optimizer_has_its_own_rates():
     assert values(muon, "lr", "momentum", "epochs") == (0.01, 0.95, 100)
 
 
+def test_an_optimizer_of_timm_has_the_rates_of_timm():
+    args = resolve(train, "--optimizer", "timm/lion")
+    assert values(args, "lr", "momentum", "weight_decay") == (1e-4, 0.9, 0.0)
+    args = resolve(train, "--optimizer", "timm/adan", "--momentum", 0.97)
+    assert values(args, "lr", "momentum") == (1e-3, 0.97)
+    with refused("--optimizer timm/adafactor has no default learning rate: add --lr"):
+        resolve(train, "--optimizer", "timm/adafactor")
+    assert resolve(train, "--optimizer", "timm/adafactor", "--lr", 0.01).lr == 0.01
+
+
 def test_starting_from_weights_has_its_own_recipe():
     keys = ("optimizer", "lr", "layer_decay", "epochs", "image_size")
     args = resolve(train, "--weights", "x.pt", "--model", "vit_custom")
@@ -122,6 +132,15 @@ def test_weights_replace_the_recipe_in_a_config_of_a_run_from_scratch(configured
     record = arguments.record(scratch, {})
     args = configured(record[0], "--weights", "x.pt", origin=record[1])
     assert values(args, "model", "epochs", "lr", "layer_decay") == ("vit_custom", 50, 3e-4, 0.75)
+
+
+def test_no_pretrained_turns_off_what_a_config_turned_on(configured):
+    """The model stays, though it was a default, with the recipe that it has from scratch."""
+    config, origin = arguments.record(resolve(train_vit, "--pretrained", "--tag", "a"), {})
+    args = configured(config, "--no-pretrained", origin=origin)
+    scratch = resolve(train, "--model", "vit_tiny", "--tag", "a")
+    assert (args.model, args.pretrained, args.tag) == ("vit_tiny", False, "a")
+    assert arguments.as_dict(args) | {"config": None} == arguments.as_dict(scratch)
 
 
 def test_what_a_config_may_hold(configured, tmp_path):
@@ -185,6 +204,54 @@ def test_a_config_is_checked_like_a_command_line(configured, config, message):
         configured(config)
 
 
+YAML = """
+model: resnet20
+amp: off            # YAML reads this as false
+lr: 1e-3            # and this as text
+augment: none
+model_arg: [shortcut=pad]
+"""
+
+
+@pytest.mark.parametrize("text", [YAML, "arguments:" + YAML.replace("\n", "\n  ")])
+def test_a_config_may_be_yaml(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    args = resolve(train, "--config", path, "--epochs", 3)
+    expected = ("resnet20", "off", 1e-3, "none", ["shortcut=pad"], 3)
+    assert values(args, "model", "amp", "lr", "augment", "model_arg", "epochs") == expected
+
+
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: [", "is not valid YAML (line 1: "),
+        ("lr: !!python/object/apply:os.system [exit]", "python/object/apply:os.system"),
+        ("!!python/object/new:os.system [exit]", "is not valid YAML"),
+        ("lr: !!timestamp x", "is not valid YAML"),
+        (BOMB, "has an alias (*name): write its value instead"),
+        ("lr: " + "x" * 60_000, "has 60004 characters, more than 50000"),
+        ("[" * 30_000, "has more than 10 nested levels"),
+        ("- lr", "holds no arguments"),
+        ("1: 2", "holds no arguments"),
+        ("lr: -1", "lr: must be a number, at least 0"),
+        ("lrr: 1", "unknown argument 'lrr'; did you mean lr"),
+        ("epochs: 2\n---\nepochs: 3", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_yaml_file_is_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "a.yml"
+    path.write_text(text)
+    with refused("--config", message) as error:
+        resolve(train, "--config", path)
+    assert error.value.status == 2
+
+
 def test_a_config_without_arguments_is_refused(tmp_path):
     path = tmp_path / "a.json"
     with refused(f"--config {path}: No such file"):
@@ -203,7 +270,8 @@ def test_a_config_without_arguments_is_refused(tmp_path):
         (["--epochs", 0], "--epochs: must be an integer, at least 1, not '0'"),
         (["--lr", -0.1], "--lr: must be a number, at least 0, not '-0.1'"),
         (["--augment", "crop,flop"], "none or names from crop, flip"),
-        (["--optimizer", "sdg"], "choose from"),
+        (["--optimizer", "sdg"], "must be one of sgd, adam"),
+        (["--optimizer", "timm/lamv"], "timm has no optimizer 'lamv'; the nearest names are lamb"),
         (["--momentum", 1], "at most"),
         (["--lora-rank", 8], "unknown argument --lora-rank"),
         (["--micro-batch", 8], "unknown argument --micro-batch"),
@@ -219,5 +287,5 @@ def test_a_wrong_value_is_one_line_and_exit_status_2(argv, message, capsys):
 
 
 def test_resume_previous_needs_a_run():
-    with refused("--resume-previous needs --resume RUN"):
+    with refused("--resume-previous needs --resume"):
         resolve(train, "--resume-previous")

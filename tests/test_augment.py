@@ -5,12 +5,12 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.batches import MEAN, STD, channels_last, make_images, one_by_one, seeded
+from helpers.batches import MEAN, STD, channels_last, make_images, mix, one_by_one, seeded
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from datasets import augment, mixing
+from datasets import augment
 from datasets.draws import RankGenerator, rand
 from datasets.pipeline import TRANSFORMS
 
@@ -36,9 +36,9 @@ PIXEL_FUNCTIONS = TRANSFORMS | {
 }
 ALL_FUNCTIONS = PIXEL_FUNCTIONS | {
     "erasing": functools.partial(augment.random_erasing, probability=0.5),
-    "mixup": on_images(mixing.mix, mixup_alpha=1.0, cutmix_alpha=0.0, probability=1.0),
-    "cutmix": on_images(mixing.mix, mixup_alpha=0.0, cutmix_alpha=1.0, probability=1.0),
-    "both": on_images(mixing.mix, mixup_alpha=0.4, cutmix_alpha=1.0, probability=0.5),
+    "mixup": on_images(mix, mixup_alpha=1.0, cutmix_alpha=0.0, probability=1.0),
+    "cutmix": on_images(mix, mixup_alpha=0.0, cutmix_alpha=1.0, probability=1.0),
+    "both": on_images(mix, mixup_alpha=0.4, cutmix_alpha=1.0, probability=0.5),
 }
 every_function = pytest.mark.parametrize("function", ALL_FUNCTIONS.values(), ids=ALL_FUNCTIONS)
 pixel_functions = pytest.mark.parametrize("function", PIXEL_FUNCTIONS.values(), ids=PIXEL_FUNCTIONS)
@@ -65,7 +65,7 @@ def test_each_image_has_its_own_draw(function):
 @pytest.mark.parametrize("alphas", [(1.0, 0.0), (0.0, 1.0)], ids=["mixup", "cutmix"])
 def test_each_mixed_image_has_its_own_draw(alphas):
     images = torch.tensor([0.0, 1.0]).repeat(32).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
-    _, targets = mixing.mix(images, torch.eye(2).repeat(32, 1), seeded(), *alphas, 1.0)
+    _, targets = mix(images, torch.eye(2).repeat(32, 1), seeded(), *alphas, 1.0)
     assert len(targets[:, 0].unique()) > 48
 
 
@@ -177,12 +177,12 @@ def test_resized_crop(size):
     images = make_images(24, 28, 36)
     boxes = augment.random_boxes(seeded(), 24, (28, 36))
     # Top, left, height, width of: the full image, a corner, a row, a column.
-    boxes[:, :4] = torch.tensor([[0, 0, 28, 36], [27, 35, 1, 1], [3, 0, 1, 36], [0, 9, 28, 1]]).T
+    boxes[:4] = torch.tensor([[0, 0, 28, 36], [27, 35, 1, 1], [3, 0, 1, 36], [0, 9, 28, 1]])
 
     def reference(image, box):
         return tvf.resized_crop(image, *box.tolist(), [size, size], antialias=True)
 
-    expected = one_by_one(reference, images / 255, boxes.T)
+    expected = one_by_one(reference, images / 255, boxes)
     out = augment.resized_crop(images / 255, boxes, size)
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=0)
     out = augment.resized_crop(images, boxes, size)
@@ -195,12 +195,12 @@ def test_random_resized_crop_uses_the_drawn_boxes(size):
     images = make_images(12)
     scale, ratio = (0.3, 0.6), (0.5, 2)
     boxes = augment.random_boxes(seeded(), 12, (32, 32), scale, ratio)
-    out = augment.random_resized_crop(images, seeded(), size, scale, ratio)
+    out = augment.random_resized_crop(images, seeded(), size, scale=scale, ratio=ratio)
     assert torch.equal(out, augment.resized_crop(images, boxes, size or 32))
 
 
 def assert_inside(boxes, height, width):
-    top, left, h, w = boxes
+    top, left, h, w = boxes.T
     assert top.min() >= 0 and left.min() >= 0
     assert (top + h).max() <= height and (left + w).max() <= width
 
@@ -215,7 +215,7 @@ def test_boxes_of_extreme_draws_are_inside(shape, extreme_draw):
 def test_boxes_have_the_given_areas_and_ratios(height, width, scale, ratio):
     boxes = augment.random_boxes(seeded(), 4000, (height, width), scale, ratio).double()
     assert_inside(boxes, height, width)
-    top, left, h, w = boxes
+    top, left, h, w = boxes.T
     area, half = height * width, 0.5  # sides are rounded by half a pixel
     assert ((h + half) * (w + half)).min() >= scale[0] * area
     assert ((h - half) * (w - half)).max() <= scale[1] * area
@@ -231,12 +231,12 @@ def torchvision_boxes(count, height, width, scale, ratio):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         boxes = [transform.make_params([image]) for _ in range(count)]
-    return torch.tensor([[box[key] for box in boxes] for key in ("top", "left", "height", "width")])
+    return torch.tensor([[box[key] for key in ("top", "left", "height", "width")] for box in boxes])
 
 
 def test_boxes_are_distributed_like_torchvisions():
-    ours = augment.random_boxes(seeded(), 20000, (64, 48)).double()
-    theirs = torchvision_boxes(3000, 64, 48, (0.08, 1.0), (3 / 4, 4 / 3)).double()
+    ours = augment.random_boxes(seeded(), 20000, (64, 48)).double().T
+    theirs = torchvision_boxes(3000, 64, 48, (0.08, 1.0), (3 / 4, 4 / 3)).double().T
     for statistic in (lambda b: b[2] * b[3], lambda b: b[3] / b[2], lambda b: b[0], lambda b: b[1]):
         mine, other = statistic(ours), statistic(theirs)
         assert abs(mine.mean() - other.mean()) < 4 * other.std() / len(other) ** 0.5

@@ -25,6 +25,11 @@ def torchvision_magnitudes(transform, name, height, width, bins=31):
     return torch.zeros(bins) if values is None else values.float(), signed
 
 
+def operate(images, op, strength):
+    """Applies OPERATIONS[op[i]] with strength[i] to image i."""
+    return auto_augment.operate(images, *auto_augment.arrange([(op, strength)], images.shape[-2:]))
+
+
 def as_strength(name, magnitude):
     """torchvision's magnitude in our unit: it gives remaining bits and the threshold itself."""
     return {"posterize": 8 - magnitude, "solarize": 1 - magnitude}.get(name, magnitude)
@@ -83,7 +88,7 @@ def test_each_operation_is_torchvisions(name, height, width, transform):
     for magnitude in [*magnitudes.tolist(), *(-magnitudes[1:]).tolist() * signed]:
         expected = one_by_one(lambda i, m=magnitude: reference_operation(i, name, m), images).int()
         op = torch.full((12,), OPERATIONS.index(name))
-        out = auto_augment.operate(images, op, torch.full((12,), as_strength(name, magnitude)))
+        out = operate(images, op, torch.full((12,), as_strength(name, magnitude)))
         assert out.dtype == torch.uint8
         difference = (out.int() - expected).abs()
         if name in auto_augment.ENHANCEMENTS:
@@ -105,8 +110,8 @@ def test_a_batch_of_operations_equals_single_images():
     largest = torch.tensor(auto_augment.trivial_augment_strengths(32, 32))
     strength = largest[op] * rand(seeded(), 56)
     singles = zip(images.split(1), op.split(1), strength.split(1))
-    expected = torch.cat([auto_augment.operate(*single) for single in singles])
-    assert torch.equal(auto_augment.operate(images, op, strength), expected)
+    expected = torch.cat([operate(*single) for single in singles])
+    assert torch.equal(operate(images, op, strength), expected)
 
 
 def torchvision_step(image, transform, draws, k, bins):
@@ -116,7 +121,7 @@ def torchvision_step(image, transform, draws, k, bins):
     magnitudes, signed = torchvision_magnitudes(transform, name, 32, 32, bins)
     magnitude = -magnitudes[k] if signed and draws[1] < 0.5 else magnitudes[k]
     strength = as_strength(name, magnitude).view(1)
-    return auto_augment.operate(image[None], torch.tensor([op]), strength)[0]
+    return operate(image[None], torch.tensor([op]), strength)[0]
 
 
 def assert_nearly_equal(out, expected):

@@ -13,6 +13,7 @@ import benchmark
 import models
 from bench import comparisons, measure, speeds, twins
 from datasets.pipeline import Pipeline
+from training import memory
 
 CPU = torch.device("cpu")
 
@@ -102,23 +103,30 @@ def test_a_table_of_models_is_printed_and_written(run, tmp_path, monkeypatch):
     monkeypatch.setattr(speeds, "available", lambda device: 1e9)
     directory = tmp_path / "a" / "speed"
     names = ["resnet20", "timm/resnet10t", "eva_giant"]
-    options = ["--models", *names, "--output", str(directory)]
-    text = run("models --amp off --image-size 28", *options)
+    results = tmp_path / "results-imagenet.csv"
+    results.write_text("model,top1,top1_err\nresnet10t.c3_in1k,68.36,31.64\n")
+    options = ["--models", *names, "--output", str(directory), "--timm-results", str(results)]
+    text = run("models --amp off --image-size 28 --inference-batch-size 3", *options)
     lines = {line.split()[0]: line for line in text.splitlines()}
     assert torch.__version__ in text.splitlines()[0] and "\nceiling, " in text
+    assert f"published top-1: of timm's weights on ImageNet, from {results}" in text
     assert re.search(r"resnet20 +28 +278,324 .* \d+\.\d \(\d+\.\d to \d+\.\d\)", lines["resnet20"])
     assert re.search("does not fit: one image needs .* 1.0 GB are free", lines["eva_giant"])
     with open(directory / "models.csv", newline="") as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}
     assert list(rows) == names
     for row in (rows["resnet20"], rows["timm/resnet10t"]):
-        ms, images = float(row["train_ms"]), float(row["train_images_per_second"])
-        assert float(row["train_ms_least"]) <= ms <= float(row["train_ms_most"])
-        assert images * ms / 1000 == pytest.approx(2, rel=1e-3)
-        assert float(row["train_us_per_image"]) * images == pytest.approx(1e6, rel=1e-3)
-        assert float(row["inference_images_per_second"]) > 0 and float(row["of_ceiling"]) > 0
-        assert (row["batch_size"], row["precision"]) == ("2", "float32")
+        for part, batch in (("train", 2), ("inference", 3)):
+            ms, images = float(row[f"{part}_ms"]), float(row[f"{part}_images_per_second"])
+            assert float(row[f"{part}_ms_least"]) <= ms <= float(row[f"{part}_ms_most"])
+            assert images * ms / 1000 == pytest.approx(batch, rel=1e-3)
+            assert float(row[f"{part}_us_per_image"]) * images == pytest.approx(1e6, rel=1e-3)
+            assert float(row[f"{part}_of_ceiling"]) > 0 and row[f"{part}_batch_size"] == f"{batch}"
+        flops = 2e9 * float(row["gmacs"]) * float(row["inference_images_per_second"])
+        assert float(row["inference_flops_per_second"]) == pytest.approx(flops, rel=1e-3)
+        assert row["precision"] == "float32"
     assert rows["eva_giant"]["train_ms"] == "" and float(rows["eva_giant"]["gmacs"]) > 0
+    assert [row["published_top1"] for row in rows.values()] == ["", "68.36", ""]
     markdown = (directory / "models.md").read_text()
     assert markdown.count("\n| ") == 2 + 3 and "does not fit" in markdown
     assert (directory / "models.png").read_bytes()[:4] == b"\x89PNG"
@@ -131,7 +139,7 @@ def test_speeds_have_three_digits():
     assert measure.spread([1.0]) == "1.00 (1.00 to 1.00)"
     row = dict.fromkeys((*speeds.COLUMNS, *speeds.TIMES)) | {"train_images_per_second": 0.2657}
     cells = speeds.cells(row)
-    assert (cells["train images/s"], cells["inference images/s"]) == ("0.266", "")
+    assert (cells["train images/s"], cells["inference images/s"]) == ("0.266", "-")
 
 
 @pytest.mark.slow
@@ -153,10 +161,34 @@ def test_large_models_are_not_built_where_they_do_not_fit(run, monkeypatch):
         assert re.search(row.replace(" ", " +") + r"\d\d .*does not fit", text)
 
 
+def case_of(*words):
+    """A measured case of resnet20 at 16 px, and the arguments."""
+    words = ["models", "--amp", "off", "--image-size", "16", "--rounds", "1", *words]
+    args = benchmark.build_parser().parse_args(words)
+    return speeds.Case("resnet20", args, CPU), args
+
+
+def test_inference_is_measured_where_training_does_not_fit(monkeypatch):
+    case, args = case_of("--batch-size", "4")
+    needs = [case.memory_need(part).total(1) for part in ("inference", "train")]
+    assert needs[0] < needs[1]
+    monkeypatch.setattr(speeds, "available", lambda device: sum(needs) / 2 / memory.USABLE)
+    row = speeds.measure_model(case, args, {})
+    assert row["inference_ms"] > 0 and row["inference_batch_size"] <= 4
+    assert row["train_ms"] is None and row["status"].startswith("train does not fit: one image")
+
+
+def test_training_is_skipped_on_request_and_the_plot_is_of_inference(tmp_path):
+    case, args = case_of("--inference-batch-size", "3", "--batch-size", "2", "--skip-training")
+    row = speeds.measure_model(case, args, {None: 1e12})
+    assert row["inference_batch_size"] == 3 and row["inference_of_ceiling"] > 0
+    assert [row[key] for key in speeds.PARTS["train"]] == [None] * 7 and row["status"] == ""
+    assert speeds.draw([row], tmp_path / "a.png", "here")
+
+
 def test_batches_are_halved_until_one_fits(monkeypatch):
     tried, ready_batch = [], measure.ready_batch
-    words = ["models", "--amp", "off", "--image-size", "16"]
-    case = speeds.Case("resnet20", benchmark.build_parser().parse_args(words), CPU)
+    case, args = case_of("--batch-size", "12", "--inference-batch-size", "1")
 
     def limited(largest, size, *rest):
         tried.append(size)
@@ -165,11 +197,15 @@ def test_batches_are_halved_until_one_fits(monkeypatch):
         return ready_batch(size, *rest)
 
     monkeypatch.setattr(measure, "ready_batch", lambda *args: limited(3, *args))
-    row = speeds.measure_model(case, 12, 1, {})
-    assert tried == [12, 6, 3] and row["batch_size"] == 3 and row["status"] == ""
+    row = speeds.measure_model(case, args, {})
+    assert tried == [1, 12, 6, 3] and row["train_batch_size"] == 3 and row["status"] == ""
     monkeypatch.setattr(measure, "ready_batch", lambda *args: limited(0, *args))
-    row = speeds.measure_model(case, 12, 1, {})
-    assert row["batch_size"] is None and row["train_ms"] is None and "does not fit" in row["status"]
+    row = speeds.measure_model(case, args, {})
+    assert (
+        row["train_batch_size"] is None
+        and row["train_ms"] is None
+        and "does not fit" in row["status"]
+    )
 
 
 def test_a_step_costs_three_forward_passes_except_in_the_first_layer():
@@ -217,6 +253,11 @@ def test_bf16_is_compared_with_fp32(run, option):
         ("--models resnet2O", "unknown model 'resnet2O': did you mean resnet32 or resnet20"),
         ("--models timm/nope", "timm has no model 'nope'"),
         ("--models eva_giant --image-size 30", "timm/eva_giant_patch14_336.clip_ft_in1k: image"),
+        (f"--timm-results {__file__}", f"--timm-results {__file__} is not timm's results"),
+        (
+            "--timm-results no.csv",
+            "--timm-results no.csv is not timm's results-imagenet.csv (No such",
+        ),
         (f"--output {__file__}", f"--output {__file__} can't be made"),
     ],
 )

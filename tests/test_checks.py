@@ -28,6 +28,10 @@ FROZEN = ("--freeze-backbone", "--weights", __file__)
         (("--output-dir", __file__), "is a file"),
         (("--model-arg", "widht=3"), "resnet18 has no option 'widht'"),
         (("--drop-path", 0.1), "--drop-path"),
+        (("--patience", 3), "--patience 3 needs held-out images: add --val-size"),
+        (("--optimizer", "adam", "--nesterov"), "--nesterov can't be chosen with --optimizer adam"),
+        (("--optimizer", "timm/adadelta", "--momentum", 0.8), "--momentum can't be chosen"),
+        (("--optimizer", "muon_sgd", "--no-nesterov"), "--no-nesterov can't be chosen"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused(argv, message):
@@ -37,7 +41,8 @@ def test_arguments_that_contradict_each_other_are_refused(argv, message):
 
 def test_arguments_that_go_together_are_accepted():
     constant = ("--warmup-epochs", 5, "--epochs", 5, "--schedule", "constant")
-    for argv in ((), ("--batch-size", 8, "--accumulate", 8), constant, ("--cutout", 31), FROZEN):
+    parts, adadelta = ("--batch-size", 8, "--accumulate", 8), ("--optimizer", "timm/adadelta")
+    for argv in ((), parts, constant, ("--cutout", 31), FROZEN, adadelta):
         check_arguments(resolve(train, *argv), None, Ranks(CPU))
 
 
@@ -54,6 +59,7 @@ def test_each_rank_needs_an_image_for_each_part_of_a_batch():
         (("--lora-rank", 4, *FROZEN), "--lora-rank and --freeze-backbone exclude each other"),
         (("--fsdp", "--optimizer", "muon"), "--fsdp can't be used with --optimizer muon"),
         (("--fsdp", "--optimizer", "muon_sgd"), "--fsdp can't be used with --optimizer muon_sgd"),
+        (("--fsdp", "--optimizer", "timm/lion"), "--fsdp can't be used with --optimizer timm/lion"),
         (("--fsdp", "--ema-device", "cpu"), "--fsdp can't be used with --lora-rank or"),
         (("--fsdp",), "--fsdp needs several processes: use torchrun"),
     ],

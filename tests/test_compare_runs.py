@@ -20,7 +20,7 @@ def test_a_table_and_a_figure_beside_the_runs(tmp_path, capsys, monkeypatch):
     columns = ["--columns", "run", "epochs", "last", "parameters"]
     assert compare_runs.main(["runs/a", "runs/b/metrics.csv", *columns]) == 0
     cells = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert cells[1:3] == [["a", "2", "66.50", "272,474"], ["b", "2", "71.00"]]
+    assert cells[1:3] == [["a", "2", "66.50", "272,474"], ["b", "2", "71.00", "-"]]
     image = (tmp_path / "runs/comparison.png").read_bytes()
     assert image.startswith(b"\x89PNG") and len(image) > 20_000 and os.listdir(tmp_path) == ["runs"]
 
@@ -83,6 +83,8 @@ def test_watch_compares_again_when_a_run_has_changed(tmp_path, monkeypatch, caps
         ("a --baseline b", "--baseline b: the rows are a"),
         ("a --sort beauty", "--sort beauty"),
         ("a --columns beauty", "--columns beauty"),
+        ("a --show --no-figures", "--show can't be used with --no-figures"),
+        ("a --show --watch", "--show can't be used with --watch"),
     ],
 )
 def test_errors_name_the_value_and_leave_nothing(tmp_path, monkeypatch, arguments, message):
@@ -95,6 +97,37 @@ def test_errors_name_the_value_and_leave_nothing(tmp_path, monkeypatch, argument
     with pytest.raises(UserError, match=message) as error:
         compare_runs.main(arguments.split())
     assert "\n" not in str(error.value) and set(tmp_path.rglob("*")) == before
+
+
+def test_runs_of_sweeps_are_compared_below_the_directory_of_all(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "runs/a", arguments={"model": "eca_resnet20", "seed": 0})
+    write(tmp_path / "runs/sweep/b", arguments={"model": "plain18", "seed": 0})
+    assert compare_runs.main(["runs", "--columns", "run", "family", "--panel", "family"]) == 0
+    cells = [line.split() for line in capsys.readouterr().out.splitlines()[1:3]]
+    assert cells == [["a", "eca"], ["b", "plain"]]  # of runs that didn't record it
+    assert (tmp_path / "runs/comparison.png").is_file()
+
+
+def test_without_a_display_show_names_the_file(tmp_path, capsys, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    assert compare_runs.main([str(write(tmp_path / "a")), "--show"]) == 0
+    file = tmp_path / "a/comparison.png"
+    assert f"there is no display; the figure is in {file}" in capsys.readouterr().err
+    assert file.is_file()
+
+
+def test_with_a_display_each_figure_gets_a_window(tmp_path, monkeypatch):
+    from analysis import figures
+
+    plt, windows = figures.pyplot(), []
+    monkeypatch.setattr(figures, "has_display", lambda: True)
+    monkeypatch.setattr(plt, "show", lambda: windows.extend(plt.get_fignums()))
+    files = ["--output", str(tmp_path / "x.png"), str(tmp_path / "x.pdf")]
+    compare_runs.main([str(write(tmp_path / "a")), "--show", "--panel", "curves", "bars", *files])
+    plt.close("all")
+    assert len(windows) == 2 and len(list(tmp_path.glob("x-*"))) == 4
 
 
 def test_the_table_needs_neither_torch_nor_matplotlib(tmp_path):

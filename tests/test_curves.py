@@ -45,6 +45,11 @@ def hidden_labels(figure):
     return hidden
 
 
+def drawn_boxes(figure):
+    hidden = hidden_labels(figure)
+    return [(text, box) for text, box in text_boxes(figure) if text not in hidden]
+
+
 @pytest.mark.parametrize(
     ("count", "size"), [(1, "screen"), (2, "column"), (5, "page"), (20, "screen"), (20, "column")]
 )
@@ -53,9 +58,7 @@ def test_no_text_covers_another_or_is_cut(tmp_path, drawn, count, size):
     for panel in ("curves", "efficiency", "bars"):
         curves.draw(groups, tmp_path / "x.png", panel, size=size)
     for figure in drawn:
-        boxes = text_boxes(figure)
-        hidden = hidden_labels(figure)
-        boxes = [(text, box) for text, box in boxes if text not in hidden]
+        boxes = drawn_boxes(figure)
         assert len(boxes) > count
         assert overlaps(boxes) == [] and cut_texts(figure, boxes) == []
 
@@ -70,6 +73,31 @@ def test_ends_are_the_last_values_and_bands_one_deviation(tmp_path, drawn):
     std = np.std([90, 94], ddof=1)
     assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(92 + std)
     assert drawn[0].legends[0].get_texts()[0].get_text() == "a (n = 2)"
+
+
+@pytest.mark.parametrize("size", panels.SIZES)
+def test_a_family_has_a_dot_for_each_run_and_the_best_name(tmp_path, drawn, size):
+    for name, accuracies in (("eca", [70.0, 74.0]), ("plain", [60.0])):
+        write_seeds(tmp_path, name, accuracies)
+    runs = metrics.load_runs([str(tmp_path / "*")])
+    for run in runs:
+        run.family = run.name.split("-")[0]
+    curves.draw(replicates.group(runs), tmp_path / "x.png", "family", size=size)
+    (axis,) = drawn[0].axes
+    dots = [line.get_xdata().tolist() for line in axis.lines if line.get_marker() == "o"]
+    assert dots == [[70, 74], [60]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["eca (2)", "plain (1)"]
+    assert [text.get_text() for text in axis.texts] == ["74.00  eca", "60.00  plain-s0", "best run"]
+    boxes = drawn_boxes(drawn[0])
+    assert overlaps(boxes) == [] and cut_texts(drawn[0], boxes) == []
+
+
+def test_every_axis_names_what_it_shows(tmp_path, drawn):
+    write_seeds(tmp_path, "a", [90.0])
+    for panel in panels.PANELS:
+        curves.draw(groups_in(tmp_path), tmp_path / "x.png", panel)
+    for axis in (axis for figure in drawn for axis in figure.axes):
+        assert axis.get_xlabel() and axis.get_ylabel()
 
 
 def test_curves_differ_in_grey():

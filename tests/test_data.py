@@ -17,6 +17,7 @@ from datasets.pipeline import TRANSFORMS, Pipeline
 
 UNCHANGED = Pipeline((0.0,) * 3, (1.0,) * 3, 4)
 EVERYTHING = Pipeline(MEAN, STD, 40, TRANSFORMS, **MIXED)
+MIXED_PER_BATCH = Pipeline(MEAN, STD, 32, ("flip",), **MIXED, mix_per="batch")
 
 
 def numbered(count):
@@ -87,13 +88,14 @@ def test_an_epoch_can_start_at_any_batch(start):
     assert same_batches(batches.epoch(2, start=start), list(batches.epoch(2))[start:])
 
 
+@pytest.mark.parametrize("pipeline", [EVERYTHING, MIXED_PER_BATCH], ids=["image", "batch"])
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("batch_size", [12, 13, 25])
-def test_ranks_share_the_batches_of_one_process(world, batch_size):
+def test_ranks_share_the_batches_of_one_process(world, batch_size, pipeline):
     examples = random_examples(52)
-    expected = Batches(examples, batch_size, EVERYTHING, seed=4).epoch(1)
+    expected = Batches(examples, batch_size, pipeline, seed=4).epoch(1)
     ranks = [
-        Batches(examples, batch_size, EVERYTHING, seed=4, rank=rank, world=world).epoch(1)
+        Batches(examples, batch_size, pipeline, seed=4, rank=rank, world=world).epoch(1)
         for rank in range(world)
     ]
     gathered = [tuple(map(torch.cat, zip(*parts))) for parts in zip(*ranks, strict=True)]

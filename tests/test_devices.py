@@ -1,5 +1,8 @@
 """Devices and precision: selected, checked, and as precise as an evaluation needs."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn as nn
@@ -20,6 +23,23 @@ def test_a_device_that_does_not_exist_is_refused():
         with refused(f"--device {name}", "must be auto, cpu, cuda, cuda:<n> or mps"):
             devices.select_device(name)
     assert devices.select_device("cpu") == CPU
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    code = """
+import resource, torch
+from training.devices import keep_freed_memory
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB: 16,384 pages of 4 KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+keep_freed_memory()
+print([page_faults() for _ in range(4)][-1])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000
 
 
 def test_precision_is_chosen_for_the_device():

@@ -120,9 +120,9 @@ LARGE = st.sampled_from([b"[" * 20_000, b'{"epochs": ' + b"9" * 5000 + b"}"])
 
 
 @FUZZ
-@given(st.binary(max_size=60) | mutations(CONFIG_BYTES) | LARGE)
-def test_bytes_as_config_json(tmp_path, raw):
-    path = tmp_path / "config.json"
+@given(st.binary(max_size=60) | mutations(CONFIG_BYTES) | LARGE, st.sampled_from(["json", "yaml"]))
+def test_bytes_as_a_config(tmp_path, raw, suffix):
+    path = tmp_path / f"config.{suffix}"
     path.write_bytes(raw)
     refuses_in_one_line(resolve, "--config", str(path))
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from helpers.errors import refused
@@ -12,7 +13,7 @@ import train
 from datasets.examples import Split
 from datasets.shapes import SHAPES, make_shapes
 from training.distributed import Ranks
-from training.inputs import LARGEST_EVALUATION_BATCH, Inputs, images_at_once
+from training.inputs import LARGEST_EVALUATION_BATCH, Inputs, cached_parts, parts_of_batch
 from training.linear_probe import Probe
 
 TEST = make_shapes(60, seed=0)
@@ -54,6 +55,25 @@ def test_crops_are_shifted_by_so_many_pixels():
         first_batch("--crop-pixels", 32)
 
 
+def test_jitter_is_the_strength_of_color_jitter():
+    chosen = ("--augment", "color_jitter", "--mixup", 0, "--cutmix", 0)
+    plain = first_batch(*PLAIN)[0]
+    default, weak, strong = (
+        first_batch(*chosen, *options)[0] for options in ((), ("--jitter", 0.2), ("--jitter", 0.4))
+    )
+    assert torch.equal(first_batch(*chosen, "--jitter", 0)[0], plain) and torch.equal(default, weak)
+    assert (strong - plain).abs().mean() > 1.5 * (weak - plain).abs().mean() > 0
+
+
+def test_mixing_per_batch_follows_its_argument():
+    alike, own = (
+        first_batch("--mixup", 0.5, "--cutmix", 0, "--mix-prob", 1, "--mix-per", per)[1]
+        for per in ("batch", "image")
+    )
+    assert len(alike.amax(1).round(decimals=4).unique()) <= 2  # partners may have the same label
+    assert len(own.amax(1).round(decimals=4).unique()) > 5
+
+
 def test_an_evaluation_has_every_image_once_in_order_and_normalized():
     images, labels = (
         torch.cat(parts) for parts in zip(*inputs("--augment", "crop").test_batches())
@@ -74,7 +94,28 @@ def test_ranks_share_a_training_batch_and_evaluate_as_many_images_at_once():
     assert sizes == [[10, 10, 10]] * 2
     for options, expected in (((32,), 128), ((32, 4), 32), ((1024,), LARGEST_EVALUATION_BATCH)):
         argv = [word for pair in zip(("--batch-size", "--accumulate"), options) for word in pair]
-        assert images_at_once(resolve(train, *argv)) == expected
+        assert parts_of_batch(resolve(train, *argv), Ranks(CPU)).images_at_once == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "parts"),
+    [(2000, 32, 4), (500, 32, 1), (501, 32, 2), (2000, 64, 16), (128, 224, 13), (5, 512, 2)],
+)
+def test_automatic_parts_fit_the_caches_of_a_cpu(images, size, parts):
+    args = resolve(train, "--batch-size", images, "--image-size", size, "--accumulate", "auto")
+    split = parts_of_batch(args, Ranks(CPU))
+    assert (split.accumulate, split.automatic) == (parts, {"accumulate": parts})
+    assert images / parts * size**2 <= 500 * 32**2 or images // parts == 2
+    for device in ("cuda", "mps"):
+        assert cached_parts(args, torch.device(device), images) == 1
+    args.freeze_backbone = True
+    assert cached_parts(args, CPU, images) == 1
+
+
+def test_ranks_split_their_share_alike():
+    args = resolve(train, "--batch-size", 2050, "--accumulate", "auto")
+    splits = [parts_of_batch(args, Ranks(CPU, rank, world=4)) for rank in range(4)]
+    assert {split.accumulate for split in splits} == {2}
 
 
 def test_a_frozen_backbone_trains_on_features_that_are_computed_once():

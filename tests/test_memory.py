@@ -15,7 +15,7 @@ import models
 import train_sota
 from common import free_memory
 from models import lora
-from training import memory, optimizers, out_of_memory
+from training import inputs, memory, optimizers, out_of_memory
 from training.distributed import Ranks, gather, shard
 
 EVA02, EVA = "timm/eva02_large_patch14_448", "timm/eva_giant_patch14_336"
@@ -49,6 +49,15 @@ def test_saved_bytes_of_a_small_network_counted_by_hand():
     B = 5
     saved = memory.saved_bytes(model, torch.zeros(B, 3, 4, 4), None)
     assert saved.kept == saved.all == 4 * (B * 48 + B * 20 + B * 7 + 1) + 8 * B
+
+
+def test_inference_needs_what_exists_at_once():
+    """At most the inputs and two outputs of layers, since nothing is kept for a backward pass."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Sigmoid(), nn.Conv2d(8, 8, 3, padding=1)]
+    model = nn.Sequential(*layers, nn.Sigmoid(), nn.Flatten(), nn.Linear(8 * 16 * 16, 10))
+    need = memory.inference_need(model, 16, device="cpu", dtype=None)
+    assert need.image == 4 * (3 + 8 + 8) * 16 * 16 and need.copies == need.gradients == 0
+    assert need.total(1) == weights_of(model) + need.image
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
@@ -223,6 +232,13 @@ def test_auto_splits_a_batch_by_the_free_memory(monkeypatch):
 def test_a_given_split_is_not_changed(monkeypatch, argv, accumulate, derived):
     split = split_batches(monkeypatch, 0, *argv)
     assert (split.accumulate, split.automatic, split.derived) == (accumulate, {}, derived)
+
+
+def test_automatic_parts_for_the_caches_are_asked_for_explicitly(monkeypatch):
+    monkeypatch.setattr(inputs, "CACHED_PIXELS", 8 * 32**2)
+    split = split_batches(monkeypatch, 0, "--accumulate", "auto")
+    assert (split.accumulate, split.automatic) == (4, {"accumulate": 4})
+    assert split.derived == {"micro_batch": 0}
 
 
 @pytest.mark.parametrize(("world", "sync_bn"), [(1, True), (2, False), (2, True)])

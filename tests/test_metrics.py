@@ -22,6 +22,17 @@ def test_patterns_are_expanded_and_a_run_counts_once(tmp_path, monkeypatch):
     assert found == ["a/metrics.csv", "b/metrics.csv"]
 
 
+def test_a_directory_stands_for_the_runs_in_it_and_in_its_sweeps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a", "runs/sweep/b-s0", "runs/sweep/b-s1", "runs/sweep/b-s1/too/deep"):
+        write(tmp_path / name)
+    inside = ["runs/sweep/b-s0/metrics.csv", "runs/sweep/b-s1/metrics.csv"]
+    for patterns in (["runs"], ["runs/*"], ["runs/sweep", "runs/a", "runs"]):
+        found = sorted(str(path) for path in metrics.find_metrics(patterns))
+        assert found == ["runs/a/metrics.csv", *inside]
+    assert [str(path) for path in metrics.find_metrics(["runs/sweep"])] == inside
+
+
 @pytest.mark.parametrize("pattern", ["nothing", "no*thing", "a/nothing.csv", "README.md"])
 def test_a_path_without_metrics_is_named(tmp_path, monkeypatch, pattern):
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ from helpers.networks import count, randomize, train
 from common.errors import UserError
 from datasets.pipeline import AUGMENTATIONS
 from models import MODELS, create_model, describe, is_published, parse_options, prefers_fp32, recipe
+from models import family as family_of
 from models.airbench import Airbench
 from models.cifar_resnet import ECA_POSITIONS, ECABlock, GhostModule, PadShortcut
 from models.coatnet import Attention, MBConv, SelectiveKernel, Transformer, relative_index
@@ -175,6 +176,7 @@ def test_recipe_consists_of_training_arguments(name):
     numbers = {"lr", "weight_decay", "mixup", "cutmix", "mix_prob", "label_smoothing", "clip_grad"}
     numbers |= {"warmup_epochs", "random_erasing", "layer_decay", "momentum", "ema_decay"}
     assert recipe.pop("optimizer", "sgd") in OPTIMIZERS
+    assert recipe.pop("accumulate", None) is None  # auto
     assert recipe.pop("schedule", "cosine") in SCHEDULES
     assert set(recipe.pop("augment", "crop").split(",")) <= set(AUGMENTATIONS)
     for key, value in recipe.items():
@@ -200,6 +202,7 @@ def test_options_have_typed_defaults_that_can_be_given(name):
 WRONG = dict(
     stem="bagel", shortcut="long", eca_position="bn3", drop_path=1.0, image_size=30, patch_size=7,
     width=50, depth=0, heads=7, mlp_ratio=-1.0, positions="random", pool="max",
+    ratio=17,
 )  # fmt: skip
 
 
@@ -233,6 +236,39 @@ PADDED = dict(
 def test_pad_shortcuts_have_no_parameters(name, parameters):
     with torch.device("meta"):
         assert count(build(name, shortcut="pad")) == parameters
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56])
+def test_plain_networks_are_residual_ones_without_shortcuts(depth):
+    plain, residual = f"plain{depth}", f"resnet{depth}"
+    assert MODELS[plain].parameters == PADDED[residual]
+    assert recipe(plain) == recipe(residual)
+    model = build(plain).eval()
+    for block in model.blocks:  # He et al. 2015: variance 2 / (outputs of a pixel)
+        assert block.conv2[0].weight.std().item() == pytest.approx(
+            (2 / (9 * block.conv2[0].out_channels)) ** 0.5, rel=0.1
+        )
+        nn.init.zeros_(block.conv2[1].weight)
+    assert not model.blocks(torch.randn(2, 16, 32, 32)).any()  # no way around the convolutions
+
+
+GHOSTS = {("ghost_resnet20", 3): 107_636, ("ghost_resnet20", 4): 82_412,
+          ("ghost_resnet32", 3): 178_196, ("ghost_resnet32", 4): 134_716}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "ratio"), GHOSTS)
+def test_a_ghost_ratio_saves_parameters(name, ratio):
+    with torch.device("meta"):
+        model = build(name, ratio=ratio)
+        assert count(model) == GHOSTS[name, ratio]
+        assert model(torch.empty(2, 3, 32, 32)).shape == (2, 100)
+
+
+@pytest.mark.parametrize("ratio", [0, 1, 17])
+def test_a_ghost_ratio_that_leaves_no_channels_is_refused(ratio):
+    with pytest.raises(UserError, match=f"ghost_resnet20: ratio {ratio} leaves") as refused:
+        create_model("ghost_resnet20", ratio=ratio)
+    assert refused.value.status == 2
 
 
 @cases(
@@ -338,12 +374,13 @@ def test_pad_shortcut_subsamples_and_adds_zeros():
 
 @pytest.mark.parametrize("width", [1, 7, 8])
 @pytest.mark.parametrize("act", [nn.ReLU, nn.Identity])
-def test_ghost_module_equals_timms(width, act):
+@pytest.mark.parametrize("ratio", [2, 3])
+def test_ghost_module_equals_timms(width, act, ratio):
     from timm.models.ghostnet import GhostModule as TimmGhostModule
 
     x = torch.randn(2, 3, 6, 6)
-    module = randomize(GhostModule(3, width, stride=2, relu=act is nn.ReLU))
-    timms = TimmGhostModule(3, width, kernel_size=3, stride=2, act_layer=act).eval()
+    module = randomize(GhostModule(3, width, stride=2, ratio=ratio, relu=act is nn.ReLU))
+    timms = TimmGhostModule(3, width, kernel_size=3, stride=2, ratio=ratio, act_layer=act).eval()
     timms.load_state_dict(dict(zip(timms.state_dict(), module.state_dict().values())))
     assert module(x).shape == (2, width, 3, 3)
     torch.testing.assert_close(module(x), timms(x))
@@ -577,3 +614,22 @@ def test_smallest_of_a_family_has_its_layers_and_learns(name):
     labels = torch.tensor([0, 2, 5, 7])
     losses = train(small, torch.randn(4, 3, size, size), labels, steps=6, lr=1e-3)
     assert losses[-1] < losses[0] - 0.2
+
+
+def test_each_model_has_a_family():
+    families = {name: family_of(name) for name in MODELS}
+    assert all(families.values())
+    wanted = {
+        "resnet56": "resnet",
+        "plain34": "plain",
+        "ghostnet_100": "ghostnet",
+        "coatnet_0": "coatnet",
+    }
+    wanted |= {
+        "vit_custom": "vision_transformer",
+        "vit_tiny": "vision_transformer",
+        "eva_giant": "eva",
+    }
+    assert wanted.items() <= families.items()
+    assert family_of("timm/resnet18.a1_in1k") == "resnet"
+    assert family_of("timm/nothing") == family_of("nothing") == ""

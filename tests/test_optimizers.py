@@ -1,15 +1,21 @@
 """Parameter groups hold each parameter once; optimizers descend and resume from their states."""
 
 import copy
-from types import SimpleNamespace
+import io
+import re
 
 import pytest
 import torch
 import torch.nn as nn
 from helpers.errors import refused
+from helpers.training import fit, network, resolve, same, start
+from timm.optim import list_optimizers
 
 import models
-from training import optimizers
+import train
+from common import checkpoint
+from common.errors import UserError
+from training import loop, optimizers
 from training.optimizers import OPTIMIZERS, build_optimizer, muon_groups, param_groups
 
 
@@ -41,9 +47,7 @@ def test_groups_that_omit_or_repeat_a_parameter_are_refused(fault):
 
 def trained_by_adamw(model, layer_decay):
     """Names of the parameters for which AdamW's averages exist after a step of Muon."""
-    args = SimpleNamespace(
-        optimizer="muon", lr=0.01, momentum=0.95, weight_decay=0.05, layer_decay=layer_decay
-    )
+    args = resolve(train, "--optimizer", "muon", "--layer-decay", layer_decay)
     optimizer = optimizers.create_optimizer(args, model)
     for p in model.parameters():
         p.grad = torch.randn_like(p)
@@ -109,6 +113,13 @@ def test_every_optimizer_lowers_the_loss(name):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+def test_momentum_is_nesterovs_unless_it_is_turned_off(name):
+    args = [resolve(train, "--optimizer", name, *more) for more in ([], ["--no-nesterov"])]
+    made = [optimizers.create_optimizer(one, models.create_model("resnet20", 10)) for one in args]
+    assert [one.param_groups[0]["nesterov"] for one in made] == [True, False]
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_loaded_state_does_not_change_the_kernels(name, fused):
@@ -137,5 +148,28 @@ def test_a_state_of_another_shape_is_refused():
 
 
 def test_an_unknown_optimizer_is_refused():
-    with refused("unknown optimizer 'sgdd'", "sgd, adam"):
+    with refused("--optimizer: must be one of sgd, adam", "not 'sgdd'; did you mean sgd?"):
         build_optimizer("sgdd", [dict(params=[torch.zeros(1)])], 0.1)
+
+
+@pytest.mark.parametrize("name", [*list_optimizers(), "lookahead_adam"])
+def test_an_optimizer_of_timm_resumes_bit_identically_or_is_refused(name):
+    try:
+        state, resumed = (start(network(norm=True), f"timm/{name}", 1e-3) for _ in range(2))
+    except UserError as error:
+        assert re.fullmatch(rf"--optimizer: timm/{name} can't be used: [^\n]+", str(error))
+        assert re.fullmatch("bnb.*|fused.*|kron.*|lookahead_.*|adahessian", name)
+        return
+    with pytest.raises(loop.Interrupted):
+        fit(state, stop=lambda: state.progress.step == 2)
+    file = io.BytesIO()
+    torch.save(state.contents(), file)
+    file.seek(0)
+    resumed.restore(torch.load(file, weights_only=True))
+    for one in (state, resumed):
+        fit(one, 2)
+    assert not same(state.model, network(norm=True))
+    first, second = (checkpoint.to_cpu(one.contents()) for one in (state, resumed))
+    for contents in (first, second):
+        del contents["training"]["progress"]
+    assert checkpoint.digest(first) == checkpoint.digest(second)

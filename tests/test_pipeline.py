@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.batches import MEAN, STD, channels_last, make_images, seeded
+from helpers.batches import MEAN, STD, channels_last, make_images, mix, seeded
 
-from datasets import augment, mixing
+from datasets import augment
 from datasets.draws import rand
 from datasets.pipeline import TRANSFORMS, Pipeline
 
@@ -24,7 +24,7 @@ def neighbour(i, count):
 @pytest.mark.parametrize("count", [8, 9])
 def test_mixup(count, alpha):
     images, targets = make_images(count) / 255, one_hot(count)
-    mixed, shares = mixing.mix(images, targets, seeded(), alpha, 0.0, 1.0)
+    mixed, shares = mix(images, targets, seeded(), alpha, 0.0, 1.0)
     kept = shares[torch.arange(count), targets.argmax(1)]
     if alpha == 1:  # the draws themselves
         generator = seeded()
@@ -43,7 +43,7 @@ def test_cutmix(count, height, width):
     images, targets, generator = make_images(count, height, width) / 255, one_hot(count), seeded()
     rand(generator, count, 2)  # whether an image is mixed, and how
     kept, places = rand(generator, count), rand(generator, count, 2)
-    mixed, shares = mixing.mix(images, targets, seeded(), 0.0, 1.0, 1.0)
+    mixed, shares = mix(images, targets, seeded(), 0.0, 1.0, 1.0)
     for i in range(count):
         j = neighbour(i, count)
         h, w = (int((1 - kept[i]).sqrt() * side) for side in (height, width))
@@ -58,7 +58,7 @@ def test_cutmix(count, height, width):
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_mixup_shares_are_beta_distributed(alpha):
     images, targets = torch.zeros(20000, 1, 1, 1), torch.eye(2).repeat(10000, 1)
-    shares = mixing.mix(images, targets, seeded(), alpha, 0.0, 1.0)[1][targets.bool()]
+    shares = mix(images, targets, seeded(), alpha, 0.0, 1.0)[1][targets.bool()]
     assert abs(shares.mean() - 0.5) < 0.01 and shares.min() >= 0 and shares.max() <= 1
     assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
 
@@ -67,7 +67,7 @@ def test_mixup_shares_are_beta_distributed(alpha):
 @pytest.mark.parametrize("probability", [0, 0.5, 1])
 def test_mix_draws_kind_and_chance_for_each_image(alphas, probability):
     images, targets = make_images(200) / 255, one_hot(200)
-    mixed, shares = mixing.mix(images, targets, seeded(), *alphas, probability)
+    mixed, shares = mix(images, targets, seeded(), *alphas, probability)
     others = images[torch.arange(200) ^ 1]
     unmixed = (mixed == images).flatten(1).all(1)
     cut = ((mixed == images) | (mixed == others)).flatten(1).all(1) & ~unmixed
@@ -81,9 +81,34 @@ def test_mix_draws_kind_and_chance_for_each_image(alphas, probability):
         assert 70 < counts["mixup"] < 130
 
 
+@pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_mixing_per_batch_has_one_choice_share_and_box(alphas):
+    images, targets = make_images(12) / 255, torch.eye(12)
+    others, kinds = images[torch.arange(12) ^ 1], []
+    for seed in range(60):
+        mixed, shares = mix(images, targets, seeded(seed), *alphas, 0.5, "batch")
+        kept = shares.diag()
+        torch.testing.assert_close(kept, kept[:1].expand(12))
+        torch.testing.assert_close(shares.sum(1), torch.ones(12))
+        from_other = (mixed != images).any(1)
+        if kept[0] == 1:
+            assert torch.equal(mixed, images)
+            kinds.append("unmixed")
+        elif torch.equal(mixed, torch.where(from_other[:, None], others, images)):
+            inside = from_other.any(0)
+            assert inside.sum() == inside.any(0).sum() * inside.any(1).sum()  # one box
+            assert inside.float().mean().item() == pytest.approx(1 - kept[0].item(), abs=1e-5)
+            kinds.append("cutmix")
+        else:
+            torch.testing.assert_close(mixed, torch.lerp(others, images, kept.view(-1, 1, 1, 1)))
+            kinds.append("mixup")
+    assert 15 < kinds.count("unmixed") < 45
+    assert [kinds.count(kind) > 5 for kind in ("mixup", "cutmix")] == [a > 0 for a in alphas]
+
+
 def test_mix_without_alpha_changes_nothing():
     images, targets = make_images() / 255, one_hot(16)
-    mixed, shares = mixing.mix(images, targets, seeded(), 0, 0, 1)
+    mixed, shares = mix(images, targets, seeded(), 0, 0, 1)
     assert torch.equal(mixed, images) and torch.equal(shares, targets)
 
 
@@ -100,7 +125,7 @@ def test_pipeline_applies_its_steps_in_order():
     x = augment.flip(augment.color_jitter(x, generator), generator)
     x = augment.cutout(augment.normalize(augment.resize(x, 48), MEAN, STD), generator, 12)
     x = augment.random_erasing(x, generator, 0.5)
-    x, y = mixing.mix(x, F.one_hot(labels, 10).float(), generator, 0.4, 1.0, 0.5)
+    x, y = mix(x, F.one_hot(labels, 10).float(), generator, 0.4, 1.0, 0.5)
     assert torch.equal(inputs, x) and torch.equal(targets, y) and channels_last(inputs)
 
 

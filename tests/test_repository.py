@@ -120,7 +120,7 @@ def test_requirements_are_the_imported_packages():
     imported = {name.split(".")[0] for name in imported} - {*PACKAGES, *SCRIPTS, "data"}
     imported -= sys.stdlib_module_names
     # They come with packages of requirements.txt.
-    imported -= {"PIL", "filelock", "safetensors", "huggingface_hub"}
+    imported -= {"PIL", "filelock", "safetensors", "huggingface_hub", "yaml"}
     required, extras = map(required_packages, ("requirements.txt", "requirements-extras.txt"))
     assert imported - extras == required - {"tensorboard"}
     # tensorboard is imported by torch.utils.tensorboard, and onnx by torch.onnx.

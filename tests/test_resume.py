@@ -13,6 +13,7 @@ from helpers.runs import (
     OPTIONS,
     RUN,
     VIT,
+    arguments,
     assert_same_run,
     assert_same_training,
     files,
@@ -28,7 +29,8 @@ from helpers.runs import (
 import models
 import train_sota
 from common import checkpoint
-from training import loop
+from models.weights import load_checkpoint
+from training import inputs, loop
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +41,7 @@ pytestmark = pytest.mark.slow
 # fmt: off
 CASES = {
     "SGD, MixUp, accumulation": (
-        "train", 1, CNN, "--mixup 0.4 --mix-prob 1 --accumulate 3 --warmup-epochs 2"),
+        "train", 1, CNN, "--mixup 0.4 --mix-prob 1 --accumulate 3 --warmup-epochs 2 --lookahead 3"),
     "Adam, no average": (
         "train", 1, CNN, "--optimizer adam --ema-decay 0 --schedule one_cycle --eval-every 2"),
     "AdamW, test set, augmentation": (
@@ -47,7 +49,8 @@ CASES = {
     "Muon, CutMix": ("train", 1, CNN, "--optimizer muon --cutmix 1 --clip-grad 1"),
     "Muon and SGD, whitened": (
         "train", 1, ("--model", "airbench94"), "--optimizer muon_sgd --lr 0.01 --final-lr 0.1"),
-    "fp16": ("train", 1, CNN, "--amp fp16 --clip-grad 1"),
+    "an optimizer of timm": ("train", 1, CNN, "--optimizer timm/adafactorbv --lr 0.01"),
+    "fp16": ("train", 1, CNN, "--amp fp16 --clip-grad 1 --lookahead 2"),
     "drop-path, erasing": (
         "train_vit", 1, VIT, "--drop-path 0.5 --random-erasing 0.5 --repeated-augment 4"),
     "layer decay": ("train_vit", 1, VIT, "--weights WEIGHTS --layer-decay 0.7"),
@@ -56,9 +59,9 @@ CASES = {
     "automatic parts of a batch": (
         "train_sota", 1, VIT, "--micro-batch auto --drop-path 0.2"),
     "LoRA": ("train_sota", 1, VIT, "--weights WEIGHTS --lora-rank 2 --ema-device cpu"),
-    "two ranks": ("train", 2, CNN, "--sync-bn"),
+    "two ranks": ("train", 2, CNN, "--sync-bn --lookahead 2"),
     "three ranks": ("train_vit", 3, VIT, "--optimizer adam --batch-size 27 --drop-path 0.2"),
-    "FSDP": ("train_sota", 2, VIT, "--fsdp --clip-grad 1"),
+    "FSDP": ("train_sota", 2, VIT, "--fsdp --clip-grad 1 --lookahead 2"),
 }
 # fmt: on
 
@@ -83,6 +86,22 @@ def test_a_run_cut_within_an_epoch_resumes_bit_identically(forks, tmp_path, case
     weights.unlink()
     forks.run_ranks(world, "--resume", cut, "--device", "cpu", script=script)
     assert_same_run(cut, expected)
+
+
+def test_a_run_resumes_with_the_parts_that_auto_chose_at_its_start(train, monkeypatch):
+    """Parts of ten images: three of a batch of 28; on the machine of the resume, one."""
+    options = (*RUN, *CNN)
+    expected = train(*options, "--accumulate", 3, output="expected")
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "CACHED_PIXELS", 10 * 32**2)
+        cut = train(*options, "--accumulate", "auto", output="cut", stop_after=4)
+    assert arguments(cut)["accumulate"] == 3
+    assert read_json(cut / "config.json")["from"]["accumulate"] == "auto"
+    with refused("can't resume", "--accumulate is 3 there, not 1"):
+        train("--resume", cut, "--accumulate", 1)
+    train("--resume", cut, "--accumulate", "auto")
+    assert rows(cut) == rows(expected)
+    assert same(last(cut)["state_dict"], last(expected)["state_dict"])
 
 
 @pytest.mark.gpu
@@ -154,7 +173,8 @@ def test_the_accuracy_in_the_summary_is_exact(train):
     table = directory / "metrics.csv"
     table.write_text(table.read_text().replace(f"{accuracy:.6g}", "99"))
     train("--resume", directory)
-    assert summary(directory) | {"peak_memory_mb": 0} == before | {"peak_memory_mb": 0}
+    machine = {"peak_memory_mb": 0, "total_seconds": 0}
+    assert summary(directory) | machine == before | machine
 
 
 # ---- best.pt -------------------------------------------------------------------------------------
@@ -199,6 +219,45 @@ def test_a_best_pt_that_will_be_tested_is_checked_first(train, forks, tmp_path, 
     checkpoint.save(contents, best)
     train("--resume", cut)
     assert summary(cut)["status"] == "finished"
+
+
+def test_weights_are_kept_every_few_epochs_and_written_once(train, forks, tmp_path):
+    """Also where the run was killed before it wrote them; a resume leaves them as they are."""
+    cut, killing = tmp_path / "cut", (kill_in_save, 2, "renamed")
+    forks.run(*OPTIONS, "--save-every", 1, "--output-dir", cut, faults=[killing])
+    assert progress(cut)["epoch"] == 1 and not list(cut.glob("epoch-*.pt"))
+    train("--resume", cut)
+    assert len(list(cut.glob("epoch-*.pt"))) == 3
+    model, card = load_checkpoint(cut / "epoch-3.pt")
+    assert (card["epoch"], card["metric"]) == (3, None)
+    assert same(dict(model.state_dict()), last(cut)["ema"]["average"])
+    (cut / "summary.json").unlink()
+    (cut / "last.pt").write_bytes(b"damaged")
+    before = {path: path.stat().st_mtime_ns for path in cut.glob("epoch-*.pt")}
+    train("--resume", cut, "--resume-previous", "--save-every", 2)  # the last epoch once more
+    assert {path: path.stat().st_mtime_ns for path in cut.glob("epoch-*.pt")} == before
+
+
+def test_a_run_stops_early_at_the_same_epoch_if_it_is_resumed(train, capsys):
+    """With a learning rate of 0 an early epoch is the best one."""
+    options = (*OPTIONS, *words("--epochs 9 --lr 0 --eval-every 2 --patience 2"))
+    expected = train(*options, output="expected")
+    ended = summary(expected)
+    epochs, best = ended["epochs"], ended["best_epoch"]
+    assert epochs == best + 2 * 2 < 9 and ended["stopped_early"]
+    assert (ended["status"], ended["reported"]) == ("finished", "best epoch on held-out images")
+    text = capsys.readouterr().out
+    assert f"stopped early after epoch {epochs}: epoch {best} was the best" in text
+    cut = train(*options, output="cut", stop_after=14)  # in the fifth epoch
+    train("--resume", cut)
+    assert_same_run(cut, expected)
+    before = files(cut)
+    train("--resume", cut)
+    assert files(cut) == before and "is already finished" in capsys.readouterr().out
+    (cut / "summary.json").unlink()  # as after a kill before the final test
+    train("--resume", cut)
+    assert_same_run(cut, expected)
+    assert summary(cut)["stopped_early"]
 
 
 # ---- what may change -----------------------------------------------------------------------------

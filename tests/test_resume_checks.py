@@ -1,5 +1,11 @@
 """What may change when a run resumes, and what is refused before its directory is touched."""
 
+import contextlib
+import json
+import os
+import shutil
+import sys
+
 import pytest
 import torch
 from helpers.errors import refused
@@ -11,6 +17,7 @@ from common import checkpoint
 from common.scopes import flag, names
 from datasets.examples import Examples, Split
 from training import arguments, out_of_memory, resume
+from training.run_directory import RunDir
 from training.schedules import Plan
 
 
@@ -41,6 +48,36 @@ def test_a_run_resumes_with_its_arguments_but_may_change_the_machine(tmp_path):
     for option in ("--config", "--output-dir"):
         with refused("--resume takes", "leave --config and --output-dir out"):
             resolve(train_sota, "--resume", tmp_path, option, tmp_path)
+
+
+def unfinished(path, age, status="interrupted", script="train.py"):
+    """A run of this script whose last save is `age` seconds old."""
+    path.mkdir(parents=True)
+    saved_run(path)
+    os.utime(path / "last.pt", (1e9 - age, 1e9 - age))
+    (path / "summary.json").write_text(json.dumps({"status": status}))
+    (path / "config.json").write_text(json.dumps({"command": f"{script} --epochs 9"}))
+
+
+def test_resume_alone_takes_the_newest_unfinished_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["somewhere/train.py"])
+    unfinished(tmp_path / "runs/older", 50)
+    unfinished(tmp_path / "runs/sweep-x/a-s0", 40)
+    unfinished(tmp_path / "runs/finished", 30, status="finished")
+    unfinished(tmp_path / "runs/vit", 20, script="train_vit.py")
+    unfinished(tmp_path / "runs/sweep-x/running", 10)
+    with contextlib.closing(RunDir.open("runs/sweep-x/running")):
+        args = resolve(train, "--resume", "--batch-size", 128)
+        assert args.resume == args.output_dir == "runs/sweep-x/a-s0"
+        assert capsys.readouterr().out == "resuming runs/sweep-x/a-s0 (interrupted)\n"
+        assert resolve(train, "--resume", "runs/older").resume == "runs/older"
+    shutil.rmtree("runs/sweep-x"), shutil.rmtree("runs/older")
+    with refused("--resume: runs/ holds no unfinished run of this script"):
+        resolve(train, "--resume")
+    (tmp_path / "runs/vit/summary.json").write_text("{")  # killed, or not readable
+    (tmp_path / "runs/vit/config.json").unlink()
+    assert resolve(train, "--seed", 0, "--resume").resume == "runs/vit"
 
 
 def test_every_argument_that_identifies_a_run_is_refused_by_name(tmp_path):

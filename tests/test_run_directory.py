@@ -39,7 +39,7 @@ def test_the_name_of_a_directory_describes_the_run_and_is_new(tmp_path):
     assert second != first and not second.exists()
 
 
-@pytest.mark.parametrize("name", run_directory.FILES)
+@pytest.mark.parametrize("name", [*run_directory.FILES, "epoch-5.pt"])
 def test_a_directory_that_holds_a_run_or_is_a_file_is_refused(tmp_path, name):
     (tmp_path / name).write_text("x")
     with refused(tmp_path, name, "--resume"):

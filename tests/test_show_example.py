@@ -11,6 +11,7 @@ from PIL import Image
 
 import data
 import show_example
+from analysis import figures
 from common import checkpoint
 from datasets import shapes
 from models.weights import load_checkpoint
@@ -34,6 +35,16 @@ def show(capsys):
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.mark.parametrize("options", [("--index", 3), ("--report", "--corrupted", 10)])
+def test_a_figure_is_also_shown_in_a_window(path, show, monkeypatch, options):
+    plt, windows = figures.pyplot(), []
+    monkeypatch.setattr(figures, "has_display", lambda: True)
+    monkeypatch.setattr(plt, "show", lambda: windows.extend(plt.get_fignums()))
+    show(path, *options, "--show")
+    plt.close("all")
+    assert len(windows) == 1 and list(path.parent.glob("*.png"))
 
 
 @pytest.mark.slow
@@ -116,6 +127,7 @@ def test_several_checkpoints_must_have_the_same_classes(path, tmp_path, show):
         ("--image text.png", "can't be read as an image"),
         ("--image a --index 1", "together"),
         ("--report --export onnx", "together"),
+        ("--export onnx --show", "--show needs a figure: --export draws none"),
         ("--checkpoint nothing.pt", "no checkpoint nothing.pt"),
         ("--checkpoint text.png", "text.png"),
         ("--checkpoint a b --report", "--report takes one checkpoint"),

@@ -29,7 +29,7 @@ import train
 from analysis import replicates
 from common.errors import UserError
 from datasets import shapes
-from sweeps import findings, launch, plans, suites
+from sweeps import estimate, findings, launch, plans, suites
 from training import run_directory
 
 FAILING = TINY._replace(experiments=TINY.experiments | {"hot": "--model resnet20 --lr 9"})
@@ -113,6 +113,22 @@ def test_between_tabled_quantiles_the_wider_interval_is_taken():
         assert replicates.t975(freedom) == replicates.t975(tabled)
 
 
+def test_differences_are_of_test_and_of_clean_training_accuracy():
+    summaries = {
+        "deep": {"test_acc": 60, "train_clean_acc": 70},
+        "flat": {"test_acc": 65, "train_clean_acc": 90},
+        "old": {"test_acc": 50},
+    }
+    args = SimpleNamespace(seed=0)
+    runs = [
+        SimpleNamespace(label=label, summary=summary | {"parameters": 10}, args=args)
+        for label, summary in summaries.items()
+    ]
+    asked = [("is it worse?", "deep", "flat"), ("is it better?", "deep", "old")]
+    found = [(row["accuracy_of"], row["value"]) for row in findings.differences(asked, runs)]
+    assert found == [("test", -5), ("training images", -20), ("test", 10)]
+
+
 # ---- suites --------------------------------------------------------------------------------------
 
 
@@ -148,6 +164,65 @@ def test_a_file_for_several_models_is_refused(name):
         plans.plan(name, {"weights": "x"}, [0], None)
 
 
+def test_options_override_all_but_what_a_suite_compares(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"model": "ResNet20", "lr": 0.1, "epochs": 2}
+    for run in plans.plan("augmentation", given, [0], None):
+        assert (run.args.model, run.args.lr, run.args.epochs) == ("resnet20", 0.1, 2)
+    given = {"lora_rank": 8, "micro_batch": None, "pretrained": False}
+    only = ["eva_giant"]
+    (run,) = plans.plan("sota", given, [0], None, only)
+    assert (run.label, run.args.lora_rank, run.args.pretrained) == ("eva_giant", 8, False)
+    assert run.start_command[1].endswith("train_sota.py") and "--no-pretrained" in run.command
+
+
+# ---- what they cost ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_run(tmp_path, monkeypatch):
+    """tiny_run(epochs=2, ...) -> the first run of the suite TINY."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(suites.SUITES, "tiny", TINY)
+    monkeypatch.setattr(estimate, "SECONDS", 0.05)
+    given = {"device": "cpu", "amp": "off", "limit_train": 640, "batch_size": 64, "limit_test": 99}
+    return lambda **options: plans.plan("tiny", given | options, [0], None)[0]
+
+
+def test_the_cost_follows_from_steps_and_evaluations(tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(estimate, "time_steps", lambda args, classes, ranks, dtype, n: (n, n / 4))
+    # 2 epochs of 10 batches of 64 images, and two evaluations of 99 images with and without EMA.
+    assert estimate.cost(tiny_run(epochs=2).args) == (2 * 640 + 2 * 2 * 99 / 4, 1)
+    # A batch of 64 of the 610 images that are left is dropped; 30 images are evaluated once.
+    options = dict(epochs=2, val_size=30, ema_decay=0.0, eval_every=2, eval_train=True)
+    assert estimate.cost(tiny_run(**options).args) == (2 * 576 + (30 + 610) / 4, 1)
+    estimate.print_plan([tiny_run(epochs=2)], places=1)
+    assert capsys.readouterr().out.endswith("together about 0:22:59 with 1 at a time\n")
+
+
+def test_the_steps_of_an_estimate_are_those_of_a_run(tiny_run):
+    options = dict(optimizer="adam", mixup=1.0, cutmix=1.0, clip_grad=1.0, accumulate=4)
+    seconds, speed = estimate.cost(tiny_run(**options).args)
+    assert seconds > 0 and speed > 0
+
+
+@pytest.mark.parametrize(
+    ("free", "options", "message"),
+    [
+        (10**6, {}, "it needs .* GB with 64 at once, and 0.001 GB are free"),
+        (10**12, {"dataset": "folder", "data_dir": "nowhere"}, "no folder nowhere"),
+        (10**12, {"image_size": 8, "cutout": 9}, "--cutout 9 removes the whole image"),
+    ],
+)
+def test_an_estimate_says_what_can_not_run_here(
+    tiny_run, monkeypatch, capsys, free, options, message
+):
+    monkeypatch.setattr(estimate, "available", lambda device: free)
+    estimate.print_plan([tiny_run(**options)], places=1)
+    out = capsys.readouterr().out
+    assert re.search(f"# +can't run here: .*{message}", out) and "without project" in out
+
+
 # ---- which runs are executed ---------------------------------------------------------------------
 
 
@@ -158,8 +233,13 @@ def test_the_tables_of_a_sweep(run, capsys):
     assert "left" in out[2] and "left" not in out[5]
     assert any(line.split()[:3] == ["project", "3", "62.00"] for line in out)
     text = Path("sweep/results.md").read_text()
-    assert "| project | 3 | 62.00 ± 2.00 | 50.00 ± 0.00 | 1,000 | 0.500 |" in text
-    difference = "| pad | project | +1.50 | 0.00 | +1.50 to +1.50 | 3 paired | not resolved"
+    cells = ["project", "3", "62.00 ± 2.00", "38.00 ± 2.00", "-", "50.00 ± 0.00", "1,000"]
+    assert f"| {' | '.join(cells)} | 62000.00 ± 2000.00 |" in text
+    assert Path("sweep/results.csv").read_text().splitlines()[1].startswith("project,3,62,2,38,2,")
+    results = json.loads(Path("sweep/results.json").read_text())
+    assert results["experiments"][1]["test"] == {"mean": 63.5, "std": 2, "n": 3}
+    assert results["differences"][0]["value"] == 1.5 and len(results["runs"]) == 6
+    difference = "| pad | project | test | +1.50 | 0.00 | +1.50 to +1.50 | 3 paired | not resolved"
     assert difference in text and "seeds 0, 1, 2" in text
     assert "python sweep.py tiny --seeds 0 1 2 --jobs 2 --epochs 3" in text
     assert Path("sweep/pad-s1.log").read_text() == "done\n"
@@ -239,10 +319,12 @@ def test_a_signal_interrupts_active_runs_and_starts_no_others(run, capsys, numbe
 
 
 def test_a_dry_run_prints_commands_that_train_py_accepts(run, capsys):
-    options = "--lr 0.05 --ema-decay auto --deterministic --augment none"
+    options = "--lr 0.05 --ema-decay auto --deterministic --augment none --no-estimate"
     assert run("--seeds", 0, 1, "--dry-run", *options.split()) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert not Path("sweep").exists() and len(lines) == 4
+    (project, pad), lines = lines[4:], lines[:4]
+    assert "# pad: --model resnet20 --model-arg shortcut=pad --dataset shapes" in pad
+    assert not Path("sweep").exists() and "--optimizer sgd --lr 0.05" in project
     for line in lines:
         args = train.build_parser().parse_args(shlex.split(line)[2:])
         assert (args.lr, args.ema_decay, args.deterministic) == (0.05, None, True)
@@ -320,7 +402,7 @@ def test_submitit_without_slurm_is_refused(run, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("ecaa", "invalid choice: 'ecaa' .choose from 'degradation'"),
+        ("ecaa", "invalid choice: 'ecaa' .choose from 'ranking'"),
         ("tiny --seeds 0 1 0", "--seeds holds 0 more than once"),
         ("tiny --seeds 0 -1", "at least 0, not '-1'"),
         ("tiny --seeds", "expected at least one argument"),
@@ -328,7 +410,15 @@ def test_submitit_without_slurm_is_refused(run, monkeypatch):
         ("tiny --jobs 100000 --device cpu", "--jobs 100000 is more than the"),
         ("tiny --device cuda:77", "--device cuda:77"),
         ("tiny --seed 1", "the suite decides --seed .use --seeds"),
-        ("tiny --model resnet18 --resume x", "the suite decides --model, --resume"),
+        ("tiny --model resnet18 --resume x", "the suite decides --resume$"),
+        ("tiny --model-arg shortcut=pad", "the suite decides --model-arg$"),
+        ("depth --model resnet18 --lr 1", "the suite decides --model$"),
+        ("augmentation --optimizer adam --mixup 1", "the suite decides --mixup, --optimizer"),
+        ("tiny --lora-rank 4", "--lora-rank: the suite tiny doesn't use train_sota.py"),
+        ("tiny --batch-size auto", "--micro-batch: the suite tiny doesn't use train_sota.py"),
+        ("degradation --only plain20 plain21", "--only plain21: degradation has plain18, plain34"),
+        ("stems --own-recipes", "--own-recipes: the suite stems uses them already"),
+        ("ratio", "ghost_resnet20: ratio 99 leaves a convolution without channels"),
         ("optimizer-schedule --schedule linear", "the suite decides --schedule"),
         ("tiny --epocs 1", "unknown argument --epocs; did you mean --epochs"),
         ("tiny --dataset folder --data-dir nowhere", "no folder nowhere"),
@@ -342,6 +432,8 @@ def test_bad_input_is_refused_before_any_run(run, tmp_path, monkeypatch, capsys,
     missing = TINY._replace(experiments={"a": "--model resnet19"})
     monkeypatch.setitem(suites.SUITES, "tiny", TINY)
     monkeypatch.setitem(suites.SUITES, "missing", missing)
+    ratio = TINY._replace(experiments={"a": "--model ghost_resnet20 --model-arg ratio=99"})
+    monkeypatch.setitem(suites.SUITES, "ratio", ratio)
     monkeypatch.setattr(launch, "start_here", None)
     (tmp_path / "file").touch()
     try:
@@ -363,12 +455,20 @@ def test_a_run_that_another_process_writes_is_refused(run):
 
 
 def test_one_sweep_at_a_time(run):
-    assert run("--seeds", 0, "--dry-run") == 0
+    assert run("--seeds", 0, "--dry-run", "--no-estimate") == 0
     with plans.lock(Path("sweep")), pytest.raises(UserError, match="being written by another"):
         run("--seeds", 0)
 
 
 # ---- from end to end -----------------------------------------------------------------------------
+
+
+def without_times(path):
+    results = json.loads(path.read_text())
+    for row in results["experiments"]:
+        for key in ("seconds", "epoch_seconds", "speed"):
+            assert row.pop(key)["mean"] > 0
+    return results["experiments"], results["differences"]
 
 
 @pytest.mark.slow
@@ -405,8 +505,9 @@ def test_a_killed_and_repeated_sweep_gives_the_same_tables(tmp_path, monkeypatch
     assert sweep.main(arguments) == 0
     out, _ = processes["uninterrupted"].communicate(timeout=300)
     assert processes["uninterrupted"].returncode == 0, out
-    results = (tmp_path / "uninterrupted/sweep/results.md").read_text()
-    assert Path("sweep/results.md").read_text() == results and "| pad | project | " in results
+    results = without_times(tmp_path / "uninterrupted/sweep/results.json")
+    assert without_times(Path("sweep/results.json")) == results
+    assert "| pad | project | " in Path("sweep/results.md").read_text()
     assert Path("sweep/curves.png").read_bytes().startswith(b"\x89PNG")
 
     monkeypatch.setattr(launch, "start_here", None)  # nothing is left to run

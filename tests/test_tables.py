@@ -33,7 +33,9 @@ def test_a_row_holds_the_values_of_its_runs(groups):
         "parameters": "5,000",
         "GMACs": "0.500",
         "images/s": "105",
-        "time (s)": "10",
+        "training time (s)": "10",
+        "time per epoch (s)": "5.0",
+        "test % per million parameters": "18200.00 ± 282.84",
         "to 90 % of final (s)": "5",
         "test % is of": "last epoch",
         "curve on": "test",
@@ -52,7 +54,7 @@ def test_columns_sorting_and_the_baseline(groups):
         table.sort(key, reverse)
         assert [row["run"] for row in table.rows] == ["be", "alpha"]
     first, second = table.cells()
-    assert (first["difference"], first["std error"], second["difference"]) == ("+4.50", "0.50", "")
+    assert (first["difference"], first["std error"], second["difference"]) == ("+4.50", "0.50", "-")
     assert first["95 % interval"] == "-1.85 to +10.85" and first["verdict"] == "not resolved"
     for call in (lambda: tables.compare(groups, ["colour"]), lambda: table.sort("colour")):
         with pytest.raises(UserError, match="colour: .*run"):
@@ -125,6 +127,17 @@ def test_a_table_wider_than_the_terminal_continues_below():
     assert tables.text_table(rows, width=24) == below
     one_line = f"run             a           b  c\nfirst  {ones}  {twos}  3\n"
     assert tables.text_table(rows) == one_line
+
+
+def test_a_value_that_a_run_lacks_is_a_dash_but_not_in_csv(tmp_path):
+    write(tmp_path / "a", status="finished", train_clean_acc=99.5, test_tta_acc=67.0)
+    write(tmp_path / "b", status="finished")
+    table = tables.compare(groups_in(tmp_path))
+    cells = [(row["train % (clean)"], row["test % with TTA"]) for row in table.cells()]
+    assert cells == [("99.50", "67.00"), ("-", "-")]
+    table = tables.compare(groups_in(tmp_path), ["run", "train_clean"])
+    assert table.render("csv") == "run,train_clean\na,99.5\nb,\n"
+    assert "| --: |" in table.render("markdown")
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")

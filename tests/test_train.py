@@ -1,16 +1,20 @@
 """train.py from start to end on tiny data: what a run leaves behind and what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from helpers.errors import refused
 from helpers.runs import CNN, VIT, arguments, read_json, rows, summary, words
+from helpers.samples import write
 
 import data
 import models
 import train as train_script
 import train_sota
 import train_vit
+from analysis import curves
 from common import checkpoint
 from datasets import shapes
 from models.weights import load_checkpoint, load_weights
@@ -64,20 +68,53 @@ def test_bad_input_is_refused_and_leaves_no_directory(train, tmp_path, options, 
 
 
 @pytest.mark.slow
+def test_a_resumed_run_ends_with_curves_and_one_log(train, capsys):
+    directory = train("--epochs", 2, "--curves", stop_after=4, status=143)
+    assert not (directory / "curves.png").exists()
+    train("--resume", directory, "--curves")
+    assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
+    log = (directory / "log.txt").read_text()
+    assert log == capsys.readouterr().out
+    starts = ["shapes", "epoch 1/2", "interrupted in epoch 2", "shapes", "epoch 2/2", "test acc"]
+    assert [line.startswith(start) for line, start in zip(log.splitlines(), starts)] == [True] * 6
+
+
+def test_curves_that_can_not_be_drawn_are_a_warning(tmp_path, capsys, monkeypatch):
+    directory_of_run = write(tmp_path / "a")
+
+    def run(exit_status=0, curves=True, path=directory_of_run):
+        directory, args = SimpleNamespace(path=path), SimpleNamespace(curves=curves)
+        return SimpleNamespace(exit_status=exit_status, args=args, directory=directory)
+
+    def fail(*arguments, **options):
+        raise RuntimeError("no font\nfound")
+
+    monkeypatch.setattr(curves, "draw", fail)
+    curves.draw_finished(run())
+    message = f"warning: {tmp_path}/a/curves.png could not be drawn: no font\n"
+    assert capsys.readouterr().err == message
+    for left_out in (run(exit_status=143), run(curves=False), run(path=None)):
+        curves.draw_finished(left_out)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
 def test_a_run_writes_what_the_documentation_names(train, capsys):
     directory = train("--epochs", 2, "--ema-decay", 0.5)
-    first, epoch, _, final = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
+    first, epoch, _, final = printed.splitlines()
+    assert (directory / "log.txt").read_text() == printed
     assert "96 training images" in first and "272,474 parameters" in first
     assert epoch.startswith("epoch 1/2") and str(directory) in final
     written = {path.name for path in directory.iterdir()}
     assert set(run_directory.FILES) <= written and not list(directory.glob(".*.tmp"))
     assert any(name.startswith("events.out.tfevents") for name in written)
+    assert "curves.png" not in written  # the options of the tests leave it out
 
     columns = (directory / "metrics.csv").read_text().splitlines()[0].split(",")
     assert columns[:5] == ["epoch", "step", "lr", "train_loss", "train_acc"]
-    assert {"test_loss", "test_acc", "ema_test_acc", "epoch_seconds", "peak_memory_mb"} <= {
-        *columns
-    }
+    assert {"test_loss", "test_acc", "ema_test_acc", "peak_memory_mb"} <= {*columns}
+    assert {"epoch_seconds", "eval_seconds", "total_seconds"} <= {*columns}
     assert [(row["epoch"], row["step"]) for row in rows(directory)] == [("1", "3"), ("2", "6")]
 
     config = read_json(directory / "config.json")
@@ -92,6 +129,7 @@ def test_a_run_writes_what_the_documentation_names(train, capsys):
     assert (ended["parameters"], ended["epochs"], ended["best_selected_on"]) == (272_474, 2, "test")
     assert ended["gmacs"] == pytest.approx(0.0408, abs=1e-4)
     assert ended["seconds_to_95"] <= ended["train_seconds"] + 1e-3
+    assert ended["train_seconds"] + ended["eval_seconds"] < ended["total_seconds"]
 
     best = checkpoint.load(directory / "best.pt")
     assert (best["metric"]["selected_on"], best["metric"]["name"]) == ("test", "ema_test_acc")

@@ -10,6 +10,7 @@ optimizers         parameter groups and optimizers
 schedules          learning rate, warmup and averaging over the length of a run
 progressive        smaller inputs early in training
 moving_average     the moving average of weights
+lookahead          weights that are set to an average of themselves
 mixed_precision    autocast
 devices            selecting, seeding and measuring the device
 distributed        several processes; sync_batch_norm: batch norm over all of them

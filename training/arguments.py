@@ -10,33 +10,33 @@ stands in common/scopes.py.
 """
 
 import argparse
-import difflib
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import models
 from common.command_line import Parser, explicit, number, number_or_auto
 from common.errors import UserError
-from common.scopes import SCOPES, flag, names
 from data import DATASETS
+from datasets.mixing import MIX_PER
 from datasets.pipeline import AUGMENTATIONS
 from training import resume
-from training.optimizers import OPTIMIZERS
+from training.config_file import read_config
+from training.optimizers import OPTIMIZERS, optimizer_defaults, problem_with
 from training.progressive import parse_stages
 from training.schedules import SCHEDULES
 from training.test_time_augmentation import VIEWS
 
-OTHER_SCRIPTS = {"lora_rank": 0, "micro_batch": 0, "ema_device": "same", "fsdp": False}
-
 
 class Option(NamedTuple):
-    """One option. kind: a tuple of choices, bool for a switch, list to repeat it, or a type."""
+    """One option. kind: a tuple of choices, bool for a switch, list to repeat it, or a type.
+
+    alone: the value of the option where it stands without one (None: it needs a value).
+    """
 
     flag: str
     kind: Any
     help: str
     default: Any = None
+    alone: Any = None
 
 
 def augmentations(text):
@@ -48,6 +48,13 @@ def augmentations(text):
         raise argparse.ArgumentTypeError(f"must be none or names from {known}, not {unknown[0]!r}")
     if {"flip", "alternating_flip"} <= set(chosen):
         raise argparse.ArgumentTypeError("can't have both flip and alternating_flip")
+    return text
+
+
+def optimizer(text):
+    """A name of OPTIMIZERS, or timm/<name>."""
+    if problem := problem_with(text):
+        raise argparse.ArgumentTypeError(problem)
     return text
 
 
@@ -70,7 +77,12 @@ MODEL = (
     Option("--list-models", bool, "print all models and exit"),
 )
 TRANSFER = (
-    Option("--pretrained", bool, "start from published weights (timm's models; needs network)"),
+    Option(
+        "--pretrained",
+        argparse.BooleanOptionalAction,
+        "start from published weights (timm's models; needs network)",
+        False,
+    ),
     Option("--weights", str, "start from a .pt or .safetensors file, or from a run"),
     Option("--freeze-backbone", bool, "train only the classifier, on features computed once"),
     Option(
@@ -94,9 +106,14 @@ DATA = (
 TRAINING = (
     Option("--epochs", POSITIVE, "in total, also with --resume"),
     Option("--batch-size", number_or_auto(kind=int, low=1), "images, over all processes"),
-    Option("--optimizer", tuple(OPTIMIZERS), "each has its own default rates"),
+    Option(
+        "--optimizer",
+        optimizer,
+        f"{', '.join(OPTIMIZERS)}, or timm/<name>; each has its own default rates",
+    ),
     Option("--lr", RATE, "highest learning rate"),
     Option("--momentum", number(low=0, high=0.9999), "also Adam's first beta", 0.9),
+    Option("--nesterov", argparse.BooleanOptionalAction, "of SGD's and Muon's momentum", True),
     Option("--weight-decay", RATE, "not applied to norms and biases"),
     Option("--schedule", SCHEDULES, "of the learning rate after the warmup"),
     Option("--warmup-epochs", number_or_auto(low=0), "default: a tenth of the run, at most 5"),
@@ -107,9 +124,22 @@ TRAINING = (
         number_or_auto(low=0, high=0.999999),
         "decay of the moving average of weights (0: none); default: a twentieth of the run",
     ),
+    Option(
+        "--patience",
+        COUNT,
+        "end after so many evaluations without a better accuracy on held-out images (0: never)",
+        0,
+    ),
     Option("--drop-path", BELOW_ONE, "highest rate of stochastic depth; default: the model's"),
+    Option("--lookahead", COUNT, "steps between averagings of the trained weights (0: none)", 0),
     Option("--clip-grad", RATE, "largest gradient norm (0: no limit)", 0.0),
-    Option("--accumulate", POSITIVE, "split each batch into this many parts", 1),
+    Option(
+        "--accumulate",
+        number_or_auto(kind=int, low=1),
+        "split each batch into this many parts, with their own batch-norm statistics (auto: 1; on "
+        "a CPU, as many as keep activations in its caches)",
+        1,
+    ),
     Option(
         "--progressive",
         input_sizes,
@@ -121,9 +151,13 @@ AUGMENTATION = (
     Option("--augment", augmentations, f"none, or a list of {', '.join(AUGMENTATIONS)}"),
     Option("--crop-padding", ("reflect", "zero"), "border that crop adds", "reflect"),
     Option("--crop-pixels", COUNT, "largest shift by crop (0: an eighth of the image)", 0),
+    Option("--jitter", RATE, "strength of color_jitter: factors of 1 - JITTER to 1 + JITTER", 0.2),
     Option("--mixup", RATE, "MixUp's alpha (0: none)"),
     Option("--cutmix", RATE, "CutMix's alpha (0: none)"),
-    Option("--mix-prob", SHARE, "share of the images that are mixed", 0.5),
+    Option("--mix-prob", SHARE, "share of the images (or batches) that are mixed", 0.5),
+    Option(
+        "--mix-per", MIX_PER, "each image, or batch, has its own mixing method and share", "image"
+    ),
     Option("--cutout", COUNT, "side of the square to cut out, in pixels", 0),
     Option("--random-erasing", SHARE, "share of the images that lose a rectangle", 0.0),
     Option("--repeated-augment", POSITIVE, "times that a batch holds each of its images", 1),
@@ -137,16 +171,22 @@ MACHINE = (
     Option("--compile", bool, "compile the model with torch.compile"),
     Option("--grad-checkpointing", bool, "less memory for a third more computation"),
     Option("--sync-bn", bool, "batch norm over the batches of all processes (torchrun)"),
+    Option("--doctor", bool, "print versions, devices, speed and what can be reached, and exit"),
     Option("--deterministic", bool, "bitwise reproducible on the same machine and versions"),
     Option("--seed", COUNT, "of everything that is drawn at random", 0),
 )
 RUN = (
     Option("--eval-every", POSITIVE, "epochs between evaluations", 1),
+    Option("--eval-train", bool, "at the end, also evaluate on training images, not augmented"),
+    Option(
+        "--save-every", COUNT, "epochs between weights that are kept as epoch-N.pt (0: none)", 0
+    ),
     Option("--output-dir", str, "instead of runs/<dataset>-<model>-s<seed>-<time>"),
     Option("--tag", str, "a word for the name of the run"),
-    Option("--resume", str, "a run to continue"),
+    Option("--curves", argparse.BooleanOptionalAction, "draw curves.png at the end", True),
+    Option("--resume", str, "a run to continue; alone: the newest that isn't finished", alone=True),
     Option("--resume-previous", bool, "with --resume: use previous.pt where last.pt is damaged"),
-    Option("--config", str, "take arguments from the config.json of a run"),
+    Option("--config", str, "take arguments from a run's config.json, or from a YAML file"),
 )
 FITTING = (  # of train_sota.py
     Option("--lora-rank", COUNT, "train adapters of this rank instead of the weights", 0),
@@ -195,6 +235,8 @@ def add_options(parser, title, options, description=None):
             how["choices"] = option.kind
         else:
             how |= {"type": option.kind, "metavar": name.upper()}
+        if option.alone is not None:
+            how |= {"nargs": "?", "const": option.alone}
         action = group.add_argument(option.flag, **how)
         action.shown_default = in_recipe  # a model's own recipe without the argument has `default`
 
@@ -223,13 +265,16 @@ def resolve(parser, argv=None, given=None):
     """
     given = parse(parser, argv) if given is None else given
     if "resume_previous" in given and "resume" not in given:
-        raise UserError("--resume-previous needs --resume RUN", 2)
+        raise UserError("--resume-previous needs --resume", 2)
     if "model" in given:
         given["model"] = models.canonical(given["model"])
     if "resume" in given:
         return resume.resolve(defaults(parser), given)
     config, config_origin = read_config(given["config"], parser) if "config" in given else ({}, {})
-    return merge(layers(parser, given, config, config_origin), defaults(parser)), None
+    args = merge(layers(parser, given, config, config_origin), defaults(parser))
+    if args.lr is None:
+        raise UserError(f"--optimizer {args.optimizer} has no default learning rate: add --lr", 2)
+    return args, None
 
 
 def merge(ordered, keys):
@@ -254,14 +299,19 @@ def layers(parser, given, config, config_origin):
     if config and recipe != recipe_for(default | config, parser.recipe):
         # Another model, or another way to start: only what was asked for in the config applies.
         asked_for = ("command line", "config")
-        config = {k: v for k, v in config.items() if config_origin.get(k, "config") in asked_for}
+        same_model = {"model"} if given.get("pretrained") is False else set()
+        config = {
+            name: value
+            for name, value in config.items()
+            if name in same_model or config_origin.get(name, "config") in asked_for
+        }
     native = recipe["optimizer"]
-    optimizer = (config | given).get("optimizer", native)
-    if optimizer != native:
-        recipe = _without(recipe, _tied(native, optimizer))
-    before = config.get("optimizer", optimizer)
+    chosen = (config | given).get("optimizer", native)
+    if chosen != native:
+        recipe = _without(recipe, _tied(native, chosen))
+    before = config.get("optimizer", chosen)
     if given.get("optimizer", before) != before:
-        config = _without(config, _tied(native, optimizer, before))
+        config = _without(config, _tied(native, chosen, before))
     no_mixing = {"mixup": 0.0, "cutmix": 0.0, "cutout": 0, "random_erasing": 0.0}
     if given.get("augment") == "none":
         config = _without(config, no_mixing)
@@ -272,14 +322,14 @@ def layers(parser, given, config, config_origin):
         ("config", config),
         ("--augment none", no_mixing),
         ("recipe", recipe),
-        ("optimizer", OPTIMIZERS[optimizer]),
+        ("optimizer", optimizer_defaults(chosen)),
         ("default", default),
     ]
 
 
 def _tied(*optimizers):
     """The arguments whose values belong to an optimizer."""
-    return {"optimizer"}.union(*(OPTIMIZERS[name] for name in optimizers))
+    return {"optimizer"}.union(*(optimizer_defaults(name) for name in optimizers))
 
 
 def recipe_for(chosen, script_recipe):
@@ -295,7 +345,7 @@ def _without(values, keys):
 
 def as_dict(args):
     """{name: value} of the arguments that are recorded."""
-    return _without(vars(args), {"origin", "dry_run", "gpu_memory", "smoke"})
+    return _without(vars(args), {"origin", "doctor", "dry_run", "gpu_memory", "smoke"})
 
 
 def data_options(args):
@@ -315,67 +365,3 @@ def record(args, automatic, derived=None):
     origin = dict(args.origin)
     origin |= dict.fromkeys(automatic, "auto") | dict.fromkeys(derived or {}, "--micro-batch")
     return as_dict(args) | automatic | (derived or {}), origin
-
-
-def read_config(path, parser):
-    """(arguments, {argument: origin}) of a config.json or a flat JSON object. Raises UserError."""
-    path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}", 2) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--config {path} is not valid JSON ({error})", 2) from error
-    values = config.get("arguments", config) if isinstance(config, dict) else None
-    origin = config.get("from", {}) if isinstance(config, dict) else {}
-    if not isinstance(values, dict) or not isinstance(origin, dict):
-        raise UserError(f"--config {path} holds no arguments", 2)
-    # What was chosen automatically is chosen anew.
-    values = {key: None if origin.get(key) == "auto" else value for key, value in values.items()}
-    if isinstance(values.get("model"), str):
-        values["model"] = models.canonical(values["model"])
-    return _check_config(_without(values, names("call")), parser), origin
-
-
-def _check_config(values, parser):
-    """The values as the command line would have read them; refuses what it would refuse."""
-    actions = {action.dest: action for action in parser._actions}
-    checked = {}
-    for key, value in values.items():
-        if key not in actions:
-            if key in OTHER_SCRIPTS and value in (OTHER_SCRIPTS[key], None):
-                continue
-            if key in SCOPES:
-                raise UserError(f"--config: {flag(key)} {value} needs train_sota.py", 2)
-            near = difflib.get_close_matches(key, actions, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"--config: unknown argument {key!r}{hint}", 2)
-        try:
-            checked[key] = _check_value(actions[key], value)
-        except (ValueError, argparse.ArgumentTypeError) as error:
-            raise UserError(f"--config: {key}: {error}", 2) from error
-    return checked
-
-
-def _check_value(action, value):
-    if value is None and action.dest == "batch_size":
-        raise ValueError("must be a number; auto is for the command line")
-    if value is None and action.default is None:
-        return None
-    if action.nargs == 0:  # a switch
-        if not isinstance(value, bool):
-            raise ValueError(f"must be true or false, not {value!r}")
-        return value
-    if action.default == []:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"must be a list of strings, not {value!r}")
-        return value
-    if value is None and action.type:
-        return action.type("auto")  # only what accepts auto accepts this
-    wanted = (str, int, float) if action.type not in (None, str) else (str,)
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        raise ValueError(f"has a value of the wrong type, {value!r}")
-    if action.choices and value not in action.choices:
-        raise ValueError(f"must be one of {', '.join(action.choices)}, not {value!r}")
-    return action.type(str(value)) if action.type else value

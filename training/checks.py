@@ -4,10 +4,12 @@ import os
 
 import models
 from common.errors import UserError
+from common.scopes import words
 from models import lora
 from models.weights import weights_file
 from training import progressive, run_directory
 from training.initial_model import model_options
+from training.optimizers import optimizer_defaults
 from training.schedules import WITH_FINAL_RATE
 
 
@@ -15,9 +17,12 @@ def check_arguments(args, saved, ranks):
     """Raises UserError for arguments that contradict each other or the model."""
     _check_batches(args, ranks)
     _check_transfer(args, saved)
+    _check_optimizer(args)
     if args.cutout >= args.image_size:
         size = args.image_size
         raise UserError(f"--cutout {args.cutout} removes the whole image of {size} px", 2)
+    if args.patience and not args.val_size:
+        raise UserError(f"--patience {args.patience} needs held-out images: add --val-size", 2)
     warmup = args.warmup_epochs
     if warmup is not None and warmup >= args.epochs and args.schedule != "constant":
         epochs = args.epochs
@@ -37,7 +42,7 @@ def _check_batches(args, ranks):
     if ranks.world > 1:
         smallest = 2 * (args.batch_size // 2 // ranks.world)  # see data.rank_rows
         whose += " that a process has"
-    if args.accumulate > smallest:
+    if (args.accumulate or 1) > smallest:  # auto fits
         raise UserError(
             f"--accumulate {args.accumulate} is more than the {smallest} images {whose}", 2
         )
@@ -66,6 +71,17 @@ def _check_transfer(args, saved):
         raise UserError(f"--tta {args.tta} can't be used with --freeze-backbone", 2)
 
 
+def _check_optimizer(args):
+    """Refuses what an optimizer doesn't have only where it was asked for."""
+    asked = {name for name, layer in args.origin.items() if layer == "command line"}
+    if not args.nesterov:
+        asked.add("nesterov")
+    missing = {"momentum", "nesterov"} - set(optimizer_defaults(args.optimizer))
+    refused = words({name: getattr(args, name) for name in sorted(asked & missing)})
+    if refused:
+        raise UserError(f"{refused[0]} can't be chosen with --optimizer {args.optimizer}", 2)
+
+
 def _check_progressive(args):
     sizes = [size for size, _ in progressive.parse_stages(args.progressive)]
     if not sizes:
@@ -90,7 +106,7 @@ def check_fitting(args, saved):
         lora.require_peft()
     if not args.fsdp:
         return
-    if args.optimizer in ("muon", "muon_sgd"):
+    if args.optimizer in ("muon", "muon_sgd") or args.optimizer.startswith("timm/"):
         raise UserError(f"--fsdp can't be used with --optimizer {args.optimizer}", 2)
     if args.freeze_backbone or args.amp == "fp16":
         raise UserError("--fsdp can't be used with --freeze-backbone or --amp fp16", 2)

@@ -26,7 +26,7 @@ from torch.distributed.tensor import distribute_tensor
 
 import models
 from common.errors import UserError, first_line
-from training.devices import select_device
+from training.devices import keep_freed_memory, select_device
 from training.sync_batch_norm import sync_batch_norm
 
 # One rank may decode a folder or write gigabytes to a slow disk while the others wait; the
@@ -127,6 +127,8 @@ def join(args):
     (gloo); all but the first print nothing.
     """
     device = select_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if world_size() == 1:
         yield Ranks(device)
         return

@@ -1,5 +1,6 @@
-"""What a run is on: versions, device, git commit, command."""
+"""What a run is on: versions, device, git commit, command, and how long its process has run."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
+IMPORTED = time.monotonic()
 
 
 def environment(device):
@@ -22,12 +24,32 @@ def environment(device):
         "cuda": torch.version.cuda if on_cuda else None,
         "cudnn": torch.backends.cudnn.version() if on_cuda else None,
         "device": torch.cuda.get_device_name(device) if on_cuda else name,
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "git": git_state(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([script_name(), *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def process_seconds():
+    """Seconds since this process started.
+
+    On Linux with the start of Python and all imports; elsewhere since this module was imported.
+    """
+    try:
+        # The second field is the name of the program, which may contain spaces.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, AttributeError):
+        return time.monotonic() - IMPORTED
+
+
+def script_name():
+    """The file name of the script that runs."""
+    return Path(sys.argv[0]).name
 
 
 def _version(package):

@@ -68,7 +68,10 @@ class IdentityPipeline:
     def prepare(self, features):
         return features
 
-    def batch(self, features, labels, index, generator, mirrored):
+    def draw(self, *args, **options):
+        return ()
+
+    def batch(self, features, labels, index, drawn):
         return features.index_select(0, index), labels[index]
 
 

@@ -136,12 +136,16 @@ def train_epoch(state, batches, step, stop=never, show=None):
         if step.clip_grad:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), step.clip_grad)
-        if _update(scaler, optimizer):
+        updated = _update(scaler, optimizer)
+        if not updated:
+            before_step.restore()  # batch norm has seen the overflow, too
+        if state.lookahead:
+            state.lookahead.update(progress.step + 1)
+        if updated:
             state.skipped_steps = 0
             if state.average:
                 state.average.update()
         else:
-            before_step.restore()  # batch norm has seen the overflow, too
             state.skipped_steps += 1
             if state.skipped_steps >= MOST_SKIPS:
                 raise _not_finite(f"{MOST_SKIPS} steps in a row overflowed fp16", progress, lr)
@@ -181,9 +185,11 @@ def evaluate_epoch(state, batches, curve, step, stop=never):
 
     def measure(model, prefix, confusion):
         step.ranks.broadcast(model.buffers())  # each rank has its own statistics of batch norm
+        start = time.perf_counter()
         metrics = evaluate(
             model, batches, dtype=step.dtype, stop=stop, ranks=step.ranks, confusion=confusion
         )
+        state.progress.eval_seconds += time.perf_counter() - start
         if not math.isfinite(metrics["loss"]):
             number = state.progress.step
             raise NonFiniteLoss(

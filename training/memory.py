@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import data
 import models
@@ -26,7 +29,7 @@ from datasets.residency import resident_bytes
 from models import lora
 from models.weights import classifier_keys
 from training.initial_model import model_options
-from training.inputs import images_at_once
+from training.inputs import BatchSplit, parts_of_batch
 from training.mixed_precision import autocast
 from training.optimizers import STATES
 from training.out_of_memory import is_out_of_memory
@@ -74,7 +77,7 @@ def training_need(
     if trained is None:
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
     trainable = _bytes(p for name, p in model.named_parameters() if name in trained)
-    states = STATES[optimizer] * trainable
+    states = STATES.get(optimizer, 2) * trainable  # most of timm's keep two
     average = parameters if ema else 0
     average_on_host = average if ema_on_host and device != "cpu" else 0
     copies, image = activations(model, image_size, device=device, dtype=dtype)
@@ -106,6 +109,49 @@ def activations(model, image_size, *, device, dtype):
             for n in (2, 4)
         )
     return 2 * few.all - many.all, (many.kept - few.kept) // 2
+
+
+def inference_need(model, image_size, *, device, dtype):
+    """The Need of a forward pass without gradients; arguments as of `training_need`.
+
+    Activations are the most bytes that exist at once. Not counted: what `activations` leaves out.
+    """
+    parameters = _bytes([*model.parameters(), *model.buffers()])
+    peaks = []
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        _replace_tensors(model.eval(), lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
+        own = {_storage(t) for t in [*model.parameters(), *model.buffers()]}
+        for count in (2, 4):
+            casts = _CudaCasts() if device == "cuda" and dtype else contextlib.nullcontext()
+            with casts, LiveBytes(own) as live, autocast(torch.device("cpu"), dtype):
+                model(torch.empty(count, 3, image_size, image_size))
+            peaks.append(live.peak)
+    few, many = peaks
+    need = dict.fromkeys(("gradients", "optimizer", "average", "host"), 0)
+    return Need(
+        parameters=parameters, copies=max(0, 2 * few - many), image=(many - few) // 2, **need
+    )
+
+
+class LiveBytes(TorchDispatchMode):
+    """A block whose tensors are counted; peak: the most bytes that existed at once.
+
+    own: storages that are not counted.
+    """
+
+    def __init__(self, own):
+        super().__init__()
+        self.own, self.alive, self.peak = own, {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, torch.Tensor) and _storage(tensor) not in self.own:
+                storage = tensor.untyped_storage()
+                self.alive[StorageWeakRef(storage)] = storage.nbytes()
+        self.alive = {ref: size for ref, size in self.alive.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return outputs
 
 
 def _replace_tensors(model, make):
@@ -229,25 +275,15 @@ def need_of_run(args, num_classes, *, device, dtype, world=1):
         ema=args.ema_decay != 0,
         ema_on_host=args.ema_device == "cpu",
     )
+    if args.lookahead:
+        copy = need.parameters
+        need = replace(need, average=need.average + copy, host=need.host + copy)
     if device == "cpu":
         need = replace(need, snapshot=need.host)
     if not args.fsdp:
         return need
     shared = ("parameters", "gradients", "optimizer", "average")
     return replace(need, **{name: getattr(need, name) // world for name in shared})
-
-
-@dataclass(frozen=True)
-class BatchSplit:
-    """How a batch is split to fit. images_at_once: of an evaluation, per rank.
-
-    automatic: {argument: value} of --micro-batch auto; derived: of --accumulate, which follows.
-    """
-
-    accumulate: int
-    images_at_once: int
-    automatic: dict
-    derived: dict
 
 
 def split_batches(args, model, split, dtype, ranks):
@@ -261,15 +297,15 @@ def split_batches(args, model, split, dtype, ranks):
         micro_batch = 0  # --accumulate was asked for, --micro-batch is a default
     if micro_batch == 0:
         derived = {"micro_batch": 0} if args.micro_batch != 0 else {}
-        return BatchSplit(args.accumulate, images_at_once(args), {}, derived)
-    rows = [data.rank_rows(args.batch_size, rank, ranks.world) for rank in range(ranks.world)]
-    shares = [part.stop - part.start for part in rows]
+        return replace(parts_of_batch(args, ranks), derived=derived)
+    shares = data.rank_shares(args.batch_size, ranks.world)
     automatic = {}
     if micro_batch is None:
         micro_batch = _largest_micro_batch(args, model, split, dtype, ranks, max(shares))
         automatic = {"micro_batch": micro_batch}
     if args.freeze_backbone:  # its features are small
-        return BatchSplit(args.accumulate, micro_batch, automatic, {})
+        parts = parts_of_batch(args, ranks)
+        return replace(parts, images_at_once=micro_batch, automatic=automatic | parts.automatic)
     accumulate = min(-(-max(shares) // micro_batch), *shares)
     return BatchSplit(accumulate, micro_batch, automatic, {"accumulate": accumulate})
 

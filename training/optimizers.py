@@ -1,11 +1,22 @@
-"""Parameter groups and optimizers. To add an optimizer: its defaults in OPTIMIZERS, its number of
-STATES, and a branch in `build_optimizer`."""
+"""Parameter groups and optimizers: those of OPTIMIZERS, and timm/<name> for those of timm.optim. To
+add an optimizer: its defaults in OPTIMIZERS, its number of STATES, and a branch in
+`build_optimizer`."""
+
+import difflib
+import inspect
 
 import torch
 import torch.nn as nn
-from timm.optim import Muon, param_groups_layer_decay
+from timm.optim import (
+    Muon,
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_layer_decay,
+)
+from timm.optim.kron import Kron
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from models import classifiers
 from training.muon import MuonSGD
 
@@ -15,11 +26,11 @@ from training.muon import MuonSGD
 # Muon_sgd: arXiv 2404.00498's repository.
 # fmt: off
 OPTIMIZERS = {
-    "sgd": dict(lr=0.1, momentum=0.9, weight_decay=5e-4),
+    "sgd": dict(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
     "adam": dict(lr=1e-3, momentum=0.9, weight_decay=0.0, schedule="constant", warmup_epochs=0.0,
                  label_smoothing=0.0, clip_grad=0.0, ema_decay=0.0),
     "adamw": dict(lr=1e-3, momentum=0.9, weight_decay=0.05),
-    "muon": dict(lr=0.01, momentum=0.95, weight_decay=0.05),
+    "muon": dict(lr=0.01, momentum=0.95, nesterov=True, weight_decay=0.05),
     "muon_sgd": dict(lr=0.24, momentum=0.6, weight_decay=4e-3),
 }
 # fmt: on
@@ -27,25 +38,81 @@ OPTIMIZERS = {
 STATES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1, "muon_sgd": 1}
 
 
+def problem_with(name):
+    """Why an optimizer can't be chosen, or None."""
+    short = name.removeprefix("timm/")
+    if name in OPTIMIZERS:
+        return None
+    if short == name:
+        near = difflib.get_close_matches(name, OPTIMIZERS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"must be one of {', '.join(OPTIMIZERS)}, or timm/<name>, not {name!r}{hint}"
+    if short.startswith("lookahead_"):
+        return f"{name} can't be used: it wraps another optimizer"
+    if short not in list_optimizers():
+        near = difflib.get_close_matches(short.lower(), list_optimizers(), n=4, cutoff=0)
+        return f"timm has no optimizer {short!r}; the nearest names are {', '.join(near)}"
+    info = get_optimizer_info(short)
+    if isinstance(info.opt_class, str):
+        return f"{name} can't be used: it is a part of {info.opt_class.partition('.')[0]}"
+    if info.second_order:
+        return f"{name} can't be used: it needs second derivatives"
+    if info.opt_class is Kron:
+        return f"{name} can't be used: it compiles code for minutes, for every shape of weights"
+    return None
+
+
+def optimizer_defaults(name):
+    """{argument: default} of an optimizer, with what it has of momentum and nesterov.
+
+    lr is None where timm has no default.
+    """
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    values = _timm_values(name)
+    found = {"lr": values["lr"] if isinstance(values["lr"], float) else None}
+    found["weight_decay"] = float(values["weight_decay"])
+    if "momentum" in values:
+        found["momentum"] = float(values["momentum"] or 0.9)  # torch's 0 is 0.9 in timm's factory
+    elif values.get("betas"):
+        found["momentum"] = values["betas"][0]
+    if "nesterov" in values:
+        found["nesterov"] = values["nesterov"]
+    return found
+
+
+def _timm_values(name):
+    """{parameter: default} of the constructor of an optimizer of timm, under this name."""
+    info = get_optimizer_info(name.removeprefix("timm/"))
+    parameters = inspect.signature(info.opt_class).parameters
+    return {key: one.default for key, one in parameters.items()} | (info.defaults or {})
+
+
 def create_optimizer(args, model, saved=None, dtype=None):
     """The optimizer of a run. saved: the contents of last.pt; dtype: autocast's, None for fp32."""
     groups = param_groups(model, args.weight_decay, args.layer_decay, args.optimizer)
-    if args.optimizer == "muon":
+    if _is_muon(args.optimizer):
         groups = muon_groups(groups, model, saved["training"]["optimizer"] if saved else None)
     elif args.optimizer == "muon_sgd":
         groups = muon_sgd_groups(groups, model, args.lr)
     # torch's fused SGD, if a GradScaler skips its first step, starts from uninitialised momentum.
     fused = dtype != torch.float16
-    return build_optimizer(args.optimizer, groups, args.lr, args.momentum, fused)
+    return build_optimizer(
+        args.optimizer, groups, args.lr, args.momentum, fused, nesterov=args.nesterov
+    )
 
 
-def build_optimizer(name, groups, lr, momentum=0.9, fused=True):
-    """An optimizer of OPTIMIZERS over parameter groups that carry their own weight decay.
+def build_optimizer(name, groups, lr, momentum=0.9, fused=True, nesterov=True):
+    """An optimizer over parameter groups that carry their own weight decay.
 
-    momentum: of SGD (Nesterov) and Muon; the first beta of Adam and AdamW. fused: use one kernel
-    for all parameters where there is one. There is none for SGD on sharded parameters, and none for
-    sharded parameters on a CPU.
+    momentum: of SGD and Muon, Nesterov's or not; the first beta of Adam and AdamW. fused: use one
+    kernel for all parameters where there is one. There is none for SGD on sharded parameters, and
+    none for sharded parameters on a CPU.
     """
+    if problem := problem_with(name):
+        raise UserError(f"--optimizer: {problem}", 2)
+    if name.startswith("timm/"):
+        return _timm_optimizer(name, groups, lr, momentum, nesterov)
     first = groups[0]["params"][0]
     if hasattr(first, "full_tensor"):  # sharded
         has_kernel = first.device.type == "cuda" and name != "sgd"
@@ -54,17 +121,38 @@ def build_optimizer(name, groups, lr, momentum=0.9, fused=True):
     # None is torch's choice; False would be a kernel per parameter.
     fused = True if fused and has_kernel else None
     if name == "sgd":
-        return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        nesterov = nesterov and momentum > 0
+        return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, fused=fused)
     if name == "adam":
         return torch.optim.Adam(groups, lr, betas=(momentum, 0.999), fused=fused)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr, betas=(momentum, 0.999), fused=fused)
     if name == "muon":
         # Filters are flattened to matrices; groups of muon_groups and depthwise filters use AdamW.
-        return Muon(groups, lr, momentum=momentum, nesterov=True)
+        return Muon(groups, lr, momentum=momentum, nesterov=nesterov)
     if name == "muon_sgd":
         return MuonSGD(groups, lr, momentum=momentum)
-    raise UserError(f"unknown optimizer {name!r}: must be one of {', '.join(OPTIMIZERS)}", 2)
+    raise NotImplementedError(name)
+
+
+def _timm_optimizer(name, groups, lr, momentum, nesterov):
+    """An optimizer of timm.optim. Raises UserError for what it refuses, for example a rate of 0."""
+    values, options = _timm_values(name), {}
+    if "momentum" not in values and values.get("betas"):
+        options["betas"] = (momentum, *values["betas"][1:])
+    if "nesterov" in values:
+        options["nesterov"] = nesterov and momentum > 0
+    short = name.removeprefix("timm/")
+    try:
+        return create_optimizer_v2(groups, short, lr=lr, momentum=momentum, **options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--optimizer {name} can't be used ({first_line(error)})", 2) from error
+
+
+def _is_muon(name):
+    if name in OPTIMIZERS:
+        return name == "muon"
+    return get_optimizer_info(name.removeprefix("timm/")).opt_class is Muon
 
 
 def param_groups(model, weight_decay, layer_decay=1.0, optimizer=None):
@@ -167,8 +255,10 @@ def load_optimizer(optimizer, state):
 
     Both depend on the device, the precision and the processes of now, not of the saved run. Fused
     kernels walk through memory without regard to strides: a contiguous momentum of channels_last
-    weights would be applied to the wrong weights. Raises ValueError for a tensor of another shape.
+    weights would be applied to the wrong weights. Raises ValueError for a tensor of another shape,
+    which only optimizers of timm may keep.
     """
+    own_shapes = isinstance(optimizer, (torch.optim.SGD, torch.optim.Adam, Muon, MuonSGD))
     kernels = [
         {key: group[key] for key in ("fused", "foreach") if key in group}
         for group in optimizer.param_groups
@@ -180,6 +270,8 @@ def load_optimizer(optimizer, state):
             if not torch.is_tensor(value) or value.ndim == 0:
                 continue
             if value.shape != param.shape:
+                if not own_shapes:
+                    continue
                 shapes = f"{tuple(value.shape)} for a parameter of {tuple(param.shape)}"
                 raise ValueError(f"the optimizer's {name} has shape {shapes}")
             if value.stride() != param.stride():

@@ -34,7 +34,7 @@ def explained(args, ranks, accumulate=None):
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        parts = accumulate or args.accumulate
+        parts = accumulate or args.accumulate or 1
         images = -(-args.batch_size // (ranks.world * parts))
         if images == 1:
             advice = "--grad-checkpointing, or --ema-device cpu or --lora-rank 16 of train_sota.py"

@@ -8,14 +8,17 @@ import copy
 import os
 from pathlib import Path
 
+import torch
+
 import models
 from common.errors import UserError
 from common.free_memory import available
-from common.scopes import flag
+from common.scopes import flag, words
 from models.published import smallest
 from models.weights import load_checkpoint
 from training import devices, distributed, memory, mixed_precision, run_directory
 from training.initial_model import model_options
+from training.inputs import cached_parts
 from training.memory import GB
 
 SMOKE = {
@@ -29,6 +32,7 @@ SMOKE = {
     "warmup_epochs": 0.0,
     "ema_decay": 0.9,
     "tag": "smoke",
+    "curves": False,
 }
 # What makes a step smaller, one line of the table each.
 SMALLER = (
@@ -65,17 +69,19 @@ def print_need(args, num_classes, *, dtype, device, free):
     on_host = "" if device == "cpu" else f"; to save it, {in_gb(need.host)} on the host"
     total, image = in_gb(need.fixed), in_gb(need.image)
     print(f"GB: {listed}, together {total}; activations {image} per image{on_host}")
-    print(_verdict(args, need, -(-args.batch_size // world), free))
+    share = -(-args.batch_size // world)
+    parts = args.accumulate or cached_parts(args, torch.device(device), share)
+    print(_verdict(args, need, share, parts, free))
     return need
 
 
-def _verdict(args, need, share, free):
+def _verdict(args, need, share, parts, free):
     """Whether a step of `share` images fits into `free` bytes, as a sentence."""
     most = need.largest(free)
     if args.micro_batch:
         wanted = args.micro_batch
     elif args.micro_batch == 0:
-        wanted = -(-share // args.accumulate)
+        wanted = -(-share // parts)
     else:  # auto
         wanted = min(share, max(1, most))
     if wanted <= most:
@@ -118,17 +124,17 @@ def dry_run(args, gpu_memory):
     for changes in SMALLER:
         changed = copy.copy(args)
         vars(changed).update(changes)
-        words = " ".join(_words(changes)) or "as asked"
+        option = " ".join(words(changes)) or "as asked"
         try:
             if changes:
                 need = memory.need_of_run(
                     changed, num_classes, device=device, dtype=dtype, world=distributed.world_size()
                 )
         except UserError:  # of this change: the run itself has been counted by now
-            print(f"{words:<40}  not with this model")
+            print(f"{option:<40}  not with this model")
             continue
         sizes = f"{need.fixed / GB:>18.2f}{need.image / GB:>13.3f}{need.largest(free):>16}"
-        print(f"{words:<40}{sizes}")
+        print(f"{option:<40}{sizes}")
     return 0
 
 
@@ -150,7 +156,7 @@ def smoke(parser, given, main):
     given: the arguments on the command line; main: of the script.
     """
     for name in ("pretrained", "weights", "resume", "config", "freeze_backbone"):
-        if name in given:
+        if given.get(name):
             raise UserError(f"--smoke trains fresh weights: leave {flag(name)} out", 2)
     if given.get("dry_run"):
         raise UserError("--smoke trains and --dry-run doesn't: give one of them", 2)
@@ -159,12 +165,12 @@ def smoke(parser, given, main):
     chosen = _small_copy(parser, given)
     directory, copied = chosen["output_dir"], ", ".join(chosen["model_arg"]) or "all its layers"
     print(f"smoke: {chosen['model']} with {copied}, {chosen['image_size']} px, {directory}")
-    if status := main(_words(chosen)):
+    if status := main(words(chosen)):
         return status
-    again = {"resume": directory, "epochs": chosen["epochs"] + 1}
+    again = {"resume": directory, "epochs": chosen["epochs"] + 1, "curves": False}
     if "device" in given:
         again["device"] = given["device"]
-    if status := main(_words(again)):
+    if status := main(words(again)):
         return status
     model, card = load_checkpoint(os.path.join(directory, "best.pt"))
     parameters = sum(p.numel() for p in model.parameters())
@@ -195,15 +201,3 @@ def _small_copy(parser, given):
         | given
         | {"model": name, "model_arg": pairs}
     )
-
-
-def _words(values):
-    """Arguments by name as words of a command line."""
-    words = []
-    for name, value in values.items():
-        for item in value if isinstance(value, list) else [value]:
-            if item is True:
-                words.append(flag(name))
-            elif item is not False:
-                words += [flag(name), "auto" if item is None else str(item)]
-    return words

@@ -13,7 +13,8 @@ from common import checkpoint, files
 from common.errors import UserError, first_line
 from common.files import read_json
 from common.scopes import flag, names
-from training import out_of_memory, run_directory, schedules
+from common.text import printable
+from training import distributed, environment, out_of_memory, run_directory, schedules
 from training.progressive import size_schedule
 from training.terminal import final_line
 
@@ -30,6 +31,8 @@ def resolve(defaults, given):
             "--output-dir out",
             2,
         )
+    if given["resume"] is True:
+        given = given | {"resume": str(newest_unfinished())}
     path = run_directory.resolve_path(given["resume"])
     saved, used_previous = run_directory.load_last(path, given.get("resume_previous", False))
     given = given | {"resume_previous": used_previous, "output_dir": str(path)}
@@ -56,6 +59,22 @@ def resolve(defaults, given):
             if key == "micro_batch":
                 origin["accumulate"] = "--micro-batch"  # which follows from it
     return argparse.Namespace(**(defaults | values | given), origin=origin), saved
+
+
+def newest_unfinished(root="runs"):
+    """The run in root, or one level deeper, that this script began, that isn't finished and that no
+    process is writing; of several, that of the last save. Prints it. Raises UserError.
+    """
+    saves = [*Path(root).glob("*/last.pt"), *Path(root).glob("*/*/last.pt")]
+    for path in sorted(saves, key=lambda save: save.stat().st_mtime, reverse=True):
+        run, script = path.parent, environment.script_name()
+        command = str(read_json(run / "config.json").get("command", script)).split()
+        status = read_json(run / "summary.json").get("status", "not finished")
+        if command[:1] == [script] and status != "finished" and not run_directory.is_locked(run):
+            if distributed.is_first():
+                print(f"resuming {run} ({printable(str(status))})")
+            return run
+    raise UserError(f"--resume: {root}/ holds no unfinished run of this script: name one", 2)
 
 
 def _or(value, instead):
@@ -103,8 +122,12 @@ def is_finished(args, saved):
     complete = isinstance(summary.get("test_acc"), float) and "reported" in summary
     if args.tta != "none":
         complete = complete and isinstance(summary.get("test_tta_acc"), float)
-    done = epoch == args.epochs == summary.get("epochs") and summary.get("status") == "finished"
-    if not (done and complete):
+    if args.eval_train:
+        complete = complete and isinstance(summary.get("train_clean_acc"), float)
+    same_length = args.epochs == saved["training"]["arguments"]["epochs"]
+    stopped_early = summary.get("stopped_early") is True and same_length
+    ended = epoch == summary.get("epochs") and (epoch == args.epochs or stopped_early)
+    if not (ended and complete and summary.get("status") == "finished"):
         return False
     print(f"{args.output_dir} is already finished: {final_line(summary, args.tta)}")
     return True
@@ -186,6 +209,12 @@ def check_epochs(args, saved, steps_per_epoch):
             f"different from those over {before['epochs']} epochs: start a new run",
             2,
         )
+    if args.lookahead and progress["step"] >= args.lookahead:
+        raise UserError(
+            f"{asked}: with --lookahead {args.lookahead}, the averages so far would be different "
+            f"from those over {before['epochs']} epochs: start a new run",
+            2,
+        )
 
 
 def open_directory(args, config, state, saved, curve):
@@ -200,6 +229,9 @@ def open_directory(args, config, state, saved, curve):
         if checkpoint.load(source)["training"]["progress"] != progress:
             raise UserError(f"{directory.path} was written by another process just now: try again")
         _restore_best(directory, state, saved, curve)
+        kept = run_directory.kept_file(progress["epoch"], args.save_every)
+        if kept and progress["batch"] == 0:  # a kill may come between last.pt and this file
+            directory.keep(kept, state.epoch_contents(saved))
         rows = directory.keep_rows(progress["epoch"])
         if "history" not in saved["training"]:
             state.history = _history(rows, state.headline(curve.name))
@@ -209,6 +241,7 @@ def open_directory(args, config, state, saved, curve):
                 f"{directory.path}/last.pt is damaged: resuming from previous.pt, one save before"
             )
             print(note, file=sys.stderr)
+            directory.write_log(note)
         directory.note_resumed(config, epoch=progress["epoch"] + 1)
         files.remove(directory.path / "summary.json")  # it is out of date
     except BaseException:

@@ -1,7 +1,7 @@
 """A run in progress: its directory, its signals, its display, and how it ends.
 
 with open_run(args, split, state, curve, step, train_batches, saved) as run:
-    while state.epoch < args.epochs:
+    while not run.done:
         row = train_epoch(…, run.stop, run.show)
         run.end_epoch(row)
     run.finish()
@@ -54,7 +54,7 @@ def open_run(args, split, state, curve, step, train_batches, saved):
             run.display.close()
             run.directory.close()
         if run.exit_status == 0 and step.ranks.first:
-            print(f"{final_line(run.figures, args.tta)}  {run.directory.path}")
+            run.display.say(f"{final_line(run.figures, args.tta)}  {run.directory.path}")
 
 
 class Run:
@@ -66,6 +66,18 @@ class Run:
         self.show = display.step if self.ranks.first else None
         self.directory = run_directory.NullRunDir()
         self.figures, self.exit_status = {}, None
+        self.earlier_seconds = state.progress.wall_seconds  # of the processes before this one
+
+    @property
+    def done(self):
+        """Whether there is nothing left to train."""
+        return self.state.epoch >= self.args.epochs or self.stopped_early
+
+    @property
+    def stopped_early(self):
+        """Whether --patience ends the run before its last epoch."""
+        waited = self.state.evaluations_since_best
+        return 0 < self.args.patience <= waited and self.state.epoch < self.args.epochs
 
     def open_directory(self, saved):
         if not self.ranks.first:
@@ -74,13 +86,15 @@ class Run:
         values, origin = self.state.record
         config = {"arguments": values, "from": origin, "precision": precision}
         config |= environment.environment(self.ranks.device)
+        config["family"] = models.family(args.model)
         if saved:
             self.directory = resume.open_directory(args, config, self.state, saved, self.curve)
-            return
-        path = args.output_dir or run_directory.new_path(
-            "runs", self.split.name, args.model, args.tag, args.seed
-        )
-        self.directory = run_directory.RunDir.create(path, config)
+        else:
+            path = args.output_dir or run_directory.new_path(
+                "runs", self.split.name, args.model, args.tag, args.seed
+            )
+            self.directory = run_directory.RunDir.create(path, config)
+        self.display.log = self.directory.write_log
 
     def start(self, train_batches, saved):
         card = self.state.card
@@ -97,10 +111,16 @@ class Run:
         if self.ranks.first and not self.args.freeze_backbone:
             tensorboard.write_images(self.directory.events, train_batches, card)
 
+    def count_time(self):
+        """Adds up the wall time of the run's processes, each from its start to its last save."""
+        self.state.progress.wall_seconds = self.earlier_seconds + environment.process_seconds()
+
     def end_epoch(self, row):
         """Completes the row, prints it, and saves last.pt and, for the best epoch, best.pt."""
         state, progress = self.state, self.state.progress
+        self.count_time()
         row["epoch_seconds"] = progress.seconds
+        row["eval_seconds"], row["total_seconds"] = progress.eval_seconds, progress.wall_seconds
         row["images_per_second"] = progress.seen / progress.seconds
         progress.finish_epoch()
         row["peak_memory_mb"] = devices.peak_memory_mb(self.ranks.device)
@@ -111,18 +131,22 @@ class Run:
             if accuracy > state.best["value"]:
                 state.best = {"epoch": progress.epoch, "value": accuracy}
                 best = state.best_contents(self.curve.name)
-        self.directory.end_epoch(row, state.contents(), best)
+        name = run_directory.kept_file(progress.epoch, self.args.save_every)
+        kept = (name, state.epoch_contents) if name else None
+        self.directory.end_epoch(row, state.contents(), best, kept)
         self.display.epoch(row, self.curve.name)
 
-    def final_test(self, batches):
+    def final_test(self, inputs, train_batches, eval_batches):
         """Measures the reported weights on the test set: {column of summary.json: value}.
 
         With held-out images these are the weights of best.pt, and the test set is read here only.
         Without them the test accuracy is that of the last epoch, and only --tta is left to do.
+        inputs: training.inputs.Inputs.
         """
         augmented = self.args.tta != "none"
-        if not (self.split.val or augmented):
+        if not (self.split.val or augmented or self.args.eval_train):
             return {}
+        batches = inputs.test_batches() if self.split.val else eval_batches
         columns = {}
         with self._tested_weights() as model:
             if self.split.val:
@@ -130,21 +154,23 @@ class Run:
                 columns = {"test_acc": metrics["acc"], "test_top5": metrics["top5"]}
             if augmented:
                 columns |= self._test_time_augmentation(model, batches)
+            if self.args.eval_train:
+                metrics = self._evaluate(model, inputs.without_augmentation(train_batches))
+                columns |= {f"train_clean_{name}": value for name, value in metrics.items()}
         return columns
 
     def _evaluate(self, model, batches, **options):
-        return loop.evaluate(
+        start = time.perf_counter()
+        metrics = loop.evaluate(
             model, batches, dtype=self.step.dtype, stop=self.stop, ranks=self.ranks, **options
         )
+        seconds = time.perf_counter() - start
+        self.state.progress.eval_seconds += seconds
+        return metrics | {"seconds": seconds}
 
     def _test_time_augmentation(self, model, batches):
-        start = time.perf_counter()
         metrics = self._evaluate(model, batches, predict=VIEWS[self.args.tta])
-        return {
-            "test_tta_acc": metrics["acc"],
-            "test_tta_top5": metrics["top5"],
-            "test_tta_seconds": time.perf_counter() - start,
-        }
+        return {f"test_tta_{name}": metrics[name] for name in ("acc", "top5", "seconds")}
 
     @contextlib.contextmanager
     def _tested_weights(self):
@@ -182,6 +208,11 @@ class Run:
             "reported": "best epoch on held-out images" if self.split.val else "last epoch",
             "weights": "moving average" if self.state.average else "as trained",
         } | tested
+        if self.args.patience:
+            self.figures["stopped_early"] = self.stopped_early
+        if self.stopped_early:
+            best = self.state.best["epoch"]
+            print(f"stopped early after epoch {self.state.epoch}: epoch {best} was the best")
         self.directory.write_summary(
             "finished",
             **self.figures,
@@ -200,12 +231,15 @@ class Run:
             )
 
     def interrupted(self):
+        self.count_time()
         self.directory.save_last(self.state.contents())
         self.directory.write_summary("interrupted", signal=self.stop.number, **self._standing())
         self.ranks.wait()  # torchrun ends all ranks, also the one that saves, when one has ended
         self.display.close()
-        epoch = min(self.state.epoch + 1, self.args.epochs)
-        print(f"interrupted in epoch {epoch}; continue with --resume {self.directory.path}")
+        epoch = self.state.epoch if self.done else self.state.epoch + 1
+        self.display.say(
+            f"interrupted in epoch {epoch}; continue with --resume {self.directory.path}"
+        )
         # The number is 0 where another rank was asked to stop.
         self.exit_status = 128 + (self.stop.number or signal.SIGTERM)
 
@@ -214,10 +248,12 @@ class Run:
             self.directory.wait()
         with contextlib.suppress(OSError):
             reason = str(error) or type(error).__name__
+            self.directory.write_log(f"failed: {reason}")
             self.directory.write_summary("failed", reason=reason, **self._standing())
 
     def _standing(self):
         progress, best, name = self.state.progress, self.state.best, self.curve.name
+        self.count_time()
         return {
             "epochs": progress.epoch,
             "steps": progress.step,
@@ -225,6 +261,8 @@ class Run:
             f"best_{name}_acc": best["value"] if best["epoch"] else None,
             "best_selected_on": name,
             "train_seconds": progress.total_seconds + progress.seconds,
+            "eval_seconds": progress.eval_seconds,
+            "total_seconds": progress.wall_seconds,
         }
 
 

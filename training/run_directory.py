@@ -1,4 +1,4 @@
-"""The directory of a run: config.json, metrics.csv, best.pt, last.pt, summary.json, TensorBoard.
+"""The directory of a run: configuration, metrics, checkpoints, summary, log, TensorBoard events.
 
     run = RunDir.create("runs/cifar10-resnet18-s0-20260101-120000", config)
     run.save_last(state); run.end_epoch(row, state); run.write_summary("finished", …); run.close()
@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from common import checkpoint, files
 from common.errors import UserError
 from common.files import read_json
+from common.text import printable
 
 FILES = ("config.json", "metrics.csv", "best.pt", "last.pt", "previous.pt", "summary.json")
 
@@ -37,12 +38,28 @@ def new_path(root, dataset, model, tag, seed):
     return path
 
 
+def is_locked(path):
+    """Whether a process is writing to the directory, or this one can't."""
+    try:
+        # The ranks of a run ask at the same time, and each holds the lock for a moment.
+        with FileLock(Path(path) / ".lock", timeout=1):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def kept_file(epoch, save_every):
+    """The file that --save-every keeps after this epoch, or None."""
+    return f"epoch-{epoch}.pt" if save_every and epoch and epoch % save_every == 0 else None
+
+
 def refuse_if_taken(path):
     """Raises UserError when `path` holds a run already or is a file."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output-dir {path} is a file", 2)
-    taken = ", ".join(name for name in FILES if (path / name).exists())
+    taken = [name for name in FILES if (path / name).exists()]
+    taken = ", ".join(taken + sorted(file.name for file in path.glob("epoch-*.pt")))
     if taken:
         raise UserError(
             f"{path} holds a run already ({taken}): use another --output-dir, or --resume {path}", 2
@@ -201,16 +218,22 @@ class RunDir:
         self.wait()
         checkpoint.save(state, self.path / "best.pt")
 
-    def end_epoch(self, row, state, best=None):
+    def end_epoch(self, row, state, best=None, kept=None):
         """Copies the state and returns; then writes the row, last.pt and best.pt, in this order.
 
-        best: contents of last.pt -> contents of best.pt, or None. At most one save is pending: an
-        earlier one is waited for, and raises its UserError here.
+        best: contents of last.pt -> contents of best.pt, or None; kept: (name of a file, the same
+        for it), see `keep`. At most one save is pending: an earlier one is waited for, and raises
+        its UserError here.
         """
         self.wait()
         self._pending = self._thread.submit(
-            self._write_epoch, row, self._snapshot.take(state), best
+            self._write_epoch, row, self._snapshot.take(state), best, kept
         )
+
+    def keep(self, name, state):
+        """Writes a checkpoint that stays as it is, unless the directory has it already."""
+        if not (self.path / name).exists():
+            checkpoint.save(state, self.path / name)
 
     def wait(self):
         """Returns when the last `end_epoch` is written. Raises its UserError."""
@@ -218,16 +241,25 @@ class RunDir:
         if pending is not None:
             pending.result()
 
-    def _write_epoch(self, row, state, best):
+    def _write_epoch(self, row, state, best, kept):
         self.log(row)
         self._write_last(state)
         if best is not None:  # after last.pt, which contains all of it: see resume.open_directory
             checkpoint.save(best(state), self.path / "best.pt")
+        if kept is not None:
+            name, contents = kept
+            self.keep(name, contents(state))
 
     def _write_last(self, state):
         checkpoint.save(state, self.path / "last.pt", previous=self.path / "previous.pt")
 
     # ---- the end ----
+
+    def write_log(self, line):
+        """Appends a line to log.txt. A run does not wait for it, and does not fail without it."""
+        path = self.path / "log.txt"
+        with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+            file.write(printable(line) + "\n")
 
     def write_summary(self, status, **figures):
         files.write_json(self.path / "summary.json", {"status": status, **figures})
@@ -248,9 +280,11 @@ class NullRunDir:
 
     def save_last(self, state): ...
 
-    def end_epoch(self, row, state, best=None): ...
+    def end_epoch(self, row, state, best=None, kept=None): ...
 
     def wait(self): ...
+
+    def write_log(self, line): ...
 
     def write_summary(self, status, **figures): ...
 

@@ -7,6 +7,7 @@ import torch
 
 from models import lora
 from training import distributed, optimizers
+from training.lookahead import Lookahead
 from training.moving_average import MovingAverage
 from training.resume import refuse_misfits
 
@@ -23,6 +24,8 @@ class Progress:
     seen: int = 0
     seconds: float = 0.0
     total_seconds: float = 0.0  # of all training so far, without evaluation
+    eval_seconds: float = 0.0  # of all evaluations so far
+    wall_seconds: float = 0.0  # of all processes of the run so far, see Run.count_time
 
     def count_step(self, images, loss_sum, correct, finite):
         """finite: whether the loss was; images of other steps are not counted."""
@@ -68,6 +71,7 @@ class State:
         default_factory=lambda: torch.amp.GradScaler(enabled=False)
     )
     average: MovingAverage | None = None
+    lookahead: Lookahead | None = None
     confusion: Confusion | None = None
     card: dict = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
@@ -92,6 +96,11 @@ class State:
     def reported_on_device(self):
         """A block in which `reported` is on the device, to be evaluated."""
         return self.average.on_device() if self.average else nullcontext(self.model)
+
+    @property
+    def evaluations_since_best(self):
+        accuracies = [top1 for _, top1, _ in self.history]
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
 
     def headline(self, curve_name):
         """The column of metrics.csv that best.pt is selected by and that is reported."""
@@ -127,6 +136,7 @@ class State:
             "progress": asdict(self.progress),
             "best": dict(self.best),
             "history": list(self.history),
+            "lookahead": self.lookahead.state_dict() if self.lookahead else None,
         }
         average = self.average.state_dict() if self.average else None
         weights = self.model.state_dict()
@@ -139,10 +149,16 @@ class State:
         metric = {"name": self.headline(curve_name), "selected_on": curve_name, **self.best}
 
         def contents(last):
-            weights = last["ema"]["average"] if last["ema"] else last["state_dict"]
-            return {"card": last["card"], "metric": metric, "state_dict": lora.merged(weights)}
+            return {"card": last["card"], "metric": metric, "state_dict": _reported_weights(last)}
 
         return contents
+
+    @staticmethod
+    def epoch_contents(last):
+        """The contents of epoch-N.pt, from those of last.pt after this epoch."""
+        progress = {"epoch": last["training"]["progress"]["epoch"], "batch": 0}
+        weights = _reported_weights(last)
+        return {"card": last["card"], "training": {"progress": progress}, "state_dict": weights}
 
     @refuse_misfits
     def restore(self, saved):
@@ -158,7 +174,14 @@ class State:
             average = saved["ema"]["average"]
             average = distributed.shard_like(average, self.average.model.state_dict())
             self.average.load_state_dict(saved["ema"] | {"average": average})
+        if self.lookahead:
+            self.lookahead.load_state_dict(training["lookahead"])
         self.progress = Progress(**training["progress"])
         self.best = dict(training["best"])
         # Older versions didn't save the history, see resume.open_directory.
         self.history = list(training.get("history", []))
+
+
+def _reported_weights(last):
+    """The weights of State.reported, from the contents of last.pt."""
+    return lora.merged(last["ema"]["average"] if last["ema"] else last["state_dict"])

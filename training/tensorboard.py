@@ -10,7 +10,7 @@ from common.text import printable
 
 MOST_NAMES = 20  # classes whose confusion matrix is also written as a table with names
 CELL = 24  # pixels
-FINAL = ("test_acc", "test_top5", "test_tta_acc", "test_tta_top5")
+FINAL = ("test_acc", "test_top5", "test_tta_acc", "test_tta_top5", "train_clean_acc")
 BLUE = (0.0, 0.27, 0.53)
 
 
@@ -44,7 +44,9 @@ def write_end(directory, arguments, figures, classes, state):
         directory.events.flush()
     except OSError as error:
         message = f"{directory.path}: the end of the TensorBoard events can't be written"
-        print(f"{message} ({error.strerror})", file=sys.stderr)
+        message = f"{message} ({error.strerror})"
+        print(message, file=sys.stderr)
+        directory.write_log(message)
 
 
 def write_hparams(events, arguments, figures):

@@ -39,11 +39,20 @@ class StopSignal:
 
 
 class ProgressDisplay:
-    """A progress bar on a terminal, and a line per epoch everywhere."""
+    """A progress bar on a terminal, and a line per epoch everywhere.
+
+    log: a function that also gets each line; none until the run has a directory.
+    """
 
     def __init__(self, args, steps_per_epoch):
         self.model, self.epochs, self.steps = args.model, args.epochs, steps_per_epoch
-        self.bar = None
+        self.bar, self.log = None, None
+
+    def say(self, line):
+        """Prints a line, also into log.txt."""
+        print(line, flush=True)
+        if self.log is not None:
+            self.log(line)
 
     def start(self, split, parameters, where, progress):
         other = f"{len(split.val):,} held out" if split.val else f"{len(split.test):,} test"
@@ -51,7 +60,7 @@ class ProgressDisplay:
         line += f"{parameters:,} parameters; {where}"
         if progress.step:
             line += f"; from epoch {progress.epoch + 1}, step {progress.step + 1}"
-        print(line)
+        self.say(line)
 
     def step(self, progress, loss):
         if self.bar is None:
@@ -75,7 +84,7 @@ class ProgressDisplay:
             accuracy = row.get(f"{prefix}{curve}_acc")
             if accuracy is not None:
                 parts.append(f"{name} {row[f'{prefix}{curve}_loss']:.4f} {accuracy:.2f} %")
-        print("  ".join([*parts, f"{row['images_per_second']:.0f} images/s"]), flush=True)
+        self.say("  ".join([*parts, f"{row['images_per_second']:.0f} images/s"]))
 
     def close(self):
         if self.bar is not None:
@@ -84,8 +93,10 @@ class ProgressDisplay:
 
 
 def final_line(summary, tta):
-    """The test accuracy of a finished run; after it, the one with test-time augmentation."""
+    """The test accuracy of a finished run; then those of --tta and --eval-train."""
     line = f"test accuracy {summary['test_acc']:.2f} % ({summary['reported']})"
     if tta != "none":
         line += f", {summary['test_tta_acc']:.2f} % with --tta {tta}"
+    if "train_clean_acc" in summary:
+        line += f", {summary['train_clean_acc']:.2f} % of the training images"
     return line

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from datasets import mixing
 from datasets.examples import Examples
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -27,6 +28,13 @@ def same_batches(ours, others):
     ours, others = list(ours), list(others)
     pairs = [pair for batches in zip(ours, others) for pair in zip(*batches)]
     return len(ours) == len(others) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def mix(images, targets, generator, *args, **options):
+    """Draws with these options of draw_mixing, then mixes."""
+    shape = tuple(images.shape[-2:])
+    drawn = mixing.draw_mixing(generator, len(images), shape, *args, **options)
+    return mixing.blend(images, targets, *drawn)
 
 
 def channels_last(images):

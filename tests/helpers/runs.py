@@ -18,6 +18,7 @@ def words(text):
 
 
 TINY = words("--dataset shapes --limit-train 96 --limit-test 50 --batch-size 32 --model resnet20")
+TINY += words("--no-curves")  # matplotlib would take longer than the run
 CNN = words("--model timm/test_resnet --model-arg channels=(4,8,8,16) --model-arg stem_width=8")
 VIT = words("--model vit_custom --model-arg width=24 --model-arg depth=2 --model-arg heads=2")
 # Three steps per epoch, a moving average, and a test at the end.
@@ -26,7 +27,10 @@ OPTIONS = RUN + CNN
 # A run that can be extended.
 CONSTANT = words("--schedule constant --warmup-epochs 0 --ema-decay 0.8")
 
-TIMINGS = ("epoch_seconds", "images_per_second", "peak_memory_mb")
+TIMINGS = (
+    *("epoch_seconds", "eval_seconds", "total_seconds"),
+    *("images_per_second", "peak_memory_mb"),
+)
 
 
 @contextlib.contextmanager
@@ -109,7 +113,7 @@ def assert_same_run(directory, expected):
 def _without_clocks(contents):
     """The contents of last.pt without times and without what says how the run was called."""
     training = contents["training"]
-    for name in ("seconds", "total_seconds"):
+    for name in ("seconds", "total_seconds", "eval_seconds", "wall_seconds"):
         del training["progress"][name]
     training["history"] = [accuracies for _, *accuracies in training["history"]]
     for name in ("output_dir", "resume", "resume_previous", "epochs", "device", "tag"):
