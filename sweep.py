@@ -25,8 +25,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import command_line, scopes
+from common import command_line
 from common.errors import UserError
+from common.scopes import words
 from sweeps import commands, estimate, findings, launch, plans, publish
 from sweeps.commands import COMMANDS
 from sweeps.suites import DECIDED, SUITES
@@ -55,7 +56,8 @@ def build_parser():
     add = parser.add_argument_group("sweep").add_argument
     count = dict(type=command_line.number(int, low=0), metavar="N")
     positive = dict(type=command_line.number(int, low=1), metavar="N")
-    add("suite", metavar="SUITE", choices=SUITES, help="one of the list below")
+    others = f"; {', '.join(COMMANDS)} have a --help of their own"
+    add("suite", metavar="SUITE", choices=SUITES, help=f"one of the list below{others}")
     add("--seeds", **count, nargs="+", help="seeds of each experiment (default: 0 1 2 or suite's)")
     add("--only", nargs="+", default=[], metavar="NAME", help="run only these experiments")
     own = "instead of the suite's rates and augmentation, those of each model"
@@ -119,7 +121,7 @@ def publish_runs(args, given, runs):
     """Copies the runs to --publish. Raises UserError."""
     suite = SUITES[args.suite]
     of_sweep = {"own_recipes": True} if args.own_recipes else {}
-    chosen = scopes.words(publish.public_arguments(given) | of_sweep)
+    chosen = words(publish.public_arguments(given) | of_sweep)
     for option, values in (("--seeds", args.seeds), ("--only", args.only)):
         chosen += [option, *map(str, values)] if values else []
     command = shlex.join(["python", "sweep.py", args.suite, *chosen])

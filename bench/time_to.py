@@ -66,19 +66,15 @@ def plan(args):
     for key in NOT_HERE:
         if key in given:
             raise UserError(f"{flag(key)} can't be given to the runs of time-to: leave it out", 2)
-    runs = []
-    for seed in range(args.runs):
-        asked = given | {"model": name, "seed": seed}
-        resolved, _ = arguments.resolve(parser, given=dict(asked))
-        if not runs:
-            device = devices.select_device(resolved.device)
-            check_arguments(resolved, None, Ranks(device))
-            label = f"{resolved.dataset}-{name.replace('/', '_')}"
-            root = Path(args.output_dir or f"runs/time-to/{label}")
-        run = plans.Run(name, root / f"s{seed}", script, asked, resolved)
-        run.state = plans.stored_state(run)
-        runs.append(run)
-    return runs
+    given["model"] = name
+    resolved, _ = arguments.resolve(parser, given=dict(given))
+    check_arguments(resolved, None, Ranks(devices.select_device(resolved.device)))
+    label = f"{resolved.dataset}-{name.replace('/', '_')}"
+    root = Path(args.output_dir or f"runs/time-to/{label}")
+    return [
+        plans.make_run(name, root / f"s{seed}", script, given | {"seed": seed}, parser)
+        for seed in range(args.runs)
+    ]
 
 
 def script_of(name):

@@ -24,7 +24,7 @@ from common import command_line
 from common.errors import UserError
 from sweeps import launch, plans
 from sweeps.publish import about, publish
-from training import arguments, devices, mixed_precision
+from training import devices, mixed_precision
 
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 START_SECONDS = 20  # of a process until its first step, and after its last one
@@ -49,7 +49,9 @@ class Experiment(NamedTuple):
 
 CIFAR100 = "--dataset cifar100"
 RATES = {"adamw": "--lr 1e-3 --weight-decay 0.05", "sgd": "", "muon": ""}
-VIEWS = "--tta flip-shift"
+RECORD = "--tta flip-shift"
+CROP_FLIP = "--augment crop,flip --crop-padding zero"
+JITTER = "--augment crop,flip,color_jitter --crop-padding zero --jitter 0.4"
 COSINE = "is the cosine better than the line?"
 
 # Sized for two CPU cores. Every setting is a recipe of the repository or stands here.
@@ -68,9 +70,9 @@ EXPERIMENTS = {
     "augmentation": Experiment(
         "augmentations of ResNet-20, added one after another",
         {"none": "--augment none",
-         "crop-flip": "--augment crop,flip",
-         "crop-flip-jitter": "--augment crop,flip,color_jitter",
-         "crop-flip-jitter-mix": "--augment crop,flip,color_jitter --mixup 0.2 --cutmix 1"},
+         "crop-flip": CROP_FLIP,
+         "crop-flip-jitter": JITTER,
+         "crop-flip-jitter-mix": f"{JITTER} --mixup 1 --cutmix 1 --mix-prob 1 --mix-per batch"},
         (("do crop and flip help?", "crop-flip", "none"),
          ("does colour jitter help after that?", "crop-flip-jitter", "crop-flip"),
          ("do CutMix and MixUp help after that?", "crop-flip-jitter-mix", "crop-flip-jitter")),
@@ -111,9 +113,9 @@ EXPERIMENTS = {
         "--epochs 15", "train_vit", n=2),
     "time-to-accuracy": Experiment(
         "accuracy against training time: networks made for speed, and ResNet-20",
-        {"airbench94": f"--model airbench94 {VIEWS}",
-         "airbench95": f"--model airbench95 {VIEWS}",
-         "airbench_c100": f"--model airbench_c100 {VIEWS} {CIFAR100}",
+        {"airbench94": f"--model airbench94 {RECORD}",
+         "airbench95": f"--model airbench95 {RECORD}",
+         "airbench_c100": f"--model airbench_c100 {RECORD} {CIFAR100}",
          "resnet20-5": "--model resnet20 --epochs 5",
          "resnet20-30": "--model resnet20 --epochs 30"},
         (("are six times the epochs worth it?", "resnet20-30", "resnet20-5"),
@@ -161,10 +163,8 @@ def plan(name, options):
         if dataset in options.folders:
             asked |= {"dataset": "folder", "data_dir": options.folders[dataset]}
         for seed in range(experiment.more_seeds.get(label, experiment.n)):
-            given, path = asked | {"seed": seed}, options.root / name / f"{label}-s{seed}"
-            args, _ = arguments.resolve(parser, given=dict(given))
-            run = plans.Run(label, path, experiment.script, given, args)
-            run.state = plans.stored_state(run)
+            path = options.root / name / f"{label}-s{seed}"
+            run = plans.make_run(label, path, experiment.script, asked | {"seed": seed}, parser)
             runs.append(run)
     return sorted(runs, key=lambda run: run.args.seed)
 

@@ -74,11 +74,13 @@ def python(script):
     return [sys.executable, str(REPOSITORY / f"{script}.py")]
 
 
-def remove_leftovers(run):
-    """Removes what a run left that ended before its first checkpoint, and that starts anew."""
-    if run.state == "new":
-        for leftover in ("config.json", "summary.json"):
-            (run.path / leftover).unlink(missing_ok=True)
+def make_run(label, path, script, asked, parser):
+    """A Run with its arguments resolved and its state. Raises UserError."""
+    args, _ = arguments.resolve(parser, given=dict(asked))
+    _check_model(args)
+    run = Run(label, path, script, asked, args)
+    run.state = stored_state(run)
+    return run
 
 
 def plan(name, given, seeds, root, only=(), own_recipes=False):
@@ -109,12 +111,10 @@ def plan(name, given, seeds, root, only=(), own_recipes=False):
     for seed in seeds:
         for label in [label for label in own if label in only or not only]:
             asked = shared | own[label] | given | {"seed": seed}
-            args, _ = arguments.resolve(parser, given=dict(asked))
-            _check_model(args)
-            directory = root or Path("runs") / f"sweep-{name}{variant}-{args.dataset}"
-            run = Run(label, directory / f"{label}-s{seed}", suite.script, asked, args)
-            run.state = stored_state(run)
-            runs.append(run)
+            dataset = asked.get("dataset", parser.get_default("dataset"))
+            directory = root or Path("runs") / f"sweep-{name}{variant}-{dataset}"
+            path = directory / f"{label}-s{seed}"
+            runs.append(make_run(label, path, suite.script, asked, parser))
     return runs
 
 
@@ -224,6 +224,13 @@ def prepare(runs):
     check_data(runs[0].args)
     for run in runs:
         remove_leftovers(run)
+
+
+def remove_leftovers(run):
+    """Removes what a run left that ended before its first checkpoint, and that starts anew."""
+    if run.state == "new":
+        for leftover in ("config.json", "summary.json"):
+            (run.path / leftover).unlink(missing_ok=True)
 
 
 def check_data(args):

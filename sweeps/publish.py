@@ -17,6 +17,7 @@ from pathlib import Path
 from analysis import metrics, published
 from common import files, scopes
 from common.errors import UserError
+from common.scopes import words
 from sweeps import reference
 
 PUBLIC = (
@@ -182,10 +183,7 @@ def public_config(config):
         if name not in call and (origin.get(name) == "command line" or from_config):
             given[name] = value
     script = Path(str(config.get("command", "train.py")).split(" ")[0]).name
-    public = config | {
-        "arguments": arguments,
-        "command": shlex.join([script, *scopes.words(given)]),
-    }
+    public = config | {"arguments": arguments, "command": shlex.join([script, *words(given)])}
     if "resumed" in config:
         epochs = [part["at_epoch"] for part in config["resumed"]]
         public["resumed"] = [
