@@ -239,7 +239,7 @@ def test_pad_shortcuts_have_no_parameters(name, parameters):
 
 
 def test_features_and_head_of_a_small_residual_network_make_its_logits():
-    model, x = models.create_model("resnet20", 10).eval(), torch.randn(2, 3, 32, 32)
+    model, x = create_model("resnet20", 10).eval(), torch.randn(2, 3, 32, 32)
     features = model.forward_head(model.forward_features(x), pre_logits=True)
     assert features.shape == (2, 64) and torch.equal(model.get_classifier()(features), model(x))
 
