@@ -120,10 +120,14 @@ def refuse_modified_tree():
 def publish_runs(args, given, runs):
     """Copies the runs to --publish. Raises UserError."""
     suite = SUITES[args.suite]
-    public = words(publish.public_arguments(given))
-    seeds = ["--seeds", *map(str, args.seeds)]
-    command = shlex.join(["python", "sweep.py", args.suite, *public, *seeds])
-    about = publish.about(suite.question, suite.comparisons(), command)
+    of_sweep = {"own_recipes": True} if args.own_recipes else {}
+    chosen = words(publish.public_arguments(given) | of_sweep)
+    for option, values in (("--seeds", args.seeds), ("--only", args.only)):
+        chosen += [option, *map(str, values)] if values else []
+    command = shlex.join(["python", "sweep.py", args.suite, *chosen])
+    labels = {run.label for run in runs}
+    comparisons = [row for row in suite.comparisons() if labels.issuperset(row[1:])]
+    about = publish.about(suite.question, comparisons, command)
     publish.publish([run.path for run in runs], args.publish, about, args.reference)
     print(f"published in {args.publish}")
 

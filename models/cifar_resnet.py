@@ -161,9 +161,18 @@ class CifarResNet(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
         init_weights(self)
 
+    def get_classifier(self):
+        return self.fc
+
+    def forward_features(self, x):
+        return self.blocks(F.relu(self.stem(x)))  # (B, 64, H / 4, W / 4)
+
+    def forward_head(self, x, pre_logits=False):
+        x = x.mean((2, 3))
+        return x if pre_logits else self.fc(x)
+
     def forward(self, x):
-        x = self.blocks(F.relu(self.stem(x)))  # (B, 64, H / 4, W / 4)
-        return self.fc(x.mean((2, 3)))
+        return self.forward_head(self.forward_features(x))
 
 
 def plain_network(num_classes=10, *, n):

@@ -22,7 +22,7 @@ from sweeps import reference
 
 PUBLIC = (
     *("arguments", "from", "precision", "python", "torch", "torchvision", "timm", "numpy"),
-    *("cuda", "cudnn", "device", "threads", "git", "command", "started", "resumed"),
+    *("cuda", "cudnn", "device", "cores", "threads", "git", "command", "started", "resumed"),
 )
 TIME = r"-s\d+(-\d{8}-\d{6})?(-\d+)?$"  # the end of a run's name: its seed, and when it started
 

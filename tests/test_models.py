@@ -240,6 +240,12 @@ def test_pad_shortcuts_have_no_parameters(name, parameters):
         assert count(build(name, shortcut="pad")) == parameters
 
 
+def test_features_and_head_of_a_small_residual_network_make_its_logits():
+    model, x = create_model("resnet20", 10).eval(), torch.randn(2, 3, 32, 32)
+    features = model.forward_head(model.forward_features(x), pre_logits=True)
+    assert features.shape == (2, 64) and torch.equal(model.get_classifier()(features), model(x))
+
+
 @pytest.mark.parametrize("depth", [20, 32, 44, 56])
 def test_plain_networks_are_residual_ones_without_shortcuts(depth):
     plain, residual = f"plain{depth}", f"resnet{depth}"

@@ -426,3 +426,30 @@ def test_a_complete_experiment_of_a_modified_tree_stays_unpublished(run, capsys,
     assert run(quick=QUICK) == 0
     reason = "out/quick/b-s0 was made with a modified working tree"
     assert f"quick: complete, but left unpublished: {reason}" in capsys.readouterr().out
+
+
+def test_a_part_of_a_suite_is_published_with_its_comparisons(run, capsys, monkeypatch):
+    tree = {"commit": A, "dirty": True}
+    monkeypatch.setattr(sweep.environment, "git_state", lambda: tree)
+    place = "--dataset shapes --device cpu --output-dir out --publish results/eca"
+    words = [
+        "eca",
+        "--seeds",
+        "0",
+        "--only",
+        "resnet20_no_eca",
+        "ecanet20_fixed_k3",
+        *place.split(),
+    ]
+    with refused("--publish needs an unmodified working tree"):
+        sweep.main(words)
+    assert not Path("out").exists()
+    tree["dirty"] = False
+    assert sweep.main(words) == 0
+    experiment = published.load("results/eca")
+    pairs = [(row["experiment"], row["against"]) for row in experiment.differences]
+    assert pairs == [("ecanet20_fixed_k3", "resnet20_no_eca")]
+    only = "--seeds 0 --only resnet20_no_eca ecanet20_fixed_k3"
+    assert (
+        experiment.about["command"] == f"python sweep.py eca --dataset shapes --device cpu {only}"
+    )
