@@ -13,6 +13,7 @@ from analysis.published import FIGURE
 from sweeps.campaign import EXPERIMENTS, repeat_command
 
 MARKERS = ("<!-- results -->", "<!-- end of results -->")
+COMMANDS = "[results/README.md](results/README.md#not-measured) says what these are."
 HEAD = """\
 # Results
 
@@ -37,12 +38,12 @@ def pages(root, results):
     for experiment in experiments:
         experiment.check_notes()
     done = {experiment.name for experiment in experiments}
-    missing = [
-        (experiment.title, repeat_command(name))
+    missing = {
+        name: (experiment.title, repeat_command(name))
         for name, experiment in EXPERIMENTS.items()
         if name not in done
-    ]
-    page = results_page.page(experiments, missing, results.resolve().name)
+    }
+    page = results_page.page(experiments, missing.values(), results.resolve().name)
     texts = {results / "README.md": _overview(experiments, missing)}
     texts[root / "docs/results.html"] = page
     readme = root / "README.md"
@@ -96,7 +97,10 @@ def _overview(experiments, missing):
         parts += [f"{tables.markdown_text(fact)}\n" for fact in experiment.facts]
         parts.append(f"    {experiment.about['command']}\n")
     if missing:
-        rows = [{"not measured": title, "command": f"`{command}`"} for title, command in missing]
+        rows = [
+            {"experiment": name, "not measured": title, "command": f"`{command}`"}
+            for name, (title, command) in missing.items()
+        ]
         parts.append(f"## Not measured\n\n{_table_with_code(rows)}")
     return "\n".join(parts)
 
@@ -110,12 +114,19 @@ def _table_with_code(rows):
     return tables.markdown_table(rows).replace("\\`", "`")
 
 
+def _accuracy(row):
+    """Accuracy, with and without test-time augmentation, and the training time of a table's row."""
+    augmented = row.get(tables.COLUMNS["tta"].title)
+    text = f"{row['test %']}, {augmented} with TTA" if augmented else row["test %"]
+    return f"{text} ({row[tables.COLUMNS['seconds'].title]})"
+
+
 def _summary(experiments, missing):
     """The table of README.md: a row for each experiment."""
     rows = []
     for experiment in experiments:
         link = f"[{experiment.name}](results/README.md#{experiment.name})"
-        found = [f"{row['experiment']} {row['test %']}" for row in experiment.rows]
+        found = [f"{row['experiment']} {_accuracy(row)}" for row in experiment.rows]
         differences = [
             f"{row['experiment']} against {row['against']}: {row['difference']}"
             + (f" ({row['95 % interval']})" if row["95 % interval"] else "")
@@ -125,14 +136,11 @@ def _summary(experiments, missing):
             {
                 "experiment": link,
                 "data": experiment.data,
-                "test accuracy, %": "; ".join(found),
+                "test accuracy, % (training time)": "; ".join(found),
                 "difference in points (95 % interval)": "; ".join(differences),
             }
         )
     text = tables.markdown_table(rows).replace("\\[", "[").replace("\\]", "]") if rows else ""
     if missing:
-        titles = "; ".join(title for title, _ in missing)
-        text += (
-            f"\nNot measured: {titles}. [results/README.md](results/README.md) has the commands.\n"
-        )
+        text += f"\nNot measured: {', '.join(missing)}. {COMMANDS}\n"
     return text
