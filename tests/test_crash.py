@@ -119,13 +119,13 @@ def test_a_run_that_forgot_to_sync_would_be_found_out(recorded, tmp_path, forgot
 
 @pytest.mark.slow
 def test_the_record_holds_everything_that_a_run_writes(train, monkeypatch):
-    """Except its events and its lock, which no resume reads."""
+    """Except its events, its log and its lock, which no resume reads."""
     recorder = crashes.Recorder(monkeypatch)
     directory = train("--epochs", 2, "--ema-decay", 0.5)
     written = {
         path: path.read_bytes()
         for path in directory.iterdir()
-        if path.name != ".lock" and "tfevents" not in path.name
+        if path.name not in (".lock", "log.txt") and "tfevents" not in path.name
     }
     assert crashes.replay(recorder.operations) == written
     assert {path.name for path in written} == set(run_directory.FILES)

@@ -156,7 +156,7 @@ class Run:
                 columns |= self._test_time_augmentation(model, batches)
             if self.args.eval_train:
                 metrics = self._evaluate(model, inputs.without_augmentation(train_batches))
-                columns |= {f"train_clean_{name}": value for name, value in metrics.items()}
+                columns |= {f"train_clean_{name}": metrics[name] for name in loop.METRICS}
         return columns
 
     def _evaluate(self, model, batches, **options):

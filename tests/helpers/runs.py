@@ -17,8 +17,8 @@ def words(text):
     return text.split()
 
 
-TINY = words("--dataset shapes --limit-train 96 --limit-test 50 --batch-size 32 --model resnet20")
-TINY += words("--no-curves")  # matplotlib would take longer than the run
+TINY = words("--no-curves")  # matplotlib would take longer than the run
+TINY += words("--dataset shapes --limit-train 96 --limit-test 50 --batch-size 32 --model resnet20")
 CNN = words("--model timm/test_resnet --model-arg channels=(4,8,8,16) --model-arg stem_width=8")
 VIT = words("--model vit_custom --model-arg width=24 --model-arg depth=2 --model-arg heads=2")
 # Three steps per epoch, a moving average, and a test at the end.
