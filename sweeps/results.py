@@ -116,9 +116,9 @@ def _table_with_code(rows):
 
 def _accuracy(row):
     """Accuracy, with and without test-time augmentation, and the training time of a table's row."""
-    augmented = row.get(tables.COLUMNS["tta"].title)
+    augmented, seconds = (row.get(tables.COLUMNS[key].title) for key in ("tta", "seconds"))
     text = f"{row['test %']}, {augmented} with TTA" if augmented else row["test %"]
-    return f"{text} ({row[tables.COLUMNS['seconds'].title]})"
+    return f"{text} ({seconds})" if seconds else text
 
 
 def _summary(experiments, missing):

@@ -65,7 +65,7 @@ def test_runs_are_trained_resumed_and_kept(time_runs, tmp_path, capsys):
         assert one["images_per_second"] == pytest.approx(6 * 32 / one["train_seconds"])
     text = capsys.readouterr().out
     assert re.search(r"to 1 % +2 of 2 +[\d.]+ ± [\d.]+ +[\d.]+ ± [\d.]+", text)
-    assert re.search(r"to 100 % +0 of 2\n", text) and "n = 2" in text
+    assert re.search(r"to 100 % +0 of 2\b", text) and "n = 2" in text
     assert f"torch {version('torch')}" in text
     assert "--tta flip" in text and "resumed" in text and "bare" not in text
 
