@@ -116,9 +116,12 @@ def _table_with_code(rows):
 
 def _accuracy(row):
     """Accuracy, with and without test-time augmentation, and the training time of a table's row."""
-    augmented, seconds = (row.get(tables.COLUMNS[key].title) for key in ("tta", "seconds"))
+    augmented = row.get(tables.COLUMNS["tta"].title)
     text = f"{row['test %']}, {augmented} with TTA" if augmented else row["test %"]
-    return f"{text} ({seconds})" if seconds else text
+    # The title of a column of times names the unit, too.
+    title = next((key for key in row if key.startswith(tables.COLUMNS["seconds"].title)), None)
+    unit = title.partition("(")[2].rstrip(")") if title else ""
+    return f"{text} ({row[title]} {unit})" if title else text
 
 
 def _summary(experiments, missing):
