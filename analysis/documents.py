@@ -121,12 +121,14 @@ def settings_of(argument):
     values = {name: argument(name) for name in names}
     if not {None, "several"}.isdisjoint(values.values()):
         return {}
-    mixed = bool(values["mix_prob"] and (values["mixup"] or values["cutmix"]))
+    has_alpha = values["mixup"] or values["cutmix"]
+    mixed = bool(has_alpha and values["mix_prob"])
+    removes_pixels = values["cutout"] or values["random_erasing"]
     changes = set(values["augment"].split(","))
     augmented = None
     if "crop" in changes and changes & {"flip", "alternating_flip"}:
         augmented = True
-    elif changes == {"none"} and not (mixed or values["cutout"] or values["random_erasing"]):
+    elif changes == {"none"} and not mixed and not removes_pixels:
         augmented = False
     names = ("pretrained", "image_size", "optimizer", "schedule")
     return {name: argument(name) for name in names} | {"mixed": mixed, "augmented": augmented}

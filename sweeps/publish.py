@@ -200,6 +200,8 @@ def public_arguments(arguments):
 def _public(name, value):
     if name == "data_url":
         return None
-    is_text = isinstance(value, str)
-    is_elsewhere = is_text and (Path(value).is_absolute() or value.startswith(("~", "..")))
-    return Path(value).name if is_text and (name == "data_dir" or is_elsewhere) else value
+    if not isinstance(value, str):
+        return value
+    path = Path(value)
+    is_private = name == "data_dir" or path.is_absolute() or value.startswith(("~", ".."))
+    return path.name if is_private else value

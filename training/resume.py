@@ -126,8 +126,9 @@ def is_finished(args, saved):
         complete = complete and isinstance(summary.get("train_clean_acc"), float)
     same_length = args.epochs == saved["training"]["arguments"]["epochs"]
     stopped_early = summary.get("stopped_early") is True and same_length
-    ended = epoch == summary.get("epochs") and (epoch == args.epochs or stopped_early)
-    if not (ended and complete and summary.get("status") == "finished"):
+    nothing_left = epoch == args.epochs or stopped_early
+    is_current = epoch == summary.get("epochs") and summary.get("status") == "finished"
+    if not (nothing_left and is_current and complete):
         return False
     print(f"{args.output_dir} is already finished: {final_line(summary, args.tta)}")
     return True
