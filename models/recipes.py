@@ -47,8 +47,8 @@ AIRBENCH94 = dict(
     augment="crop,alternating_flip", crop_pixels=2, mixup=0.0, cutmix=0.0,
     progressive="24:0,28:0.35,32:0.65", accumulate=None,
 )
-AIRBENCH95 = AIRBENCH94 | dict(epochs=18)
-AIRBENCH96 = AIRBENCH94 | dict(epochs=40, crop_pixels=4, cutout=12)
+AIRBENCH95 = AIRBENCH94 | dict(epochs=21)
+AIRBENCH96 = AIRBENCH94 | dict(epochs=52, crop_pixels=4, cutout=12)
 AIRBENCH_C100 = AIRBENCH94 | dict(
     epochs=16, label_smoothing=0.25, progressive="20:0,24:0.15,32:0.5",
 )

@@ -2,12 +2,13 @@
 
     Campaign(EXPERIMENTS, options).run(seconds)        # exit status
 
-Runs follow one another, as processes of the training scripts in <root>/<experiment>/<run>. Finished
-runs are kept, interrupted ones resume. A run starts if its estimated time is left; one that takes
-longer is interrupted at the end of the budget, and resumes in the next campaign. Whatever is
-complete is published.
+Runs are processes of the training scripts in <root>/<experiment>/<run>, as many at a time as asked.
+Finished runs are kept, interrupted ones resume. A run starts if its estimated time is left; one
+that takes longer is interrupted at the end of the budget, and resumes in the next campaign.
+Whatever is complete is published.
 """
 
+import argparse
 import importlib
 import math
 import re
@@ -18,13 +19,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 import models
-from bench import measure
 from common import command_line
 from common.errors import UserError
-from sweeps import launch, plans
+from sweeps import estimate, launch, plans
 from sweeps.publish import about, publish
-from training import devices, mixed_precision
 
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 START_SECONDS = 20  # of a process until its first step, and after its last one
@@ -51,6 +52,7 @@ RATES = {"adamw": "--lr 1e-3 --weight-decay 0.05", "sgd": "", "muon": ""}
 RECORD = "--tta flip-shift"
 CROP_FLIP = "--augment crop,flip --crop-padding zero"
 JITTER = "--augment crop,flip,color_jitter --crop-padding zero --jitter 0.4"
+SMALLER = "--progressive 20:0,24:0.35,32:0.65"
 COSINE = "is the cosine better than the line?"
 
 # Sized for two CPU cores. Every setting is a recipe of the repository or stands here.
@@ -114,9 +116,20 @@ EXPERIMENTS = {
         "ResNet-20 with its recipe, for 5 and for 30 epochs",
         {"5-epochs": "--model resnet20 --epochs 5", "30-epochs": "--model resnet20 --epochs 30"},
         (("are six times the epochs worth it?", "30-epochs", "5-epochs"),)),
+    "progressive": Experiment(
+        "smaller images early in training: ResNet-20 and ResNet-18 on 10,000 images",
+        {"resnet20": "--model resnet20 --epochs 10",
+         "resnet20-progressive": f"--model resnet20 --epochs 10 {SMALLER}",
+         "resnet18": "--model resnet18 --epochs 5",
+         "resnet18-progressive": f"--model resnet18 --epochs 5 {SMALLER}"},
+        (("does it cost ResNet-20 accuracy?", "resnet20-progressive", "resnet20"),
+         ("does it cost ResNet-18 accuracy?", "resnet18-progressive", "resnet18")),
+        "--limit-train 10000"),
     "airbench94": Experiment(
         "time to 94 %", {"airbench94": f"--model airbench94 {RECORD}"}, (), n=5),
     "airbench95": Experiment("time to 95 %", {"airbench95": f"--model airbench95 {RECORD}"}, ()),
+    "airbench96": Experiment(
+        "time to 96 %", {"airbench96": f"--model airbench96 {RECORD}"}, (), n=1),
     "airbench_c100": Experiment(
         "time to 75 % on CIFAR-100", {"airbench_c100": f"--model airbench_c100 {RECORD}"}, (),
         CIFAR100),
@@ -125,12 +138,16 @@ EXPERIMENTS = {
 
 
 class Options(NamedTuple):
-    """root, results: directories; folders: {data set: folder of its images}; given: arguments."""
+    """root, results: directories; folders: {data set: folder of its images}; given: arguments.
+
+    jobs: how many runs at a time.
+    """
 
     root: Path
     results: Path
     folders: dict
     given: dict
+    jobs: int = 1
 
 
 def repeat_command(name):
@@ -183,15 +200,21 @@ def work(run):
     return macs * training, macs * passes * (args.limit_test or TEST_IMAGES)
 
 
-def measured_speed(device):
-    """Multiply-accumulates per second of training ResNet-20 here, from a few steps."""
-    device = devices.select_device(device)
-    dtype = mixed_precision.amp_dtype("auto", device)
-    model = measure.to_device(models.create_model("resnet20", 10), device, dtype)
-    step = measure.training_step(model, measure.create_optimizer(model), device, dtype)
-    batch = measure.ready_batch(128, 32, 10, device)
-    seconds = statistics.median(measure.repeated(device, 3, lambda: step(*batch)))
-    return 3 * 128 * _macs("resnet20", ()) / seconds
+def measured_speed(run, environment):
+    """Multiply-accumulates per second of a run, by a few timed steps; infinite if they fail.
+
+    A run that can't start here is to say so itself. Frozen backbones are timed as trained ones.
+    environment: of its place, which may limit its threads.
+    """
+    args = argparse.Namespace(**vars(run.args) | {"freeze_backbone": False})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", threads)))
+    try:
+        return sum(work(run)) / estimate.cost(args)[0]
+    except UserError:
+        return math.inf
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Campaign:
@@ -205,7 +228,8 @@ class Campaign:
         known = [name for name in names if again or not (options.results / name).exists()]
         self.runs = {name: plan(name, options) for name in known}
         self.sources = {name: self._source(name) for name in known if EXPERIMENTS[name].source}
-        self.measured = measured_speed(options.given.get("device", "auto")) if known else 1.0
+        self.places = launch.places(options.given.get("device", "auto"), options.jobs)
+        self.timed = {}  # multiply-accumulates per second of a few steps, by model
         self._update_speeds()
 
     def _source(self, name):
@@ -219,9 +243,10 @@ class Campaign:
         """Multiply-accumulates per second of the finished runs, by model."""
         self.speeds = {}
         for run in [run for runs in self.runs.values() for run in runs]:
-            seconds = run.summary.get("train_seconds") if run.finished else None
+            summary = run.summary if run.finished else {}
+            seconds = summary.get("train_seconds", 0) + summary.get("eval_seconds", 0)
             if seconds:
-                self.speeds.setdefault(run.args.model, []).append(work(run)[0] / seconds)
+                self.speeds.setdefault(run.args.model, []).append(sum(work(run)) / seconds)
 
     def missing(self, name):
         """The runs that an experiment still needs, in their order; none if its source failed."""
@@ -232,10 +257,11 @@ class Campaign:
         return [run for run in runs if run not in self.failed]
 
     def seconds(self, run):
-        """Estimated time of a run, with the speed of its model, of all models, or as measured."""
-        usual = statistics.median(sum(self.speeds.values(), []) or [self.measured])
-        speed = statistics.median(self.speeds.get(run.args.model, [usual]))
-        done = 0.0
+        """Estimated time of a run: at the speed of its model's finished runs, or as timed."""
+        model, done = run.args.model, 0.0
+        if model not in self.speeds and model not in self.timed:
+            self.timed[model] = measured_speed(run, self.places[0])
+        speed = statistics.median(self.speeds.get(model) or [self.timed[model]])
         if run.state == "interrupted":
             done = min(1.0, run.summary.get("epochs", 0) / run.args.epochs)
         return START_SECONDS + (1 - done) * sum(work(run)) / speed
@@ -243,13 +269,16 @@ class Campaign:
     def by_cost(self):
         """[(seconds, experiment)] of those that lack runs, the cheapest first."""
         costs = {name: sum(map(self.seconds, self.missing(name))) for name in self.runs}
-        return sorted((cost, name) for name, cost in costs.items() if cost)
+        return sorted((cost / self.options.jobs, name) for name, cost in costs.items() if cost)
 
-    def next_run(self, seconds):
-        """(experiment, run) to start with so many seconds left; None if there is none."""
+    def next_run(self, seconds, active=()):
+        """(experiment, run) to start with so many seconds left; None if there is none.
+
+        active: the runs that have started already.
+        """
         for _, name in self.by_cost():
             for run in self.missing(name):
-                if self.seconds(run) <= seconds:
+                if run not in active and self.seconds(run) <= seconds:
                     return name, run
                 if run is self.sources.get(name):
                     break  # the others need its weights
@@ -261,21 +290,35 @@ class Campaign:
         end = time.monotonic() + budget
         for name in self.runs:
             self._publish(name)
-        progress = launch.Progress([r for runs in self.runs.values() for r in runs], 1, False)
-        while found := self.next_run(end - time.monotonic()):
+        runs = [*self.sources.values(), *(run for runs in self.runs.values() for run in runs)]
+        progress = launch.Progress(dict.fromkeys(runs), 1, False)
+        started = []
+
+        def choose(active):
+            found = self.next_run(end - time.monotonic(), active)
+            if not found:
+                return None
             name, run = found
             print(f"{name}: {run.path.name}, about {launch.clock(self.seconds(run))}", flush=True)
-            failed, number = self._execute(run, end, progress)
-            self.failed |= failed
-            if number:
-                is_over = time.monotonic() >= end
+            run.path.parent.mkdir(parents=True, exist_ok=True)
+            plans.remove_leftovers(run)
+            started.append(run)
+            return run
+
+        def report(run, seconds, failure):
+            progress.report(run, seconds, failure)
+            self.failed |= {run: failure} if failure else {}
+            self._update_speeds()
+            self._publish(run.path.parent.name)
+
+        number = launch.execute(choose, launch.start_here, self.places, report, end)[1]
+        is_over = time.monotonic() >= end
+        for run in started:
+            if number and not run.finished and run not in self.failed:
                 reason = "the budget is used up" if is_over else "interrupted"
                 print(f"{reason}; the same command resumes {run.path}")
-                if is_over:
-                    break
-                return 128 + number
-            self._update_speeds()
-            self._publish(name)
+        if number and not is_over:
+            return 128 + number
         self.report()
         return 1 if self.failed else 0
 
@@ -284,15 +327,10 @@ class Campaign:
         for run in {(run.args.dataset, run.args.data_dir): run for run in missing}.values():
             plans.check_data(run.args)
 
-    def _execute(self, run, end, progress):
-        plans.remove_leftovers(run)
-        run.path.parent.mkdir(parents=True, exist_ok=True)
-        place = launch.places(run.args.device, 1)
-        return launch.execute([run], launch.start_here, place, progress, end)
-
     def _publish(self, name):
         """Publishes an experiment if it is complete, and prints where to, or why not."""
-        if not all(run.finished for run in self.runs[name]):
+        runs = self.runs.get(name)  # none of an experiment whose run is a source only
+        if not runs or not all(run.finished for run in runs):
             return
         experiment = EXPERIMENTS[name]
         names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
@@ -302,7 +340,7 @@ class Campaign:
         )
         target = self.options.results / name
         try:
-            publish([run.path for run in self.runs[name]], target, text, with_training=True)
+            publish([run.path for run in runs], target, text, with_training=True)
             print(f"{name}: published in {target}", flush=True)
         except UserError as error:
             print(f"{name}: complete, but left unpublished: {error}", flush=True)

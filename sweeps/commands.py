@@ -64,6 +64,8 @@ def campaign_parser():
         text = f"take {name} from a folder of images, as --dataset folder does"
         add(f"--{name}-dir", metavar="DIR", help=text)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    jobs = dict(type=command_line.number(int, low=1), default=1, metavar="N")
+    add("--jobs", **jobs, help="concurrent runs, each on a GPU or with a share of the CPU")
     add("--dry-run", action="store_true", help="print the missing runs with estimated times")
     return parser
 
@@ -98,7 +100,7 @@ def run_campaign(args):
             raise UserError(f"--{name}-dir {folder}: there is no such folder", status=2)
     root = Path(args.output_dir)
     given = {"data_dir": args.data_dir, "device": args.device}
-    options = campaign.Options(root, Path(args.results), folders, given)
+    options = campaign.Options(root, Path(args.results), folders, given, args.jobs)
     names = args.only or list(campaign.EXPERIMENTS)
     if args.dry_run:
         planned = campaign.Campaign(names, options, again=bool(args.only))

@@ -37,6 +37,7 @@ from training.inputs import Inputs
 from training.loop import Step, evaluate, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
+from training.progressive import size_schedule
 from training.state import State
 
 # Training images, test images, classes.
@@ -96,10 +97,18 @@ def cost(args):
         if min(largest, int(2 * SECONDS / step)) > 2:
             images = min(largest, int(2 * SECONDS / step))
             step, evaluation = time_steps(args, classes, ranks, dtype, images)
-    trained = args.epochs * (train_images // args.batch_size) * args.batch_size
+    steps = args.epochs * (train_images // args.batch_size)
+    trained = steps * args.batch_size * _share_of_work(args, steps)
     evaluations = -(-args.epochs // args.eval_every) * (1 if args.ema_decay == 0 else 2)
     evaluated = evaluations * eval_images + args.eval_train * train_images
     return (trained * step + evaluated * evaluation) / images, images / step
+
+
+def _share_of_work(args, steps):
+    """The pixels that the steps train on, relative to those of full images (--progressive)."""
+    size_at = size_schedule(args.progressive, steps)
+    sizes = [size_at(step) or args.image_size for step in range(steps)]
+    return sum(size**2 for size in sizes) / len(sizes) / args.image_size**2 if sizes else 1.0
 
 
 def _sizes(args):

@@ -122,42 +122,53 @@ class ActiveRun:
     started: float  # time.monotonic()
 
 
-def execute(runs, start, places, progress, end=math.inf):
-    """Executes the runs, one at a time in each of `places`.
+def in_order(runs):
+    """The function `choose` of `execute` for a list of runs."""
+    waiting = list(runs)
+    return lambda active: waiting.pop(0) if waiting else None
 
-    start(run, place) returns a process. Returns ({failed run: reason}, number of the received
+
+def execute(choose, start, places, report, end=math.inf):
+    """Executes runs, one at a time in each of `places`.
+
+    choose(active runs) returns the run to start next, or None if there is none until another one
+    ends. start(run, place) returns a process. report(run, seconds, failure) is called when a run
+    has ended: failure says why, or is "". Returns ({failed run: reason}, number of the received
     signal or 0). The first SIGINT or SIGTERM is passed on to the active runs, which save and end;
     a second one ends this process immediately. At the time `end` (of time.monotonic) they get a
     SIGTERM, too.
     """
-    waiting, free, active, failed = list(runs), list(places), {}, {}
+    free, active, failed = list(places), {}, {}
     with terminal.StopSignal() as stop:
+
+        def start_runs():
+            while free and not stop() and (run := choose(list(active))):
+                place = free.pop(0)
+                active[run] = ActiveRun(start(run, place), place, time.monotonic())
+
         try:
+            start_runs()
             passed_on = False
-            while waiting or active:
+            while active:
                 if time.monotonic() >= end and not stop():
                     stop.number = signal.SIGTERM
-                while waiting and free and not stop():
-                    run, place = waiting.pop(0), free.pop(0)
-                    active[run] = ActiveRun(start(run, place), place, time.monotonic())
                 if stop() and not passed_on:
                     passed_on = True
-                    waiting.clear()
                     for job in active.values():
                         job.process.send_signal(stop.number)
-                for run, job in list(active.items()):
-                    status = job.process.poll()
-                    if status is None:
-                        continue
-                    del active[run]
+                ended = {run: job.process.poll() for run, job in active.items()}
+                ended = {run: status for run, status in ended.items() if status is not None}
+                for run, status in ended.items():
+                    job = active.pop(run)
                     free.append(job.place)
-                    if stop() and not run.finished:
-                        continue
-                    if not run.finished:
-                        failed[run] = failure_reason(run, job.process, status)
-                    seconds = time.monotonic() - job.started
-                    progress.report(run, seconds, failed.get(run), [*active, *waiting])
-                time.sleep(POLL_SECONDS)
+                    if run.finished or not stop():
+                        failure = "" if run.finished else failure_reason(run, job.process, status)
+                        failed |= {run: failure} if failure else {}
+                        report(run, time.monotonic() - job.started, failure)
+                if ended:
+                    start_runs()
+                else:
+                    time.sleep(POLL_SECONDS)
         finally:
             for job in active.values():
                 job.process.send_signal(signal.SIGTERM)
@@ -178,21 +189,22 @@ class Progress:
     """Prints a line for each run that ends, and estimates the remaining time."""
 
     def __init__(self, runs, places, estimate):
-        self.total, self.done = len(runs), sum(run.finished for run in runs)
-        self.places, self.estimate = places, estimate
+        self.left = [run for run in runs if not run.finished]
+        self.total, self.places, self.estimate = len(runs), places, estimate
         self.seconds = {}  # of the runs that ended, by experiment
 
-    def report(self, run, seconds, failure, remaining):
-        self.done += 1
+    def report(self, run, seconds, failure):
+        self.left.remove(run)
         if failure:
             result = f"FAILED: {failure} ({run.log})"
         else:
             result = f"{run.summary['test_acc']:.2f} %"
             if run.state == "new":
                 self.seconds.setdefault(run.label, []).append(seconds)
-        words = [f"{self.done}/{self.total}", run.path.name, result, clock(seconds)]
-        if remaining:
-            words.append(self.estimated_time(remaining))
+        ended = f"{self.total - len(self.left)}/{self.total}"
+        words = [ended, run.path.name, result, clock(seconds)]
+        if self.left:
+            words.append(self.estimated_time(self.left))
         print("  ".join(words), flush=True)
 
     def estimated_time(self, runs):

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.errors import refused
 from helpers.paths import ROOT
 from helpers.runs import arguments, summary
@@ -336,10 +337,11 @@ def run(tmp_path, monkeypatch, few_shapes):
     stand_in = [sys.executable, str(ROOT / "tests/helpers/stand_in_train.py")]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plans, "python", lambda script: stand_in)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.setattr(shapes, "load_shapes", lambda: few_shapes)
     monkeypatch.setattr(launch, "END_WITH_PARENT", [])
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(campaign, "measured_speed", lambda device: 1e11)
+    monkeypatch.setattr(campaign, "measured_speed", lambda run, environment: 1e11)
 
     def run(*arguments, **table):
         monkeypatch.setattr(campaign, "EXPERIMENTS", table)
@@ -395,12 +397,26 @@ def test_an_interrupted_campaign_resumes(run, capsys):
 
 def test_a_run_that_takes_too_long_is_interrupted_at_the_end(run, capsys, monkeypatch):
     monkeypatch.setattr(campaign, "START_SECONDS", 0)
-    monkeypatch.setattr(campaign, "measured_speed", lambda device: 1e20)
+    monkeypatch.setattr(campaign, "measured_speed", lambda run, environment: 1e20)
     assert run("--budget", "0.02m", long=WAITING) == 0
     out = capsys.readouterr().out
     assert "the budget is used up; the same command resumes out/long/long-s0" in out
     assert summary(Path("out/long/long-s0"))["status"] == "interrupted"
     assert "long: 1 to run" in out and not Path("results").exists()
+
+
+def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, capsys):
+    needy = NEEDY._replace(shared="--epochs 1")
+    assert run("--jobs", "2", needy=needy, long=LONG, quick=QUICK) == 0
+    out = capsys.readouterr().out
+    assert sorted(started(out)) == sorted(
+        [*QUICK_RUNS, "needy: long-s0", "long: long-s1", "needy: c-s0"]
+    )
+    assert out.index("needy: c-s0") > out.index("long-s0  60.00 %")
+    names = ("quick", "long", "needy")
+    assert all(f"{name}: published in results/{name}" in out for name in names)
+    config = json.loads(Path("out/quick/a-s0/config.json").read_text())
+    assert config["threads"] == max(1, torch.get_num_threads() // 2)
 
 
 def test_weights_come_from_their_run_before_the_others_need_them(run, capsys):

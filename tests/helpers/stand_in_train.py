@@ -5,6 +5,7 @@ With --lr 9 the run fails; with --lr 5 it waits for a signal, unless it is resum
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -36,7 +37,8 @@ def main():
         arguments = given | {"warmup_epochs": 0.2}
         config = {"arguments": arguments, "from": {"warmup_epochs": "auto"}}
         config |= {"git": {"commit": "c0ffee" * 6, "dirty": False}, "command": "train.py"}
-        config |= {"device": "none", "torch": "0", "threads": 1, "precision": "float32"}
+        config |= {"device": "none", "torch": "0", "precision": "float32"}
+        config["threads"] = int(os.environ.get("OMP_NUM_THREADS", "1"))
         (path / "config.json").write_text(json.dumps(config))
     (path / "last.pt").touch()
 
