@@ -1,30 +1,23 @@
-"""Figures of groups of runs: curves with bands over seeds, accuracy against cost, by family, bars.
+"""Figures of groups of runs: curves with bands over seeds, or a panel of charts.py.
 
     draw(groups, ["comparison.png", "comparison.pdf"])
     draw(groups, ["cost.svg"], "efficiency", size="column")
 
-Curves differ in colour, line style and, from the fifth on, marker: they can be told apart in grey.
+The value at the end of each curve is written beside it.
 """
 
-import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from analysis import figures, metrics, replicates
+from analysis import charts, figures, metrics, replicates
 from analysis.panels import PANELS, SIZES, X_TITLES, Size
+from analysis.styles import MOST, add_legend, line_style, say_empty, style_numbers, subplots
 from common.errors import first_line
 from common.text import printable
 
-LINE_STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.2, 1, 1.2)), (0, (1, 1)))
-MARKERS = (None, "o", "s", "^", "D", "v", "P")
-POINTS = "osD^vPX*<>"
-DOT_STYLE = dict(markersize=6, markeredgecolor="white", markeredgewidth=0.5)
-POINT_STYLE = dict(markersize=7, markeredgecolor="white", markeredgewidth=0.6, linestyle="")
-MOST = 24  # groups with a colour and a name of their own; of more groups, only the TOP best
-TOP = 12
 CURVES_WITH_RAW = 8  # up to so many smoothed curves are drawn with the original values behind them
 
 
@@ -82,56 +75,16 @@ def draw_finished(run):
 
 def _figure(plt, groups, panel, options):
     if panel == "bars":
-        return _bars(plt, groups, options.size)
+        return charts.bars(plt, groups, options.size)
     if panel == "family":
-        return _families(plt, groups, options.size)
+        return charts.families(plt, groups, options.size)
     if panel == "efficiency":
-        return _efficiency(plt, groups, options.size)
+        return charts.efficiency(plt, groups, options.size)
     return _curves(plt, groups, PANELS[panel], options)
 
 
-def _subplots(plt, count, size):
-    columns = min(size.columns, count)
-    rows = math.ceil(count / columns)
-    figsize = (size.width * columns, size.height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=figsize, layout="constrained", squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
-    return figure, axes
-
-
-def _say_empty(axis, text="not in these files"):
-    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", color="gray")
-    axis.set(xticks=[], yticks=[])
-
-
-def _accuracy(group):
-    return group.accuracy.mean if group.accuracy else -math.inf
-
-
-def _style_numbers(groups):
-    """For each group the number of its line style; None for groups that are only drawn in grey."""
-    if len(groups) <= MOST:
-        return list(range(len(groups)))
-    best = sorted(range(len(groups)), key=lambda i: -_accuracy(groups[i]))[:TOP]
-    return [best.index(i) if i in best else None for i in range(len(groups))]
-
-
-def line_style(number):
-    """Arguments of matplotlib's plot for a curve; number: see _style_numbers."""
-    if number is None:
-        return dict(color=figures.QUIET, linestyle="-", linewidth=0.6, alpha=0.6, zorder=1)
-    return dict(
-        color=figures.COLOURS[number % len(figures.COLOURS)],
-        linestyle=LINE_STYLES[number % len(LINE_STYLES)],
-        marker=MARKERS[number // len(LINE_STYLES) % len(MARKERS)],
-        markersize=3.5,
-        linewidth=1.4,
-        zorder=2.1 - number / 1000,
-    )
-
-
 def _curves(plt, groups, panels, options):
-    figure, axes = _subplots(plt, len(panels), options.size)
+    figure, axes = subplots(plt, len(panels), options.size)
     drawn = []  # (axis, its curves, digits of their values)
     for axis, (name, title) in zip(axes.flat, panels.items()):
         axis.set_ylabel(title)
@@ -141,7 +94,7 @@ def _curves(plt, groups, panels, options):
     for _, curves, _ in drawn:
         for curve in curves:
             handles.setdefault(curve.label, curve.line)
-    _add_legend(figure, handles, groups, options.size)
+    add_legend(figure, handles, groups, options.size)
     notes = [_annotate_ends(*panel, options.size) for panel in drawn]
     figure.draw_without_rendering()  # only now the axes have their final size
     for axis, axis_notes in zip(axes.flat, notes):
@@ -154,7 +107,7 @@ def _draw_panel(axis, name, groups, options):
     logarithmic = options.log and not name.endswith("_acc")
     measured_on = {group.measured_on.removesuffix(" (ema)") for group in groups} - {""}
     curves, ends = [], set()
-    for i, (group, number) in enumerate(zip(groups, _style_numbers(groups))):
+    for i, (group, number) in enumerate(zip(groups, style_numbers(groups))):
         x, mean, std = (np.asarray(values, dtype=float) for values in group.band(name, options.x))
         if not len(x):
             continue
@@ -190,7 +143,7 @@ def _draw_panel(axis, name, groups, options):
         axis.set_yscale("log")
         figures.plain_numbers(axis.yaxis)
     if not curves:
-        _say_empty(axis)
+        say_empty(axis)
     return curves
 
 
@@ -270,169 +223,3 @@ def spread(wanted, gap, low, high):
             blocks[-1][0] += total - count * blocks[-1][1] * gap
             blocks[-1][1] += count
     return [start(block) + i * gap for block in blocks for i in range(block[1])]
-
-
-def _add_legend(figure, handles, groups, size):
-    """Below the panels in as many columns as fit; a long one at the right, where there is room."""
-    if not handles:
-        return
-    if len(groups) > MOST:
-        from matplotlib.lines import Line2D
-
-        accuracies = {group.label: _accuracy(group) for group in groups}
-        best_first = sorted(handles, key=lambda label: -accuracies.get(label, -math.inf))
-        handles = {label: handles[label] for label in best_first}
-        grey = Line2D([], [], color=figures.QUIET, linewidth=0.8)
-        handles[f"{len(groups) - TOP} others"] = grey
-    wide = size.columns > 1
-    labels = [figures.plain(label, 70 if wide else 44) for label in handles]
-    width = size.font * (0.56 * max(map(len, labels)) + 5.5)  # points
-    columns = max(1, min(len(labels), int(figure.get_figwidth() * 72 / width)))
-    rows = math.ceil(len(labels) / columns)
-    legend = dict(handles=list(handles.values()), labels=labels, frameon=False, handlelength=3.2)
-    if rows > 4 and wide:
-        figure.set_figwidth(figure.get_figwidth() + width / 72)
-        figure.set_figheight(max(figure.get_figheight(), (len(labels) + 1) * size.font * 1.8 / 72))
-        figure.legend(**legend, loc="outside right center", ncols=1, labelspacing=0.7)
-    else:
-        figure.set_figheight(figure.get_figheight() + rows * size.font * 1.6 / 72)
-        figure.legend(**legend, loc="outside lower center", ncols=columns)
-
-
-def pareto(points):
-    """The points (cost, gain) that no other beats in both, by rising cost."""
-    front = []
-    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or gain > front[-1][1]:
-            front.append((cost, gain))
-    return front
-
-
-def _efficiency(plt, groups, size):
-    """Test accuracy against parameters, work and time."""
-    panels = PANELS["efficiency"]
-    columns = len(panels) if size.columns > 1 else 1
-    axis_size = size._replace(width=size.width * 0.75, columns=columns)
-    figure, axes = _subplots(plt, len(panels), axis_size)
-    handles = {}
-    for axis, (name, title) in zip(axes.flat, panels.items()):
-        handles |= _draw_cost(axis, name, title, groups)
-        axis.set_ylabel("test accuracy (%)")
-    if "Pareto front" in handles:
-        handles["Pareto front"] = handles.pop("Pareto front")  # the last
-    _add_legend(figure, handles, groups, size)
-    return figure
-
-
-def _draw_cost(axis, name, title, groups):
-    """Draws a point for each group and the Pareto front; returns {label: artist}."""
-    points, handles = [], {}
-    for i, (group, number) in enumerate(zip(groups, _style_numbers(groups))):
-        cost, accuracy = group.scalar(name), group.accuracy
-        if cost is None or accuracy is None or cost.mean <= 0:
-            continue
-        points.append((cost.mean / 1e6 if name == "parameters" else cost.mean, accuracy.mean))
-        artist = axis.errorbar(
-            *points[-1],
-            yerr=accuracy.std,
-            capsize=2,
-            elinewidth=0.8,
-            color=line_style(number)["color"],
-            marker="." if number is None else POINTS[i % len(POINTS)],
-            zorder=2 if number is None else 3,
-            **POINT_STYLE,
-        )
-        if number is not None:
-            handles[group.label] = artist[0]
-    axis.set_xlabel(title)
-    figures.tidy(axis)
-    if not points:
-        _say_empty(axis)
-        return handles
-    costs = [cost for cost, _ in points]
-    if max(costs) > 10 * min(costs):
-        axis.set_xscale("log")
-        axis.set_xlabel(f"{title}, logarithmic")
-        figures.plain_numbers(axis.xaxis)
-    else:
-        axis.locator_params(axis="x", nbins=5)
-    axis.margins(0.12)
-    front = pareto(points)
-    if len(front) > 1:
-        line = dict(color="#444444", linestyle=":", linewidth=1, drawstyle="steps-post", zorder=1)
-        (handles["Pareto front"],) = axis.plot(*zip(*front), **line)
-    return handles
-
-
-def _bars(plt, groups, size):
-    """Test accuracy: mean over seeds, standard deviation, and a dot for each run."""
-    groups = [group for group in groups if group.accuracy]
-    width = size.width * size.columns * 0.75
-    height = 0.8 + size.font * 2.3 / 72 * max(1, len(groups))
-    figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
-    axis.set(xlabel=PANELS["bars"]["test"], xlim=(0, 100), ylim=(-0.6, len(groups) - 0.4))
-    axis.set_ylabel("run")
-    for row, group in enumerate(groups):
-        _draw_bar(axis, row, group, size.font * 0.85)
-    length = 70 if size.columns > 1 else 34
-    labels = [figures.plain(group.label, length) for group in groups]
-    axis.set_yticks(range(len(groups)), labels)
-    axis.tick_params(axis="y", length=0)
-    axis.invert_yaxis()
-    figures.tidy(axis)
-    axis.grid(axis="y", visible=False)
-    if not groups:
-        _say_empty(axis, "no accuracy in these files")
-    return figure
-
-
-def _draw_bar(axis, row, group, font):
-    mean, std, n = group.accuracy
-    tests, dark = list(group.tests.values()), "#222222"
-    axis.barh(row, mean, height=0.62, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6)
-    axis.errorbar(mean, row, xerr=std, color=dark, capsize=2.5, linewidth=1, zorder=3)
-    if n > 1:
-        axis.plot(tests, [row] * n, ".", color=dark, markersize=3.5, zorder=4)
-    text = f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
-    low, high = min(mean - (std or 0), *tests), max(mean + (std or 0), *tests)
-    if high > 50:
-        position = dict(xy=(low, row), xytext=(-6, 0), ha="right")
-    else:
-        position = dict(xy=(high, row), xytext=(6, 0))
-    axis.annotate(text, **position, textcoords="offset points", va="center", fontsize=font)
-
-
-def _families(plt, groups, size):
-    """Test accuracy by family of models: a dot for each run, a line at the mean, and the best."""
-    members = {}  # {family: [(accuracy, label of its row)]}
-    for group in groups:
-        for run in group.counted:
-            if run.accuracy is not None:
-                members.setdefault(run.family or "unknown", []).append((run.accuracy, group.name))
-    best_first = sorted(members, key=lambda family: -max(members[family])[0])
-    height = 0.8 + size.font * 2.6 / 72 * max(1, len(members))
-    width = size.width * size.columns * 0.75
-    figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
-    length = 40 if size.columns > 1 else 22
-    for row, family in enumerate(best_first):
-        accuracies = [accuracy for accuracy, _ in members[family]]
-        colour = figures.COLOURS[row % len(figures.COLOURS)]
-        axis.plot(accuracies, [row] * len(accuracies), "o", color=colour, alpha=0.7, **DOT_STYLE)
-        mean = sum(accuracies) / len(accuracies)
-        axis.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=1.5)
-        best, name = max(members[family])
-        text = figures.plain(f"{best:.2f}  {name}", length)
-        place = dict(xytext=(1.02, row), textcoords=axis.get_yaxis_transform())
-        axis.annotate(text, (best, row), **place, va="center", fontsize=size.font * 0.85)
-    axis.set(xlabel=PANELS["family"]["test"], ylim=(len(members) - 0.4, -0.6))
-    labels = [figures.plain(f"{family} ({len(members[family])})", 30) for family in best_first]
-    axis.set_yticks(range(len(members)), labels)
-    axis.set_ylabel("family (runs)")
-    axis.tick_params(axis="y", length=0)
-    axis.margins(x=0.05)
-    figures.tidy(axis)
-    style = dict(transform=axis.transAxes, va="bottom", fontsize=size.font * 0.85)
-    axis.text(1.02, 1, "best run", **style)
-    if not members:
-        _say_empty(axis, "no accuracy in these files")
-    return figure

@@ -7,7 +7,7 @@ import pytest
 from helpers.figures import cut_texts, overlaps, text_boxes
 from helpers.samples import write, write_seeds
 
-from analysis import curves, figures, metrics, panels, replicates
+from analysis import charts, curves, figures, metrics, panels, replicates, styles
 
 
 @pytest.fixture
@@ -101,8 +101,8 @@ def test_every_axis_names_what_it_shows(tmp_path, drawn):
 
 
 def test_curves_differ_in_grey():
-    styles = [curves.line_style(place) for place in range(curves.MOST)]
-    assert len({(str(style["linestyle"]), style["marker"]) for style in styles}) == curves.MOST
+    looks = [styles.line_style(place) for place in range(styles.MOST)]
+    assert len({(str(look["linestyle"]), look["marker"]) for look in looks}) == styles.MOST
 
 
 def test_of_very_many_runs_the_best_have_names(tmp_path, drawn):
@@ -121,7 +121,7 @@ def test_spread_moves_values_as_little_as_possible():
 
 def test_nothing_beats_the_pareto_front():
     points = [(1, 5), (2, 4), (3, 9), (3, 8), (2, 6), (9, 9)]
-    assert curves.pareto(points) == [(1, 5), (2, 6), (3, 9)]
+    assert charts.pareto(points) == [(1, 5), (2, 6), (3, 9)]
 
 
 def test_each_panel_is_drawn_and_each_format_is_valid(tmp_path):

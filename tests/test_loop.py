@@ -214,6 +214,29 @@ def test_the_learning_rate_is_set_for_each_step_and_scaled_per_group():
     assert [row["lr"] for row in rows] == [pytest.approx(0.03), pytest.approx(0.06)]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon_sgd"])
+def test_what_trains_no_longer_has_no_gradient_and_the_rest_is_updated_alike(
+    optimizer, monkeypatch
+):
+    def train(computed):
+        state = start(network(norm=True), optimizer, 0.01)
+        (first, *_), *_ = (group["params"] for group in state.optimizer.param_groups)
+        others = [p for p in state.model.parameters() if p is not first]
+        kept = {key: v for key, v in state.optimizer.param_groups[0].items() if key != "params"}
+        state.optimizer.param_groups[0]["params"].remove(first)
+        state.optimizer.add_param_group(kept | {"params": [first], "lr_end": 0.5})
+        first.register_post_accumulate_grad_hook(lambda p: computed.append(first))
+        others[-1].register_post_accumulate_grad_hook(lambda p: computed.append(others[-1]))
+        fit(state, 2, lr_at=lambda step, end=1.0: 0.01 if step < 6 * end else 0.0)
+        return state.model, [tensor is first for tensor in computed]
+
+    model, is_first = train([])
+    assert is_first.count(True) == 3 and is_first.count(False) == 6  # of six steps
+    monkeypatch.setattr(loop, "skip_gradients_at_rate_zero", lambda optimizer: None)
+    other, is_first = train([])
+    assert is_first.count(True) == 6 and same(model, other)
+
+
 def stop_after(steps):
     calls = iter(range(1, 1000))
     return lambda: next(calls) >= steps

@@ -103,6 +103,8 @@ def train_epoch(state, batches, step, stop=never, show=None):
 
     for inputs, targets in batches.epoch(progress.epoch, start=progress.batch):
         lr = set_learning_rates(optimizer, step.lr_at, progress.step)
+        if not several:  # DistributedDataParallel waits for all gradients
+            skip_gradients_at_rate_zero(optimizer)
         inputs = progressive.resize(inputs, step.size_at(progress.step))
         if not state.gradient_order_settled:
             _settle_gradient_order(model, inputs[:2], targets[:2], step)
@@ -269,6 +271,17 @@ def set_learning_rates(optimizer, lr_at, step):
         group_lr = lr_at(step, group["lr_end"]) if "lr_end" in group else lr
         group["lr"] = group_lr * group.get("lr_scale", 1.0)
     return lr
+
+
+def skip_gradients_at_rate_zero(optimizer):
+    """Computes no gradients for groups with "lr_end" while their rate is zero.
+
+    Such a group is often that of a first layer. Then the backward pass ends before it.
+    """
+    for group in optimizer.param_groups:
+        if "lr_end" in group:
+            for parameter in group["params"]:
+                parameter.requires_grad_(group["lr"] != 0)
 
 
 def _count_correct(logits, targets):
