@@ -107,3 +107,17 @@ def uninterrupted(forks, tmp_path_factory):
 @pytest.fixture
 def copy(uninterrupted, tmp_path):
     return Path(shutil.copytree(uninterrupted, tmp_path / "copy"))
+
+
+@pytest.fixture
+def stand_in_runs(tmp_path, monkeypatch, few_shapes):
+    """sweep.py starts helpers/stand_in_train.py, in an empty directory and on two cores."""
+    from sweeps import launch, plans
+
+    stand_in = [sys.executable, str(ROOT / "tests/helpers/stand_in_train.py")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plans, "python", lambda script: stand_in)
+    monkeypatch.setattr(shapes, "load_shapes", lambda: few_shapes)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(launch, "END_WITH_PARENT", [])
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)

@@ -1,28 +1,20 @@
 """results/: what is published, what is refused, and the pages that are made of it."""
 
 import json
-import os
 import re
-import shutil
-import signal
 import subprocess
-import sys
-import threading
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.errors import refused
 from helpers.paths import ROOT
-from helpers.runs import arguments, summary
+from helpers.runs import arguments
 from helpers.samples import write_seeds
 
 import sweep
 from analysis import published
-from datasets import shapes
-from sweeps import campaign, launch, plans, publish, reference, results
+from sweeps import publish, reference, results
 
 A, B = "a" * 40, "b" * 40
 COMPARISON = [("is be better?", "be", "alpha")]
@@ -287,164 +279,7 @@ def test_the_pages_of_the_repository_are_made_from_its_results():
         assert len(text) < 300_000
 
 
-# ---- the campaign --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("3h", 10800), ("1h30m", 5400), ("0.5m", 30)])
-def test_a_budget_has_hours_and_minutes(text, seconds):
-    assert campaign.seconds_of(text) == seconds
-
-
-@pytest.mark.parametrize(
-    "text", ["3 hours", "-1h", "0", "0h", "", "h", "3", "1m1h", "9" * 400 + "h"]
-)
-def test_other_budgets_are_refused(text):
-    with pytest.raises(ValueError, match="must be a time such as 90m, 3h or 1h30m"):
-        campaign.seconds_of(text)
-
-
-def test_every_experiment_of_the_table_can_be_planned(tmp_path):
-    options = campaign.Options(tmp_path, tmp_path / "results", {"cifar10": "c10"}, {})
-    names = {""}
-    for name, experiment in campaign.EXPERIMENTS.items():
-        runs = campaign.plan(name, options)
-        assert {run.label for run in runs} == set(experiment.trainings)
-        assert {run.args.dataset for run in runs} <= {"folder", "cifar100"}
-        assert all(campaign.work(run) > (0, 0) for run in runs)
-        for _, *labels in experiment.comparisons:
-            assert set(labels) <= set(experiment.trainings)
-        names |= {f"{name}/{run.path.name}" for run in runs}
-    assert {experiment.source for experiment in campaign.EXPERIMENTS.values()} <= names
-
-
-ONE = "--model resnet20 --dataset shapes"
-LONG = campaign.Experiment("a long one", {"long": f"{ONE} --epochs 9"}, (), n=2)
-WAITING = LONG._replace(trainings={"long": f"{ONE} --epochs 1 --lr 5"}, n=1)
-FAILING = LONG._replace(trainings={"long": f"{ONE} --epochs 1 --lr 9"}, n=1)
-QUICK = LONG._replace(
-    trainings={"a": f"{ONE} --epochs 1", "b": f"{ONE} --epochs 1 --model-arg shortcut=pad"},
-    comparisons=[("does it help?", "b", "a")],
-)
-NEEDY = LONG._replace(
-    trainings={"c": f"{ONE} --weights SOURCE_WEIGHTS"}, n=1, source="long/long-s0"
-)
-QUICK_RUNS = [f"quick: {label}-s{seed}" for seed in (0, 1) for label in "ab"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, few_shapes):
-    """run("--budget", "1h", long=LONG) -> exit status of a campaign with stand-in runs."""
-    stand_in = [sys.executable, str(ROOT / "tests/helpers/stand_in_train.py")]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plans, "python", lambda script: stand_in)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
-    monkeypatch.setattr(shapes, "load_shapes", lambda: few_shapes)
-    monkeypatch.setattr(launch, "END_WITH_PARENT", [])
-    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(campaign, "measured_speed", lambda run, environment: 1e11)
-
-    def run(*arguments, **table):
-        monkeypatch.setattr(campaign, "EXPERIMENTS", table)
-        return sweep.main(["campaign", "--output-dir", "out", "--device", "cpu", *arguments])
-
-    return run
-
-
-def started(out):
-    return re.findall(r"^(\w+: [\w-]+), about", out, re.M)
-
-
-def test_a_campaign_runs_the_cheapest_first_and_publishes(run, capsys):
-    assert run(long=LONG, quick=QUICK) == 0
-    out = capsys.readouterr().out
-    assert started(out) == [*QUICK_RUNS, "long: long-s0", "long: long-s1"]
-    assert out.index("quick: published in results/quick") < out.index("long: long-s0")
-    (row,) = published.load("results/quick").differences
-    assert (row["question"], row["difference"]) == ("does it help?", "+1.50")
-    assert run(long=LONG, quick=QUICK) == 0 and started(capsys.readouterr().out) == []
-    shutil.rmtree("out/quick/b-s1")
-    assert run(long=LONG, quick=QUICK) == 0 and started(capsys.readouterr().out) == []
-    assert run("--only", "quick", quick=QUICK) == 0  # also what is published
-    assert started(capsys.readouterr().out) == ["quick: b-s1"]
-
-
-def test_a_campaign_starts_what_fits_and_names_the_rest(run, capsys):
-    # Nine epochs of 50,000 images take 9 minutes at this speed.
-    assert run("--budget", "8m", long=LONG, quick=QUICK) == 0
-    out = capsys.readouterr().out
-    assert started(out) == QUICK_RUNS and "long: 2 to run, about 0:" in out
-    assert Path("results/quick").is_dir() and not Path("results/long").exists()
-    assert run("--dry-run", long=LONG, quick=QUICK) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(",")[0] for line in lines[:2]] == [
-        f"out/long/long-s{i}: new" for i in (0, 1)
-    ]
-
-
-def test_an_interrupted_campaign_resumes(run, capsys):
-    def interrupt():
-        while not Path("out/long/long-s0/waiting").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=interrupt).start()
-    assert run(long=WAITING) == 128 + signal.SIGTERM
-    assert "interrupted; the same command resumes out/long/long-s0" in capsys.readouterr().out
-    assert run(long=WAITING) == 0
-    assert Path("out/long/long-s0/starts").read_text() == "start\nresume\n"
-    assert "long: published in results/long" in capsys.readouterr().out
-
-
-def test_a_run_that_takes_too_long_is_interrupted_at_the_end(run, capsys, monkeypatch):
-    monkeypatch.setattr(campaign, "START_SECONDS", 0)
-    monkeypatch.setattr(campaign, "measured_speed", lambda run, environment: 1e20)
-    assert run("--budget", "0.02m", long=WAITING) == 0
-    out = capsys.readouterr().out
-    assert "the budget is used up; the same command resumes out/long/long-s0" in out
-    assert summary(Path("out/long/long-s0"))["status"] == "interrupted"
-    assert "long: 1 to run" in out and not Path("results").exists()
-
-
-def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, capsys):
-    needy = NEEDY._replace(shared="--epochs 1")
-    assert run("--jobs", "2", needy=needy, long=LONG, quick=QUICK) == 0
-    out = capsys.readouterr().out
-    assert sorted(started(out)) == sorted(
-        [*QUICK_RUNS, "needy: long-s0", "long: long-s1", "needy: c-s0"]
-    )
-    assert out.index("needy: c-s0") > out.index("long-s0  60.00 %")
-    names = ("quick", "long", "needy")
-    assert all(f"{name}: published in results/{name}" in out for name in names)
-    config = json.loads(Path("out/quick/a-s0/config.json").read_text())
-    assert config["threads"] == max(1, torch.get_num_threads() // 2)
-
-
-def test_weights_come_from_their_run_before_the_others_need_them(run, capsys):
-    assert run("--only", "needy", needy=NEEDY, long=LONG) == 0
-    assert started(capsys.readouterr().out) == ["needy: long-s0", "needy: c-s0"]
-    given = arguments(Path("out/needy/c-s0"))
-    assert given["weights"] == "out/long/long-s0/last.pt"
-
-
-def test_a_failed_run_does_not_stop_the_others(run, capsys):
-    assert run(needy=NEEDY, long=FAILING, quick=QUICK) == 1
-    out = capsys.readouterr().out
-    assert started(out) == ["long: long-s0", *QUICK_RUNS]
-    assert "out/long/long-s0 failed: exit status 1" in out
-    assert [path.name for path in Path("results").iterdir()] == ["quick"]
-
-
-def test_a_complete_experiment_of_a_modified_tree_stays_unpublished(run, capsys, monkeypatch):
-    assert run(quick=QUICK) == 0
-    shutil.rmtree("results")
-    change(Path("out/quick/b-s0/config.json"), git={"commit": A, "dirty": True})
-    capsys.readouterr()
-    assert run(quick=QUICK) == 0
-    reason = "out/quick/b-s0 was made with a modified working tree"
-    assert f"quick: complete, but left unpublished: {reason}" in capsys.readouterr().out
-
-
-def test_a_part_of_a_suite_is_published_with_its_comparisons(run, capsys, monkeypatch):
+def test_a_part_of_a_suite_is_published_with_its_comparisons(stand_in_runs, monkeypatch):
     tree = {"commit": A, "dirty": True}
     monkeypatch.setattr(sweep.environment, "git_state", lambda: tree)
     place = "--dataset shapes --device cpu --output-dir out --publish results/eca"

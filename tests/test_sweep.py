@@ -28,7 +28,6 @@ import sweep
 import train
 from analysis import replicates
 from common.errors import UserError
-from datasets import shapes
 from sweeps import estimate, findings, launch, plans, suites
 from training import run_directory
 
@@ -37,16 +36,9 @@ WAITING = TINY._replace(experiments={"slow": "--model resnet20 --lr 5", **TINY.e
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, few_shapes):
+def run(monkeypatch, stand_in_runs):
     """run("--seeds", 0, suite=TINY) -> exit status of a sweep in sweep/, with stand-in runs."""
-    stand_in = [sys.executable, str(ROOT / "tests/helpers/stand_in_train.py")]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plans, "python", lambda script: stand_in)
-    monkeypatch.setattr(shapes, "load_shapes", lambda: few_shapes)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.setattr(findings.curves, "draw", lambda groups, path: path.touch())
-    monkeypatch.setattr(launch, "END_WITH_PARENT", [])
-    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
 
     def run(*arguments, suite=TINY):
         monkeypatch.setitem(suites.SUITES, "tiny", suite)
