@@ -25,7 +25,7 @@ import models
 from common import command_line
 from common.errors import UserError
 from sweeps import estimate, launch, plans
-from sweeps.publish import about, publish
+from sweeps.publish import about, commits_of, publish
 
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 START_SECONDS = 20  # of a process until its first step, and after its last one
@@ -35,7 +35,7 @@ class Experiment(NamedTuple):
     """Trainings {label: arguments of the script} with the seeds 0 to n-1.
 
     comparisons: (question, label, label of the baseline); source: <experiment>/<run> whose weights
-    SOURCE_WEIGHTS are.
+    SOURCE_WEIGHTS are; timed: its times matter, so that nothing else runs meanwhile.
     """
 
     title: str
@@ -45,6 +45,7 @@ class Experiment(NamedTuple):
     script: str = "train"
     n: int = 3
     source: str = ""
+    timed: bool = False
 
 
 CIFAR100 = "--dataset cifar100"
@@ -53,7 +54,7 @@ RECORD = "--tta flip-shift"
 CROP_FLIP = "--augment crop,flip --crop-padding zero"
 JITTER = "--augment crop,flip,color_jitter --crop-padding zero --jitter 0.4"
 SMALLER = "--progressive 20:0,24:0.35,32:0.65"
-COSINE = "is the cosine better than the line?"
+COSINE = "is the cosine better than a linear decay?"
 
 # Sized for two CPU cores. Every setting is a recipe of the repository or stands here.
 # fmt: off
@@ -115,7 +116,7 @@ EXPERIMENTS = {
     "resnet20-epochs": Experiment(
         "ResNet-20 with its recipe, for 5 and for 30 epochs",
         {"5-epochs": "--model resnet20 --epochs 5", "30-epochs": "--model resnet20 --epochs 30"},
-        (("are six times the epochs worth it?", "30-epochs", "5-epochs"),)),
+        (("are six times the epochs worth it?", "30-epochs", "5-epochs"),), timed=True),
     "progressive": Experiment(
         "smaller images early in training: ResNet-20 and ResNet-18 on 10,000 images",
         {"resnet20": "--model resnet20 --epochs 10",
@@ -124,15 +125,16 @@ EXPERIMENTS = {
          "resnet18-progressive": f"--model resnet18 --epochs 5 {SMALLER}"},
         (("does it cost ResNet-20 accuracy?", "resnet20-progressive", "resnet20"),
          ("does it cost ResNet-18 accuracy?", "resnet18-progressive", "resnet18")),
-        "--limit-train 10000"),
+        "--limit-train 10000", timed=True),
     "airbench94": Experiment(
-        "time to 94 %", {"airbench94": f"--model airbench94 {RECORD}"}, (), n=5),
-    "airbench95": Experiment("time to 95 %", {"airbench95": f"--model airbench95 {RECORD}"}, ()),
+        "time to 94 %", {"airbench94": f"--model airbench94 {RECORD}"}, (), n=5, timed=True),
+    "airbench95": Experiment(
+        "time to 95 %", {"airbench95": f"--model airbench95 {RECORD}"}, (), timed=True),
     "airbench96": Experiment(
-        "time to 96 %", {"airbench96": f"--model airbench96 {RECORD}"}, (), n=1),
+        "time to 96 %", {"airbench96": f"--model airbench96 {RECORD}"}, (), n=1, timed=True),
     "airbench_c100": Experiment(
         "time to 75 % on CIFAR-100", {"airbench_c100": f"--model airbench_c100 {RECORD}"}, (),
-        CIFAR100),
+        CIFAR100, timed=True),
 }
 # fmt: on
 
@@ -215,6 +217,8 @@ def measured_speed(run, environment):
         return math.inf
     finally:
         torch.set_num_threads(threads)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # for the runs
 
 
 class Campaign:
@@ -225,11 +229,12 @@ class Campaign:
 
     def __init__(self, names, options, again=False):
         self.options, self.failed = options, {}
+        self.settled = set()  # names of experiments that were published, or can't be
         known = [name for name in names if again or not (options.results / name).exists()]
         self.runs = {name: plan(name, options) for name in known}
         self.sources = {name: self._source(name) for name in known if EXPERIMENTS[name].source}
         self.places = launch.places(options.given.get("device", "auto"), options.jobs)
-        self.timed = {}  # multiply-accumulates per second of a few steps, by model
+        self.timed = {}  # multiply-accumulates per second of a few steps, see _kind
         self._update_speeds()
 
     def _source(self, name):
@@ -239,14 +244,20 @@ class Campaign:
         runs = self.runs.get(other) or plan(other, self.options)
         return next(run for run in runs if run.path == self.options.root / source)
 
+    @staticmethod
+    def _kind(run):
+        """Runs of the same kind have the same speed."""
+        args = run.args
+        return args.model, tuple(args.model_arg), args.progressive, args.freeze_backbone
+
     def _update_speeds(self):
-        """Multiply-accumulates per second of the finished runs, by model."""
+        """Multiply-accumulates per second of the finished runs."""
         self.speeds = {}
         for run in [run for runs in self.runs.values() for run in runs]:
             summary = run.summary if run.finished else {}
             seconds = summary.get("train_seconds", 0) + summary.get("eval_seconds", 0)
             if seconds:
-                self.speeds.setdefault(run.args.model, []).append(sum(work(run)) / seconds)
+                self.speeds.setdefault(self._kind(run), []).append(sum(work(run)) / seconds)
 
     def missing(self, name):
         """The runs that an experiment still needs, in their order; none if its source failed."""
@@ -257,26 +268,35 @@ class Campaign:
         return [run for run in runs if run not in self.failed]
 
     def seconds(self, run):
-        """Estimated time of a run: at the speed of its model's finished runs, or as timed."""
-        model, done = run.args.model, 0.0
-        if model not in self.speeds and model not in self.timed:
-            self.timed[model] = measured_speed(run, self.places[0])
-        speed = statistics.median(self.speeds.get(model) or [self.timed[model]])
+        """Estimated time of a run: at the speed of the finished ones of its kind, or as timed."""
+        kind, done = self._kind(run), 0.0
+        if kind not in self.speeds and kind not in self.timed:
+            self.timed[kind] = measured_speed(run, self.places[0])
+        speed = statistics.median(self.speeds.get(kind) or [self.timed[kind]])
         if run.state == "interrupted":
             done = min(1.0, run.summary.get("epochs", 0) / run.args.epochs)
         return START_SECONDS + (1 - done) * sum(work(run)) / speed
 
     def by_cost(self):
         """[(seconds, experiment)] of those that lack runs, the cheapest first."""
-        costs = {name: sum(map(self.seconds, self.missing(name))) for name in self.runs}
-        return sorted((cost / self.options.jobs, name) for name, cost in costs.items() if cost)
+        costs = []
+        for name in self.runs:
+            times = [self.seconds(run) for run in self.missing(name)]
+            if times:
+                jobs = 1 if EXPERIMENTS[name].timed else self.options.jobs
+                costs.append((max(sum(times) / jobs, *times), name))
+        return sorted(costs)
 
     def next_run(self, seconds, active=()):
         """(experiment, run) to start with so many seconds left; None if there is none.
 
         active: the runs that have started already.
         """
+        if any(self._is_timed(run) for run in active):
+            return None
         for _, name in self.by_cost():
+            if EXPERIMENTS[name].timed and active:
+                return None
             for run in self.missing(name):
                 if run not in active and self.seconds(run) <= seconds:
                     return name, run
@@ -284,41 +304,49 @@ class Campaign:
                     break  # the others need its weights
         return None
 
+    def _is_timed(self, run):
+        return EXPERIMENTS[run.path.parent.name].timed
+
     def run(self, budget):
         """Runs and publishes what fits into so many seconds; returns the exit status."""
         self._check_data()
-        end = time.monotonic() + budget
         for name in self.runs:
             self._publish(name)
+        self.by_cost()  # times the models, while Ctrl-C still ends this process
+        end = time.monotonic() + budget
         runs = [*self.sources.values(), *(run for runs in self.runs.values() for run in runs)]
         progress = launch.Progress(dict.fromkeys(runs), 1, False)
         started = []
 
         def choose(active):
             found = self.next_run(end - time.monotonic(), active)
-            if not found:
-                return None
-            name, run = found
-            print(f"{name}: {run.path.name}, about {launch.clock(self.seconds(run))}", flush=True)
+            return found[1] if found else None
+
+        def start(run, place):
+            started.append(run)
             run.path.parent.mkdir(parents=True, exist_ok=True)
             plans.remove_leftovers(run)
-            started.append(run)
-            return run
+            experiment, estimate = run.path.parent.name, launch.clock(self.seconds(run))
+            print(f"{experiment}: {run.path.name}, about {estimate}", flush=True)
+            if self._is_timed(run):  # with all threads
+                place = {key: value for key, value in place.items() if key != "OMP_NUM_THREADS"}
+            return launch.start_here(run, place)
 
-        def report(run, seconds, failure):
+        def run_ended(run, seconds, failure):
             progress.report(run, seconds, failure)
             self.failed |= {run: failure} if failure else {}
             self._update_speeds()
-            self._publish(run.path.parent.name)
+            self._publish(run.path.parent.name, with_training=False)
 
-        number = launch.execute(choose, launch.start_here, self.places, report, end)[1]
-        is_over = time.monotonic() >= end
+        _, number = launch.execute(choose, start, self.places, run_ended, end)
         for run in started:
-            if number and not run.finished and run not in self.failed:
-                reason = "the budget is used up" if is_over else "interrupted"
+            if not run.finished and run not in self.failed:
+                reason = "interrupted" if number else "the budget is used up"
                 print(f"{reason}; the same command resumes {run.path}")
-        if number and not is_over:
+        if number:
             return 128 + number
+        for name in self.runs:
+            self._publish(name)
         self.report()
         return 1 if self.failed else 0
 
@@ -327,20 +355,27 @@ class Campaign:
         for run in {(run.args.dataset, run.args.data_dir): run for run in missing}.values():
             plans.check_data(run.args)
 
-    def _publish(self, name):
-        """Publishes an experiment if it is complete, and prints where to, or why not."""
+    def _publish(self, name, with_training=True):
+        """Publishes an experiment if it is complete, and prints where to, or why not.
+
+        with_training: also runs of different commits, if short trainings agree.
+        """
         runs = self.runs.get(name)  # none of an experiment whose run is a source only
-        if not runs or not all(run.finished for run in runs):
+        target = self.options.results / name
+        if not runs or name in self.settled or not all(run.finished for run in runs):
             return
+        directories = [run.path for run in runs]
+        if not with_training and len(commits_of(directories)) > 1:
+            return
+        self.settled.add(name)
         experiment = EXPERIMENTS[name]
         names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
         folders = {Path(path).name: names[key] for key, path in self.options.folders.items()}
         text = about(
             experiment.title, experiment.comparisons, repeat_command(name), data=names | folders
         )
-        target = self.options.results / name
         try:
-            publish([run.path for run in runs], target, text, with_training=True)
+            publish(directories, target, text, with_training)
             print(f"{name}: published in {target}", flush=True)
         except UserError as error:
             print(f"{name}: complete, but left unpublished: {error}", flush=True)
@@ -350,5 +385,8 @@ class Campaign:
         for cost, name in self.by_cost():
             count = len(self.missing(name))
             print(f"{name}: {count} to run, about {launch.clock(cost)}")
+        for name, source in self.sources.items():
+            if source in self.failed:
+                print(f"{name}: left out, because its weights, {source.path}, failed")
         for run, reason in self.failed.items():
             print(f"{run.path} failed: {reason}")

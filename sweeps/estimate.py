@@ -3,7 +3,8 @@
 print_plan(runs, places=1)      # runs: of plans.Run; places: how many run at once
 
 The steps are those of training/loop.py on random images, with fresh weights: nothing is downloaded.
-Saving, TensorBoard and the view averages of --tta are not counted.
+Saving, TensorBoard and the view averages of --tta are not counted. A run on a CPU also keeps the
+memory of its steps (devices.keep_freed_memory), which the process of a sweep must not.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from training import (
 )
 from training.checks import check_arguments
 from training.initial_model import build_model
-from training.inputs import Inputs
+from training.inputs import Inputs, parts_of_batch
 from training.loop import Step, evaluate, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
@@ -124,7 +125,8 @@ def _sizes(args):
 
 def _images_at_once(args, classes, device, dtype):
     """The images that are trained at once. Raises UserError where they don't fit into memory."""
-    images, free = -(-args.batch_size // (args.accumulate or 1)), available(device)
+    parts = parts_of_batch(args, distributed.Ranks(device)).accumulate
+    images, free = -(-args.batch_size // parts), available(device)
     need = memory.need_of_run(args, classes, device=device.type, dtype=dtype)
     if args.micro_batch is None:
         images = min(images, need.largest(free))
@@ -175,7 +177,7 @@ def _start(args, classes, ranks, dtype, images):
     if args.compile:
         state.compile()
     step = Step(
-        lr_at=lambda step, end=1.0: 0.0,
+        lr_at=lambda step, end=1.0: 1e-12,  # at zero, some gradients would be left out
         loss_fn=partial(F.cross_entropy, label_smoothing=args.label_smoothing),
         dtype=dtype,
         clip_grad=args.clip_grad,

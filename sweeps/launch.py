@@ -136,13 +136,19 @@ def execute(choose, start, places, report, end=math.inf):
     has ended: failure says why, or is "". Returns ({failed run: reason}, number of the received
     signal or 0). The first SIGINT or SIGTERM is passed on to the active runs, which save and end;
     a second one ends this process immediately. At the time `end` (of time.monotonic) they get a
-    SIGTERM, too.
+    SIGTERM.
     """
     free, active, failed = list(places), {}, {}
     with terminal.StopSignal() as stop:
 
+        def is_over():
+            return stop() or time.monotonic() >= end
+
         def start_runs():
-            while free and not stop() and (run := choose(list(active))):
+            while free and not is_over():
+                run = choose(list(active))
+                if run is None or is_over():
+                    return
                 place = free.pop(0)
                 active[run] = ActiveRun(start(run, place), place, time.monotonic())
 
@@ -150,18 +156,16 @@ def execute(choose, start, places, report, end=math.inf):
             start_runs()
             passed_on = False
             while active:
-                if time.monotonic() >= end and not stop():
-                    stop.number = signal.SIGTERM
-                if stop() and not passed_on:
+                if is_over() and not passed_on:
                     passed_on = True
                     for job in active.values():
-                        job.process.send_signal(stop.number)
+                        job.process.send_signal(stop.number or signal.SIGTERM)
                 ended = {run: job.process.poll() for run, job in active.items()}
                 ended = {run: status for run, status in ended.items() if status is not None}
                 for run, status in ended.items():
                     job = active.pop(run)
                     free.append(job.place)
-                    if run.finished or not stop():
+                    if run.finished or not passed_on:
                         failure = "" if run.finished else failure_reason(run, job.process, status)
                         failed |= {run: failure} if failure else {}
                         report(run, time.monotonic() - job.started, failure)

@@ -172,6 +172,12 @@ def parts(config):
     return [part.get("git") for part in [config, *earlier]]
 
 
+def commits_of(directories):
+    """The commits that runs were made with, as far as their config.json names them."""
+    configs = [files.read_json(Path(directory) / "config.json") for directory in directories]
+    return {part["commit"] for config in configs for part in parts(config) if part}
+
+
 def public_config(config):
     """config.json without what names directories, hosts or users."""
     arguments = public_arguments(config["arguments"])

@@ -23,7 +23,7 @@ TRAINING = (
     "--batch-size 32 --device cpu --deterministic --amp off --seed 0 --output-dir reference-run"
 )
 CODE = ("train*.py", "data.py", "common", "datasets", "models", "training", "requirements.txt")
-CLOCKS = ("epoch_seconds", "images_per_second", "peak_memory_mb")
+CLOCKS = ("epoch_seconds", "eval_seconds", "total_seconds", "images_per_second", "peak_memory_mb")
 
 
 def agree(commits, with_training):

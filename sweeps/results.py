@@ -27,6 +27,8 @@ but for its clocks.
     python train.py --config results/<experiment>/<run>/config.json
 
 Add `--data-dir` with the place of the images, and `--weights` where the run starts from weights.
+The folders cifar10-png and cifar100-png hold the images of the archives as PNG files, by class.
+Runs on the archives themselves see the images in another order, and differ as other seeds do.
 Transformers take `train_vit.py`. Intervals are 95 %, by Student's t, over seeds: they describe
 other seeds, not other images, and hold for each row alone.
 """

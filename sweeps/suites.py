@@ -155,12 +155,12 @@ SUITES = {
         [("is the convolutional network better?", "nfnet_f0", "vit_base_patch8")],
         AT_32, f"--optimizer adamw {FINE_TUNING} {WARM_COSINE}", "train_vit", seeds=(3407,)),
     "optimizer-schedule": Suite(
-        "Do AdamW and a cosine with warmup fine-tune NFNet-F0 better than SGD or a line?",
+        "Do AdamW and a cosine with warmup fine-tune NFNet-F0 better than SGD or a linear decay?",
         {"adamw-cosine": f"--optimizer adamw {WARM_COSINE}",
          "sgd-cosine": f"--optimizer sgd --no-nesterov {WARM_COSINE}",
          "adamw-linear": "--optimizer adamw --schedule linear --warmup-epochs 0"},
         [("is AdamW better than SGD?", "adamw-cosine", "sgd-cosine"),
-         ("is the cosine better than the line?", "adamw-cosine", "adamw-linear")],
+         ("is the cosine better than a linear decay?", "adamw-cosine", "adamw-linear")],
         f"--model nfnet_f0 {AT_32}", FINE_TUNING, "train_vit", seeds=(3407,)),
     "pretraining": Suite(
         "How much do published weights help a convolutional network and a transformer?",

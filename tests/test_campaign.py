@@ -18,7 +18,7 @@ from helpers.runs import arguments, summary
 
 import sweep
 from analysis import published
-from sweeps import campaign
+from sweeps import campaign, launch
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3h", 10800), ("1h30m", 5400), ("0.5m", 30)])
@@ -134,7 +134,7 @@ def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, cap
     assert run("--jobs", "2", needy=needy, long=LONG, quick=QUICK) == 0
     out = capsys.readouterr().out
     assert sorted(started(out)) == sorted(
-        [*QUICK_RUNS, "needy: long-s0", "long: long-s1", "needy: c-s0"]
+        [*QUICK_RUNS, "long: long-s0", "long: long-s1", "needy: c-s0"]
     )
     assert out.index("needy: c-s0") > out.index("long-s0  60.00 %")
     names = ("quick", "long", "needy")
@@ -143,9 +143,28 @@ def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, cap
     assert config["threads"] == max(1, torch.get_num_threads() // 2)
 
 
+def test_nothing_else_runs_beside_an_experiment_whose_times_matter(run, monkeypatch):
+    active, threads = [], []
+
+    def start(run, place):
+        active.append(run)
+        threads.append((run.label, len([r for r in active if not r.finished]), place))
+        return begin(run, place)
+
+    begin = launch.start_here
+    monkeypatch.setattr(launch, "start_here", start)
+    assert run("--jobs", "2", long=LONG._replace(timed=True), quick=QUICK) == 0
+    share = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // 2))}
+    assert [(label, place) for label, _, place in threads] == [
+        *[(label, share) for label in "abab"],
+        *[("long", {})] * 2,
+    ]
+    assert all(count == 1 for label, count, _ in threads if label == "long")
+
+
 def test_weights_come_from_their_run_before_the_others_need_them(run, capsys):
     assert run("--only", "needy", needy=NEEDY, long=LONG) == 0
-    assert started(capsys.readouterr().out) == ["needy: long-s0", "needy: c-s0"]
+    assert started(capsys.readouterr().out) == ["long: long-s0", "needy: c-s0"]
     given = arguments(Path("out/needy/c-s0"))
     assert given["weights"] == "out/long/long-s0/last.pt"
 
@@ -154,6 +173,7 @@ def test_a_failed_run_does_not_stop_the_others(run, capsys):
     assert run(needy=NEEDY, long=FAILING, quick=QUICK) == 1
     out = capsys.readouterr().out
     assert started(out) == ["long: long-s0", *QUICK_RUNS]
+    assert "needy: left out, because its weights, out/long/long-s0, failed" in out
     assert "out/long/long-s0 failed: exit status 1" in out
     assert [path.name for path in Path("results").iterdir()] == ["quick"]
 

@@ -237,6 +237,20 @@ def test_what_trains_no_longer_has_no_gradient_and_the_rest_is_updated_alike(
     assert is_first.count(True) == 6 and same(model, other)
 
 
+def test_a_gradient_at_rate_zero_does_not_count_for_clipping(monkeypatch):
+    def train():
+        state = start(network())
+        first, *others = state.optimizer.param_groups[0]["params"]
+        state.optimizer.param_groups[0]["params"] = others
+        state.optimizer.add_param_group({"params": [first], "lr_end": 0.0})
+        fit(state, lr_at=lambda step, end=1.0: 0.01 * end, clip_grad=1e-3)
+        return state.model
+
+    model = train()
+    monkeypatch.setattr(loop, "skip_gradients_at_rate_zero", lambda optimizer: None)
+    assert same(model, train())  # as several ranks and compiled models train it
+
+
 def stop_after(steps):
     calls = iter(range(1, 1000))
     return lambda: next(calls) >= steps

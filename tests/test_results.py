@@ -170,7 +170,8 @@ def test_the_reference_run_of_a_commit_leaves_no_worktree():
     if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"]).returncode:
         pytest.skip("not a git repository")
     before = reference._git("worktree", "list")
-    assert re.fullmatch("[0-9a-f]{64}", reference.digest("HEAD"))
+    digest = reference.digest("HEAD")
+    assert re.fullmatch("[0-9a-f]{64}", digest) and reference.digest("HEAD") == digest
     with refused("git:"):
         reference.digest("no-such-commit")
     assert reference._git("worktree", "list") == before

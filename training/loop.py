@@ -103,7 +103,8 @@ def train_epoch(state, batches, step, stop=never, show=None):
 
     for inputs, targets in batches.epoch(progress.epoch, start=progress.batch):
         lr = set_learning_rates(optimizer, step.lr_at, progress.step)
-        if not several:  # DistributedDataParallel waits for all gradients
+        # DistributedDataParallel waits for all gradients; a compiled model would compile again.
+        if not several and not state.compiled:
             skip_gradients_at_rate_zero(optimizer)
         inputs = progressive.resize(inputs, step.size_at(progress.step))
         if not state.gradient_order_settled:
@@ -135,6 +136,7 @@ def train_epoch(state, batches, step, stop=never, show=None):
         finite = math.isfinite(loss_sum)
         if not finite and not scaler.is_enabled():  # the scaler skips such a step
             raise _not_finite(f"the loss is {loss_sum / images}", progress, lr)
+        drop_gradients_at_rate_zero(optimizer)
         if step.clip_grad:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), step.clip_grad)
@@ -282,6 +284,14 @@ def skip_gradients_at_rate_zero(optimizer):
         if "lr_end" in group:
             for parameter in group["params"]:
                 parameter.requires_grad_(group["lr"] != 0)
+
+
+def drop_gradients_at_rate_zero(optimizer):
+    """Of groups with "lr_end", where they were computed: they don't count for clipping either."""
+    for group in optimizer.param_groups:
+        if "lr_end" in group and group["lr"] == 0:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def _count_correct(logits, targets):

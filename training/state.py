@@ -81,6 +81,7 @@ class State:
     history: list = field(default_factory=list)
     skipped_steps: int = 0  # in a row, by the scaler
     gradient_order_settled: bool = False
+    compiled: bool = False
     _parallel_model: torch.nn.Module | None = None
 
     @property
@@ -119,6 +120,7 @@ class State:
         several_sizes: of the inputs. Each gets a graph of its own: one for all sizes is slower, and
         which steps use it would depend on where a run resumed.
         """
+        self.compiled = True
         dynamic = False if several_sizes else None
         self.model.compile(dynamic=dynamic)
         if self.average:
