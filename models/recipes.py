@@ -37,11 +37,11 @@ MODERN_SMALL = MODERN | dict(mix_prob=0.5)
 SCRATCH = MODERN | dict(epochs=100, random_erasing=0.25)
 
 # The fastest known training to 94, 95 and 96 % on CIFAR-10, and 75 % on CIFAR-100 (arXiv 2404.00498
-# and its repository), with more epochs, most of which see smaller images: 10, 21 and 52 epochs take
-# the arithmetic of 7.7, 16 and 40. Only those of airbench94 were tried on held-out images. lr: of the
-# convolutions; biases and classifier have multiples of it, for this batch size (models/airbench.py).
-# accumulate None: auto, cache-sized parts on a CPU, where the statistics of batch norm are then those
-# of a part.
+# and its repository), with more epochs, most of which see smaller images: 10, 21 and 52 epochs
+# take the arithmetic of 7.7, 16 and 40. Only those of airbench94 were tried on held-out images.
+# lr: of the convolutions; biases and classifier have multiples of it, for this batch size
+# (models/airbench.py). accumulate None: auto, cache-sized parts on a CPU, where the statistics of
+# batch norm are then those of a part.
 AIRBENCH94 = dict(
     optimizer="muon_sgd", lr=0.24, momentum=0.6, weight_decay=4e-3, batch_size=2000, epochs=10,
     schedule="linear", warmup_epochs=0.0, label_smoothing=0.2, ema_decay=0.0,
