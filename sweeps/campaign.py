@@ -14,6 +14,7 @@ import math
 import re
 import shlex
 import statistics
+import sys
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -213,7 +214,8 @@ def measured_speed(run, environment):
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", threads)))
     try:
         return sum(work(run)) / estimate.cost(args)[0]
-    except UserError:
+    except UserError as error:
+        print(f"{run.path}: no estimate ({error})", file=sys.stderr)
         return math.inf
     finally:
         torch.set_num_threads(threads)

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import time
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -167,7 +168,9 @@ def _start(args, classes, ranks, dtype, images):
     few = examples.take(torch.arange(images))
     names = tuple(map(str, range(classes)))
     split = Split("random", examples, None, few, names, (0.5,) * 3, (0.25,) * 3)
-    model, normalization = build_model(args, split, None, lora_rank=args.lora_rank)
+    many = examples.take(torch.arange(100) % len(examples))  # for a first layer made of images
+    start = replace(split, train=many)
+    model, normalization = build_model(args, start, None, lora_rank=args.lora_rank)
     model = distributed.place(model, ranks, dtype)
     state = State(
         model=model,

@@ -4,6 +4,7 @@ helpers/stand_in_train.py takes the place of train.py.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from helpers.runs import arguments, summary
 
 import sweep
 from analysis import published
-from sweeps import campaign, launch
+from sweeps import campaign, estimate, launch
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3h", 10800), ("1h30m", 5400), ("0.5m", 30)])
@@ -46,6 +47,19 @@ def test_every_experiment_of_the_table_can_be_planned(tmp_path):
             assert set(labels) <= set(experiment.trainings)
         names |= {f"{name}/{run.path.name}" for run in runs}
     assert {experiment.source for experiment in campaign.EXPERIMENTS.values()} <= names
+
+
+def test_a_model_that_starts_from_images_is_timed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(estimate, "SECONDS", 0.05)
+    run = campaign.plan("airbench94", campaign.Options(tmp_path, tmp_path, {}, {"device": "cpu"}))[
+        0
+    ]
+    threads = torch.get_num_threads()
+    assert 0 < campaign.measured_speed(run, {"OMP_NUM_THREADS": "1"}) < math.inf
+    assert torch.get_num_threads() == threads and capsys.readouterr().err == ""
+    monkeypatch.setattr(estimate, "available", lambda device: 10**6)
+    assert campaign.measured_speed(run, {}) == math.inf
+    assert "no estimate (it needs" in capsys.readouterr().err
 
 
 ONE = "--model resnet20 --dataset shapes"
