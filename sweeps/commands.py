@@ -13,6 +13,7 @@ from pathlib import Path
 from common import command_line
 from common.errors import UserError
 from sweeps import campaign, launch, plans, results
+from sweeps.experiments import EXPERIMENTS
 from sweeps.publish import about, label_of, publish, run_directories
 from training import environment
 
@@ -54,8 +55,8 @@ def campaign_parser():
     parser = command_line.Parser("Runs and publishes experiments, the cheapest first.")
     add = parser.add_argument
     add("--budget", type=budget, default=math.inf, metavar="TIME", help="90m, 3h, 1h30m; or no end")
-    names = ", ".join(campaign.EXPERIMENTS)
-    only = dict(nargs="+", choices=campaign.EXPERIMENTS, metavar="NAME")
+    names = ", ".join(EXPERIMENTS)
+    only = dict(nargs="+", choices=EXPERIMENTS, metavar="NAME")
     add("--only", **only, help=f"from {names}; also those that are published already")
     add("--output-dir", default="runs/campaign", metavar="DIR", help="directory of the runs")
     add("--results", default="results", metavar="DIR", help="where to publish")
@@ -101,7 +102,7 @@ def run_campaign(args):
     root = Path(args.output_dir)
     given = {"data_dir": args.data_dir, "device": args.device}
     options = campaign.Options(root, Path(args.results), folders, given, args.jobs)
-    names = args.only or list(campaign.EXPERIMENTS)
+    names = args.only or list(EXPERIMENTS)
     if args.dry_run:
         planned = campaign.Campaign(names, options, again=bool(args.only))
         for _, name in planned.by_cost():

@@ -10,7 +10,7 @@ import re
 
 from analysis import curves, figures, published, results_page, tables
 from analysis.published import FIGURE
-from sweeps.campaign import EXPERIMENTS, repeat_command
+from sweeps.experiments import EXPERIMENTS, repeat_command
 
 MARKERS = ("<!-- results -->", "<!-- end of results -->")
 COMMANDS = "[results/README.md](results/README.md#not-measured) says what these are."

@@ -19,7 +19,8 @@ from helpers.runs import arguments, summary
 
 import sweep
 from analysis import published
-from sweeps import campaign, estimate, launch
+from sweeps import campaign, commands, estimate, launch
+from sweeps.experiments import EXPERIMENTS, Experiment
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3h", 10800), ("1h30m", 5400), ("0.5m", 30)])
@@ -38,7 +39,7 @@ def test_other_budgets_are_refused(text):
 def test_every_experiment_of_the_table_can_be_planned(tmp_path):
     options = campaign.Options(tmp_path, tmp_path / "results", {"cifar10": "c10"}, {})
     names = {""}
-    for name, experiment in campaign.EXPERIMENTS.items():
+    for name, experiment in EXPERIMENTS.items():
         runs = campaign.plan(name, options)
         assert {run.label for run in runs} == set(experiment.trainings)
         assert {run.args.dataset for run in runs} <= {"folder", "cifar100"}
@@ -46,7 +47,7 @@ def test_every_experiment_of_the_table_can_be_planned(tmp_path):
         for _, *labels in experiment.comparisons:
             assert set(labels) <= set(experiment.trainings)
         names |= {f"{name}/{run.path.name}" for run in runs}
-    assert {experiment.source for experiment in campaign.EXPERIMENTS.values()} <= names
+    assert {experiment.source for experiment in EXPERIMENTS.values()} <= names
 
 
 def test_a_model_that_starts_from_images_is_timed(tmp_path, monkeypatch, capsys):
@@ -63,7 +64,7 @@ def test_a_model_that_starts_from_images_is_timed(tmp_path, monkeypatch, capsys)
 
 
 ONE = "--model resnet20 --dataset shapes"
-LONG = campaign.Experiment("a long one", {"long": f"{ONE} --epochs 9"}, (), n=2)
+LONG = Experiment("a long one", {"long": f"{ONE} --epochs 9"}, (), n=2)
 WAITING = LONG._replace(trainings={"long": f"{ONE} --epochs 1 --lr 5"}, n=1)
 FAILING = LONG._replace(trainings={"long": f"{ONE} --epochs 1 --lr 9"}, n=1)
 QUICK = LONG._replace(
@@ -82,7 +83,8 @@ def run(monkeypatch, stand_in_runs):
     monkeypatch.setattr(campaign, "measured_speed", lambda run, environment: 1e11)
 
     def run(*arguments, **table):
-        monkeypatch.setattr(campaign, "EXPERIMENTS", table)
+        for module in (campaign, commands):
+            monkeypatch.setattr(module, "EXPERIMENTS", table)
         return sweep.main(["campaign", "--output-dir", "out", "--device", "cpu", *arguments])
 
     return run

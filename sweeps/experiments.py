@@ -1,0 +1,116 @@
+"""The experiments of results/: what `sweep.py campaign` runs, sized for two CPU cores."""
+
+from typing import NamedTuple
+
+
+class Experiment(NamedTuple):
+    """Trainings {label: arguments of the script} with the seeds 0 to n-1.
+
+    comparisons: (question, label, label of the baseline); source: <experiment>/<run> whose weights
+    SOURCE_WEIGHTS are; timed: its times matter, so that nothing else runs meanwhile.
+    """
+
+    title: str
+    trainings: dict
+    comparisons: tuple
+    shared: str = ""
+    script: str = "train"
+    n: int = 3
+    source: str = ""
+    timed: bool = False
+
+
+CIFAR100 = "--dataset cifar100"
+RATES = {"adamw": "--lr 1e-3 --weight-decay 0.05", "sgd": "", "muon": ""}
+RECORD = "--tta flip-shift"
+CROP_FLIP = "--augment crop,flip --crop-padding zero"
+JITTER = "--augment crop,flip,color_jitter --crop-padding zero --jitter 0.4"
+SMALLER = "--progressive 20:0,24:0.35,32:0.65"
+COSINE = "is the cosine better than a linear decay?"
+
+# Every setting is a recipe of the repository or stands here.
+# fmt: off
+EXPERIMENTS = {
+    "transfer": Experiment(
+        "1,000 images of CIFAR-10: weights that were trained on CIFAR-100 against fresh ones",
+        {"scratch": "",
+         "fine-tuned": "--weights SOURCE_WEIGHTS",
+         "linear-probe": "--weights SOURCE_WEIGHTS --freeze-backbone"},
+        (("do the weights help?", "fine-tuned", "scratch"),
+         ("are they good features?", "linear-probe", "scratch"),
+         ("does it help to train all layers?", "fine-tuned", "linear-probe")),
+        "--model resnet20 --limit-train 1000 --batch-size 64 --epochs 50 --eval-every 50",
+        source="ghost/resnet20-s0"),
+    "augmentation": Experiment(
+        "augmentations of ResNet-20, added one after another",
+        {"none": "--augment none",
+         "crop-flip": CROP_FLIP,
+         "crop-flip-jitter": JITTER,
+         "crop-flip-jitter-mix": f"{JITTER} --mixup 1 --cutmix 1 --mix-prob 1 --mix-per batch"},
+        (("do crop and flip help?", "crop-flip", "none"),
+         ("does colour jitter help after that?", "crop-flip-jitter", "crop-flip"),
+         ("do CutMix and MixUp help after that?", "crop-flip-jitter-mix", "crop-flip-jitter")),
+        "--model resnet20 --epochs 15"),
+    "degradation": Experiment(
+        "plain and residual networks of 20 and 56 layers",
+        {name: f"--model {name}" for name in ("plain20", "plain56", "resnet20", "resnet56")},
+        (("is the deeper plain network worse?", "plain56", "plain20"),
+         ("is the deeper residual network better?", "resnet56", "resnet20"),
+         ("do shortcuts help 56 layers?", "resnet56", "plain56")),
+        "--epochs 10 --eval-train"),
+    "eca": Experiment(
+        "efficient channel attention: kernels of 3 and 9, and none",
+        {"none": "--model resnet20_no_eca",
+         "k3": "--model ecanet20_fixed_k3",
+         "k9": "--model ecanet20_fixed_k9"},
+        (("does ECA help?", "k3", "none"),
+         ("does ECA help?", "k9", "none"),
+         ("does the kernel size matter?", "k9", "k3")),
+        f"{CIFAR100} --epochs 20", n=5),
+    "ghost": Experiment(
+        "ghost modules instead of 3x3 convolutions in ResNet-20",
+        {"resnet20": "--model resnet20", "ghost_resnet20": "--model ghost_resnet20"},
+        (("what do ghost modules cost?", "ghost_resnet20", "resnet20"),),
+        f"{CIFAR100} --epochs 20"),
+    "optimizer-schedule": Experiment(
+        "ResNet-20 with three optimizers and two schedules",
+        {f"{optimizer}-{schedule}": f"--optimizer {optimizer} {rates} --schedule {schedule}"
+         for optimizer, rates in RATES.items() for schedule in ("cosine", "linear")},
+        (("is AdamW better than SGD?", "adamw-cosine", "sgd-cosine"),
+         ("is Muon better than SGD?", "muon-cosine", "sgd-cosine"),
+         *((COSINE, f"{optimizer}-cosine", f"{optimizer}-linear") for optimizer in RATES)),
+        "--model resnet20 --epochs 15"),
+    "small-vit": Experiment(
+        "a transformer with shifted patches and local attention, and one without",
+        {"vit_custom": "--model vit_custom", "vit_small_data": "--model vit_small_data"},
+        (("do shifted patches and local attention help?", "vit_small_data", "vit_custom"),),
+        "--epochs 15", "train_vit", n=2),
+    "resnet20-epochs": Experiment(
+        "ResNet-20 with its recipe, for 5 and for 30 epochs",
+        {"5-epochs": "--model resnet20 --epochs 5", "30-epochs": "--model resnet20 --epochs 30"},
+        (("are six times the epochs worth it?", "30-epochs", "5-epochs"),), timed=True),
+    "progressive": Experiment(
+        "smaller images early in training: ResNet-20 and ResNet-18 on 10,000 images",
+        {"resnet20": "--model resnet20 --epochs 10",
+         "resnet20-progressive": f"--model resnet20 --epochs 10 {SMALLER}",
+         "resnet18": "--model resnet18 --epochs 5",
+         "resnet18-progressive": f"--model resnet18 --epochs 5 {SMALLER}"},
+        (("does it cost ResNet-20 accuracy?", "resnet20-progressive", "resnet20"),
+         ("does it cost ResNet-18 accuracy?", "resnet18-progressive", "resnet18")),
+        "--limit-train 10000", timed=True),
+    "airbench94": Experiment(
+        "time to 94 %", {"airbench94": f"--model airbench94 {RECORD}"}, (), n=5, timed=True),
+    "airbench95": Experiment(
+        "time to 95 %", {"airbench95": f"--model airbench95 {RECORD}"}, (), timed=True),
+    "airbench96": Experiment(
+        "time to 96 %", {"airbench96": f"--model airbench96 {RECORD}"}, (), n=1, timed=True),
+    "airbench_c100": Experiment(
+        "time to 75 % on CIFAR-100", {"airbench_c100": f"--model airbench_c100 {RECORD}"}, (),
+        CIFAR100, timed=True),
+}
+# fmt: on
+
+
+def repeat_command(name):
+    """The command that runs an experiment of the table."""
+    return f"python sweep.py campaign --only {name}"
