@@ -9,6 +9,7 @@ import train_sota
 from training.checks import check_arguments, check_fitting
 from training.distributed import Ranks
 
+UNMIXED = ("--mixup", 0, "--cutmix", 0)
 FROZEN = ("--freeze-backbone", "--weights", __file__)
 
 
@@ -28,6 +29,16 @@ FROZEN = ("--freeze-backbone", "--weights", __file__)
         (("--output-dir", __file__), "is a file"),
         (("--model-arg", "widht=3"), "resnet18 has no option 'widht'"),
         (("--drop-path", 0.1), "--drop-path"),
+        (("--jitter", 0.4), "--jitter 0.4 has no effect without color_jitter in --augment"),
+        (("--augment", "flip", "--crop-pixels", 2), "has no effect without crop in --augment"),
+        (
+            (*UNMIXED, "--mix-per", "batch"),
+            "--mix-per batch has no effect without --mixup or --cutmix above",
+        ),
+        (
+            (*UNMIXED, "--mix-prob", 0.5),
+            "--mix-prob 0.5 has no effect without --mixup or --cutmix above 0",
+        ),
         (("--patience", 3), "--patience 3 needs held-out images: add --val-size"),
         (("--optimizer", "adam", "--nesterov"), "--nesterov can't be chosen with --optimizer adam"),
         (("--optimizer", "timm/adadelta", "--momentum", 0.8), "--momentum can't be chosen"),
@@ -42,7 +53,8 @@ def test_arguments_that_contradict_each_other_are_refused(argv, message):
 def test_arguments_that_go_together_are_accepted():
     constant = ("--warmup-epochs", 5, "--epochs", 5, "--schedule", "constant")
     parts, adadelta = ("--batch-size", 8, "--accumulate", 8), ("--optimizer", "timm/adadelta")
-    for argv in ((), parts, constant, ("--cutout", 31), FROZEN, adadelta):
+    jitter = ("--augment", "color_jitter", "--jitter", 0.4, "--mixup", 0.2, "--mix-per", "batch")
+    for argv in ((), parts, constant, ("--cutout", 31), FROZEN, adadelta, jitter):
         check_arguments(resolve(train, *argv), None, Ranks(CPU))
 
 

@@ -18,6 +18,7 @@ def check_arguments(args, saved, ranks):
     _check_batches(args, ranks)
     _check_transfer(args, saved)
     _check_optimizer(args)
+    _check_augmentation(args)
     if args.cutout >= args.image_size:
         size = args.image_size
         raise UserError(f"--cutout {args.cutout} removes the whole image of {size} px", 2)
@@ -80,6 +81,21 @@ def _check_optimizer(args):
     refused = words({name: getattr(args, name) for name in sorted(asked & missing)})
     if refused:
         raise UserError(f"{refused[0]} can't be chosen with --optimizer {args.optimizer}", 2)
+
+
+def _check_augmentation(args):
+    """Refuses settings of the command line that would have no effect."""
+    transforms, mixing = args.augment.split(","), args.mixup or args.cutmix
+    for name, used, needed in (
+        ("crop_padding", "crop" in transforms, "crop in --augment"),
+        ("crop_pixels", "crop" in transforms, "crop in --augment"),
+        ("jitter", "color_jitter" in transforms, "color_jitter in --augment"),
+        ("mix_per", mixing, "--mixup or --cutmix above 0"),
+        ("mix_prob", mixing, "--mixup or --cutmix above 0"),
+    ):
+        if args.origin[name] == "command line" and not used:
+            option = " ".join(words({name: getattr(args, name)}))
+            raise UserError(f"{option} has no effect without {needed}", 2)
 
 
 def _check_progressive(args):
