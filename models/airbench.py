@@ -13,6 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from common.errors import UserError
+from models.layers import Conv3x3
 
 IMAGE_SIZE = 32
 PATCH = 3 * 2 * 2  # values of a 2x2 patch
@@ -47,7 +48,7 @@ def whitening_filters(images):
 
 def conv3x3(in_channels, out_channels):
     """A convolution whose first `in_channels` outputs start as copies of its inputs."""
-    layer = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    layer = Conv3x3(in_channels, out_channels)
     with torch.no_grad():
         nn.init.dirac_(layer.weight[:in_channels])
     return layer

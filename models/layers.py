@@ -87,10 +87,34 @@ class Mlp2d(Mlp):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution with padding 1, without bias. (B, C, H, W) -> (B, out_channels, H, W)
+
+    On a CPU it trains wide layers on small maps by a product of all patches with the weights: the
+    gradient of a convolution's weights is slow there (docs/results.md, "Small maps on a CPU").
+    """
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        is_small = height * width <= 16 and self.out_channels >= 384
+        if not (is_small and self.training and x.device.type == "cpu"):
+            return super().forward(x)
+        x = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+        patches = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (out_channels, 9 C)
+        return F.linear(torch.cat(patches, -1), weight).permute(0, 3, 1, 2)
+
+
 def conv_bn(in_channels, out_channels, kernel, stride=1, groups=1):
     """Convolution without bias, then batch norm."""
-    options = dict(padding=kernel // 2, groups=groups, bias=False)
-    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, **options)
+    if (kernel, stride, groups) == (3, 1, 1):
+        convolution = Conv3x3(in_channels, out_channels)
+    else:
+        options = dict(padding=kernel // 2, groups=groups, bias=False)
+        convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, **options)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
 

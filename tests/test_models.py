@@ -21,7 +21,7 @@ from models.airbench import Airbench
 from models.cifar_resnet import ECA_POSITIONS, ECABlock, GhostModule, PadShortcut
 from models.coatnet import Attention, MBConv, SelectiveKernel, Transformer, relative_index
 from models.hornet import GnConv
-from models.layers import ECA, DropPath, LayerNorm2d, drop_path_rates, eca_kernel
+from models.layers import ECA, Conv3x3, DropPath, LayerNorm2d, drop_path_rates, eca_kernel
 from models.mscan import MSCA
 from models.published import fixed_size_network, smallest
 from training.optimizers import OPTIMIZERS, param_groups
@@ -307,6 +307,31 @@ def test_auto_precision_is_fp32_where_bf16_is_slower():
 # ---- shared layers -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 0.01)])
+@pytest.mark.parametrize("size", [(3, 3), (4, 4), (2, 5)])
+def test_wide_convolutions_of_small_maps_are_those_of_large_ones(size, dtype, tolerance):
+    torch.manual_seed(0)
+    layer = Conv3x3(5, 384).to(dtype, memory_format=torch.channels_last)
+    x = torch.randn(2, 5, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    gradient = torch.randn(2, 384, *size, dtype=dtype)
+    results = []
+    for training in (True, False):
+        inputs = x.clone().requires_grad_()
+        outputs = layer.train(training)(inputs)
+        assert outputs.is_contiguous(memory_format=torch.channels_last)
+        by_product = "Permute" in type(outputs.grad_fn).__name__
+        assert by_product == training
+        results.append((outputs, *torch.autograd.grad(outputs, [inputs, layer.weight], gradient)))
+    for ours, theirs in zip(*results):
+        assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+@pytest.mark.parametrize(("channels", "size"), [(383, 4), (384, 5)])
+def test_other_convolutions_stay_convolutions(channels, size):
+    outputs = Conv3x3(3, channels).train()(torch.randn(2, 3, size, size))
+    assert "Convolution" in type(outputs.grad_fn).__name__
+
+
 def test_drop_path_drops_images_and_keeps_the_mean():
     torch.manual_seed(0)
     x = torch.ones(4000, 2, 3, 3)
@@ -502,6 +527,7 @@ def test_attention_names_the_size_it_was_built_for():
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_in_half_precision(fused):
+    torch.manual_seed(0)
     attention = randomize(Attention(8, 8, 2, 4))
     attention.fused_attn = fused
     x = torch.randn(2, 8, 4, 4)
