@@ -96,8 +96,9 @@ def cost(args):
     images = 2  # batch norm can't train on one
     with out_of_memory.explained(args, ranks):
         step, evaluation = time_steps(args, classes, ranks, dtype, images)
-        if min(largest, int(2 * SECONDS / step)) > 2:
-            images = min(largest, int(2 * SECONDS / step))
+        # Part of a step's time doesn't depend on its images, so their number can't be computed.
+        while images < largest and 4 * step < SECONDS:
+            images = min(largest, 4 * images)
             step, evaluation = time_steps(args, classes, ranks, dtype, images)
     steps = args.epochs * (train_images // args.batch_size)
     trained = steps * args.batch_size * _share_of_work(args, steps)
