@@ -93,7 +93,7 @@ def _check_augmentation(args):
         ("mix_per", mixing, "--mixup or --cutmix above 0"),
         ("mix_prob", mixing, "--mixup or --cutmix above 0"),
     ):
-        if args.origin[name] == "command line" and not used:
+        if args.origin.get(name) == "command line" and not used:  # older runs lack some
             option = " ".join(words({name: getattr(args, name)}))
             raise UserError(f"{option} has no effect without {needed}", 2)
 
