@@ -87,6 +87,9 @@ class Mlp2d(Mlp):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+SMALL_MAP, WIDE = 16, 384  # pixels at most, channels at least: with fewer channels little is gained
+
+
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution with padding 1, without bias. (B, C, H, W) -> (B, out_channels, H, W)
 
@@ -99,8 +102,8 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x):
         height, width = x.shape[-2:]
-        is_small = height * width <= 16 and self.out_channels >= 384
-        if not (is_small and self.training and x.device.type == "cpu"):
+        is_slow = height * width <= SMALL_MAP and self.out_channels >= WIDE
+        if not (is_slow and self.training and x.device.type == "cpu"):
             return super().forward(x)
         x = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
         patches = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]

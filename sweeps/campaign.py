@@ -124,7 +124,7 @@ class Campaign:
         self.runs = {name: plan(name, options) for name in known}
         self.sources = {name: self._source(name) for name in known if EXPERIMENTS[name].source}
         self.places = launch.places(options.given.get("device", "auto"), options.jobs)
-        self.timed = {}  # multiply-accumulates per second of a few steps, see _kind
+        self.timed_speeds = {}  # multiply-accumulates per second of a few steps, see _kind
         self._update_speeds()
 
     def _source(self, name):
@@ -160,9 +160,9 @@ class Campaign:
     def seconds(self, run):
         """Estimated time of a run: at the speed of the finished ones of its kind, or as timed."""
         kind, done = self._kind(run), 0.0
-        if kind not in self.speeds and kind not in self.timed:
-            self.timed[kind] = measured_speed(run, self.places[0])
-        speed = statistics.median(self.speeds.get(kind) or [self.timed[kind]])
+        if kind not in self.speeds and kind not in self.timed_speeds:
+            self.timed_speeds[kind] = measured_speed(run, self.places[0])
+        speed = statistics.median(self.speeds.get(kind) or [self.timed_speeds[kind]])
         if run.state == "interrupted":
             done = min(1.0, run.summary.get("epochs", 0) / run.args.epochs)
         return START_SECONDS + (1 - done) * sum(work(run)) / speed
@@ -178,7 +178,7 @@ class Campaign:
         return sorted(costs)
 
     def next_run(self, seconds, active=()):
-        """(experiment, run) to start with so many seconds left; None if there is none.
+        """The run to start with so many seconds left; None if there is none.
 
         active: the runs that have started already.
         """
@@ -189,7 +189,7 @@ class Campaign:
                 return None
             for run in self.missing(name):
                 if run not in active and self.seconds(run) <= seconds:
-                    return name, run
+                    return run
                 if run is self.sources.get(name):
                     break  # the others need its weights
         return None
@@ -209,15 +209,14 @@ class Campaign:
         started = []
 
         def choose(active):
-            found = self.next_run(end - time.monotonic(), active)
-            return found[1] if found else None
+            return self.next_run(end - time.monotonic(), active)
 
         def start(run, place):
             started.append(run)
             run.path.parent.mkdir(parents=True, exist_ok=True)
             plans.remove_leftovers(run)
-            experiment, estimate = run.path.parent.name, launch.clock(self.seconds(run))
-            print(f"{experiment}: {run.path.name}, about {estimate}", flush=True)
+            expected = launch.clock(self.seconds(run))
+            print(f"{run.path.parent.name}: {run.path.name}, about {expected}", flush=True)
             if self._is_timed(run):  # with all threads
                 place = {key: value for key, value in place.items() if key != "OMP_NUM_THREADS"}
             return launch.start_here(run, place)
