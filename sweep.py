@@ -107,7 +107,7 @@ def execute(args, runs, todo, places, parameters):
     if args.launcher == "submitit" and todo:
         jobs = launch.submit(todo, runs[0].path.parent / "submitit", parameters)
         start, estimate = (lambda run, place: jobs[run]), False
-    progress = launch.Progress(runs, len(places), estimate)
+    progress = launch.Progress(todo, len(runs), len(places), estimate)
     return launch.execute(launch.in_order(todo), start, places, progress.report)
 
 

@@ -90,7 +90,7 @@ def train(runs, todo):
         return {}, 0
     plans.prepare(todo)
     places = launch.places(todo[0].args.device, jobs=1)
-    progress = launch.Progress(runs, 1, estimate=True)
+    progress = launch.Progress(todo, len(runs), 1, estimate=True)
     return launch.execute(launch.in_order(todo), launch.start_here, places, progress.report)
 
 

@@ -205,7 +205,8 @@ class Campaign:
         self.by_cost()  # times the models, while Ctrl-C still ends this process
         end = time.monotonic() + budget
         runs = [*self.sources.values(), *(run for runs in self.runs.values() for run in runs)]
-        progress = launch.Progress(dict.fromkeys(runs), 1, False)
+        todo = [run for run in dict.fromkeys(runs) if not run.finished]
+        progress = launch.Progress(todo, len(set(runs)), 1, estimate=False)
         started = []
 
         def choose(active):

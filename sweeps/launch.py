@@ -190,11 +190,14 @@ def failure_reason(run, process, status):
 
 
 class Progress:
-    """Prints a line for each run that ends, and estimates the remaining time."""
+    """Prints a line for each of `runs` that ends, and estimates the remaining time.
 
-    def __init__(self, runs, places, estimate):
-        self.left = [run for run in runs if not run.finished]
-        self.total, self.places, self.estimate = len(runs), places, estimate
+    total: the number of runs, with those that were finished before.
+    """
+
+    def __init__(self, runs, total, places, estimate):
+        self.left = list(runs)
+        self.total, self.places, self.estimate = total, places, estimate
         self.seconds = {}  # of the runs that ended, by experiment
 
     def report(self, run, seconds, failure):

@@ -326,7 +326,7 @@ def test_a_dry_run_prints_commands_that_train_py_accepts(run, capsys):
 
 def test_the_remaining_time_is_estimated_per_experiment():
     a, b = SimpleNamespace(label="a"), SimpleNamespace(label="b")
-    progress = launch.Progress([], places=2, estimate=True)
+    progress = launch.Progress([], 0, places=2, estimate=True)
     assert progress.estimated_time([a]) == "1 to go"
     progress.seconds = {"a": [10.0, 20.0]}
     assert progress.estimated_time([a, b]) == "about 0:00:15 left"
@@ -371,6 +371,17 @@ def test_a_job_array_of_submitit(run, monkeypatch, capsys):
     assert "FAILED: exit status 1, train.py: error: the loss is not finite" in out
     assert "| pad | 1 | 61.50 |" in Path("sweep/results.md").read_text()
     assert run("--seeds", 0, *slurm) == 0 and starts("pad-s0") == ["start"]
+
+
+def test_jobs_may_end_before_they_are_waited_for(run, monkeypatch, capsys):
+    def submit(runs, folder, parameters):
+        statuses = {run: subprocess.call(launch.shell_script(run), shell=True) for run in runs}
+        return {run: SimpleNamespace(poll=lambda s=s: s) for run, s in statuses.items()}
+
+    monkeypatch.setattr(launch, "submit", submit)
+    assert run("--seeds", 0, "--launcher", "submitit", suite=FAILING) == 1
+    out, err = capsys.readouterr()
+    assert "1 of 3 runs failed: hot-s0" in err and "3/3  " in out
 
 
 def test_submitit_is_required_only_for_its_launcher(run, monkeypatch):
