@@ -3,9 +3,10 @@
 The first layer is a 2x2 convolution that whitens the patches of the training images. `initialize`
 sets its weights, which are not trained; its bias is, in the first epochs. Groups of 3x3
 convolutions follow, which start as the identity on their first channels. Batch norm has a bias and
-no scale, pooling is by maximum, and the logits are divided by the width of the features.
+no scale, pooling is by maximum, and the logits are scaled down.
 
-`rate_groups` declares the learning rates of the published training with --optimizer muon_sgd.
+`rate_groups` declares the learning rates of the published trainings: with Muon (--optimizer
+muon_sgd) for 94 %, and with SGD (--optimizer sgd) for more.
 """
 
 import torch
@@ -19,12 +20,12 @@ IMAGE_SIZE = 32
 PATCH = 3 * 2 * 2  # values of a 2x2 patch
 FEWEST_IMAGES = 2 * PATCH  # fewer, of which neighbouring patches are alike, give no covariance
 EPSILON = 5e-4  # added to the variances of patches, of normalised images
-# Rates of biases and classifier relative to --lr, the rate of the convolutions. The published ones
-# (0.24; 0.053 and 0.67) are for a loss that is summed over a batch of 2,000 images. Ours is the
-# mean, with a gradient that is 2,000 times smaller: a rate 2,000 times as large gives the same
-# steps. Muon's steps don't depend on the size of the gradient.
-BIAS_SCALE = 2000 * 0.053 / 0.24
-HEAD_SCALE = 2000 * 0.67 / 0.24
+# Rates of biases and classifier relative to --lr, the rate of the convolutions, with Muon. The
+# published ones (0.24; 0.053 and 0.67) are for a loss that is summed over a batch of 2,000 images.
+# Ours is the mean, with a gradient that is 2,000 times smaller: a rate 2,000 times as large gives
+# the same steps. Muon's steps don't depend on the size of the gradient.
+MUON_BIAS_SCALE = 2000 * 0.053 / 0.24
+MUON_HEAD_SCALE = 2000 * 0.67 / 0.24
 
 
 def whitening_filters(images):
@@ -87,9 +88,22 @@ class Airbench(nn.Module):
     """Whitening layer, three groups, global max pooling, classifier. (B, 3, H, W) -> (B, K)
 
     whitening_share: share of the run in which the bias of the whitening layer is trained.
+    logit_scale: factor of the logits, of a classifier with PyTorch's initial weights. None: one
+    over the width C of the features, of a classifier whose initial weights have a variance of one.
+    bias_scale: rate of the biases relative to --lr with --optimizer sgd.
     """
 
-    def __init__(self, num_classes=10, *, widths, residual, whitening_share, image_size=IMAGE_SIZE):
+    def __init__(
+        self,
+        num_classes=10,
+        *,
+        widths,
+        residual,
+        whitening_share,
+        logit_scale,
+        bias_scale,
+        image_size=IMAGE_SIZE,
+    ):
         super().__init__()
         if image_size != IMAGE_SIZE:
             raise ValueError(f"image_size must be {IMAGE_SIZE} px, not {image_size}")
@@ -101,8 +115,12 @@ class Airbench(nn.Module):
         groups = [Group(*pair, residual) for pair in zip(channels, widths)]
         self.groups = nn.Sequential(*groups)
         self.fc = nn.Linear(channels[-1], num_classes, bias=False)
-        with torch.no_grad():
-            self.fc.weight.div_(self.fc.weight.std())
+        self.logit_scale, self.bias_scale = logit_scale or 1 / channels[-1], bias_scale
+        self.fc_variance = 1 / (3 * channels[-1])  # PyTorch's, of the initial weights
+        if logit_scale is None:
+            self.fc_variance = 1.0
+            with torch.no_grad():
+                self.fc.weight.div_(self.fc.weight.std())
 
     def initialize(self, images):
         """Sets the whitening layer. images: normalised, of the training set (N, 3, H, W).
@@ -125,14 +143,22 @@ class Airbench(nn.Module):
         is trained until the share lr_end of the run.
         """
         whitening = dict(params=[self.whitening.bias], lr_end=self.whitening_share)
-        if optimizer != "muon_sgd":
+        if optimizer not in ("muon_sgd", "sgd"):
             return [whitening | dict(weight_decay=0.0)]
-        biases = dict(lr_scale=BIAS_SCALE, weight_decay=weight_decay)
-        norms = [norm.bias for norm in self.modules() if hasattr(norm, "running_mean")]
-        head = dict(params=[self.fc.weight], lr_scale=HEAD_SCALE, weight_decay=weight_decay)
-        return [whitening | biases, dict(params=norms) | biases, head]
+        norms = dict(params=[norm.bias for norm in self.modules() if hasattr(norm, "running_mean")])
+        head, decay = dict(params=[self.fc.weight]), dict(weight_decay=weight_decay)
+        # The outputs change as fast as those of a classifier with the published initial weights
+        # if the rate is in proportion to the variance of the weights.
+        if optimizer == "muon_sgd":
+            biases = decay | dict(lr_scale=MUON_BIAS_SCALE)
+            head |= decay | dict(lr_scale=MUON_HEAD_SCALE * self.fc_variance)
+        else:  # the rate times the decay is the same for all
+            biases = dict(lr_scale=self.bias_scale, weight_decay=weight_decay / self.bias_scale)
+            scale = self.fc_variance * 3 * self.fc.in_features
+            head |= dict(lr_scale=scale, weight_decay=weight_decay / scale)
+        return [whitening | biases, norms | biases, head]
 
     def forward(self, x):
         x = self.groups(F.gelu(self.whitening(x)))  # (B, C, 3, 3) for 32 px
         x = F.max_pool2d(x, x.shape[-2:]).flatten(1)
-        return self.fc(x) / x.shape[1]
+        return self.fc(x) * self.logit_scale

@@ -121,10 +121,19 @@ COATNET_C_LS = COATNET_C | dict(large_stem=True)
 HORNET_TINY = dict(width=64, depths=(2, 3, 18, 2), orders=(2, 3, 4, 5))
 # The bias of the whitening layer is trained for the published share of the run: three epochs of 8,
 # 15, 40 and 10.
-AIR94 = dict(widths=(64, 256, 256), residual=False, whitening_share=3 / 8)
-AIR95 = dict(widths=(128, 384, 384), residual=False, whitening_share=3 / 15)
-AIR96 = dict(widths=(128, 384, 512), residual=True, whitening_share=3 / 40)
-AIR_C100 = dict(widths=(64, 256, 768), residual=False, whitening_share=3 / 10)
+AIR94 = dict(
+    widths=(64, 256, 256), residual=False, whitening_share=3 / 8, logit_scale=None, bias_scale=64
+)
+AIR95 = dict(
+    widths=(128, 384, 384), residual=False, whitening_share=3 / 15, logit_scale=1 / 9, bias_scale=64
+)
+AIR96 = dict(
+    widths=(128, 384, 512), residual=True, whitening_share=3 / 40, logit_scale=1 / 9, bias_scale=64
+)
+AIR_C100 = dict(
+    widths=(64, 256, 768), residual=True, whitening_share=3 / 10, logit_scale=1.25 / 9,
+    bias_scale=32,
+)
 VIT_TINY = dict(name="vit_tiny_patch16_224.augreg_in21k_ft_in1k")
 VIT_BASE = dict(name="vit_base_patch8_224.augreg_in21k_ft_in1k", patch_size=8)
 TINYVIT = dict(name="tiny_vit_5m_224.dist_in22k_ft_in1k")
@@ -141,7 +150,7 @@ MODELS = {
     "airbench94": Entry(Airbench, AIR94, AIRBENCH94, 1_972_792, 10, JORDAN),
     "airbench95": Entry(Airbench, AIR95, AIRBENCH95, 4_606_520, 10, JORDAN),
     "airbench96": Entry(Airbench, AIR96, AIRBENCH96, 9_918_776, 10, JORDAN),
-    "airbench_c100": Entry(Airbench, AIR_C100, AIRBENCH_C100, 7_947_320, 100, JORDAN),
+    "airbench_c100": Entry(Airbench, AIR_C100, AIRBENCH_C100, 13_884_600, 100, JORDAN),
     "resnet18": Entry(ResNet, BASIC18, DEFAULT, 11_173_962, 10, HE),
     "resnet34": Entry(ResNet, BASIC34, DEFAULT, 21_282_122, 10, HE),
     "resnet50": Entry(ResNet, DEEP50, DEFAULT, 23_520_842, 10, HE),

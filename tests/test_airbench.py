@@ -14,7 +14,7 @@ from helpers.networks import count, randomize
 import train
 from datasets.examples import Split
 from models import MODELS, create_model, describe
-from models.airbench import BIAS_SCALE, EPSILON, HEAD_SCALE, Airbench, whitening_filters
+from models.airbench import EPSILON, Airbench, whitening_filters
 from training import arguments
 from training.checks import check_arguments
 from training.initial_model import build_model
@@ -36,22 +36,33 @@ def smooth_images(number=60, size=32):
     return torch.einsum("ij,bjhw->bihw", mixing, images)
 
 
-def small(residual=False, widths=(24, 26, 28)):
+def small(residual=False, widths=(24, 26, 28), logit_scale=None):
     torch.manual_seed(0)
-    return Airbench(4, widths=widths, residual=residual, whitening_share=0.4)
+    more = dict(whitening_share=0.4, logit_scale=logit_scale, bias_scale=64)
+    return Airbench(4, widths=widths, residual=residual, **more)
 
 
-def options(*words, optimizer="muon_sgd"):
-    words = ["--model", "airbench94", "--optimizer", optimizer, "--device", "cpu", *words]
+def options(*words, model="airbench94"):
+    words = ["--model", model, "--device", "cpu", *words]
     return arguments.resolve(train.build_parser(), words)[0]
+
+
+def groups_of(name, *words):
+    """{parameter: its group, at the highest rate} of the model `name`."""
+    model, args = create_model(name, 10), options(*words, model=name)
+    optimizer = create_optimizer(args, model)
+    set_learning_rates(optimizer, learning_rate("constant", args.lr, 200), 0)
+    owners = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert not any(id(p) in owners for p in model.parameters() if not p.requires_grad)
+    return {key: owners[id(p)] for key, p in model.named_parameters() if p.requires_grad}
 
 
 # ---- the network ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_logits_follow_the_formula(residual):
-    model = randomize(small(residual)).double()
+@pytest.mark.parametrize(("residual", "scale"), [(False, None), (True, None), (True, 1 / 9)])
+def test_logits_follow_the_formula(residual, scale):
+    model = randomize(small(residual, logit_scale=scale)).double()
     w = model.state_dict()
 
     def conv(x, group, number):
@@ -75,7 +86,8 @@ def test_logits_follow_the_formula(residual):
             y = norm(conv(F.gelu(y), group, 3), group, 3) + x
         x = F.gelu(y)
     assert x.shape == (2, 28, 3, 3)
-    torch.testing.assert_close(model(images), x.amax((2, 3)) @ w["fc.weight"].T / 28)
+    expected = x.amax((2, 3)) @ w["fc.weight"].T * (scale or 1 / 28)
+    torch.testing.assert_close(model(images), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,6 +120,11 @@ def test_a_fresh_network_has_unit_scales_and_a_unit_classifier():
     assert all(n.weight.eq(1).all() and not n.weight.requires_grad for n in norms)
     assert all(n.bias.eq(0).all() and n.bias.requires_grad for n in norms)
     assert model.fc.weight.std().item() == pytest.approx(1) and model.fc.bias is None
+
+
+def test_with_a_logit_scale_the_classifier_starts_as_pytorchs():
+    weight = small(widths=(24, 32, 3000), logit_scale=1 / 9).fc.weight
+    assert weight.std().item() == pytest.approx((3 * 3000) ** -0.5, rel=0.02)
 
 
 # ---- the whitening layer -------------------------------------------------------------------------
@@ -178,30 +195,49 @@ def test_another_image_size_is_refused():
 # ---- training ------------------------------------------------------------------------------------
 
 
-def test_groups_have_the_published_rates_and_decays():
+def test_groups_with_muon_have_the_published_rates_and_decays():
     """Those of a loss that is summed over 2,000 images: 2,000 times as much for the mean."""
-    model = create_model("airbench94", 10)
-    optimizer = create_optimizer(options(), model)
-    set_learning_rates(optimizer, learning_rate("linear", 0.24, 200), 0)
-    facts = {}
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            facts[id(p)] = group["lr"], group["weight_decay"], group["orthogonal"]
-    for name, p in model.named_parameters():
-        if not p.requires_grad:
-            assert id(p) not in facts
-        elif ".conv" in name:
-            assert facts[id(p)] == (0.24, 0.0, True)
+    for name, group in groups_of("airbench94").items():
+        facts = group["lr"], group["weight_decay"], group["orthogonal"]
+        if ".conv" in name:
+            assert facts == (0.24, 0.0, True)
         else:
             rate = 0.67 * 2000 if name == "fc.weight" else 0.053 * 2000
-            assert facts[id(p)] == (pytest.approx(rate), pytest.approx(4e-3 / rate), False)
-    assert pytest.approx((106, 1340)) == (BIAS_SCALE * 0.24, HEAD_SCALE * 0.24)
+            assert facts == (pytest.approx(rate), pytest.approx(4e-3 / rate), False)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "decay", "factor"),
+    [
+        ("airbench95", 10, 0.0153, 64),
+        ("airbench96", 9, 0.012, 64),
+        ("airbench_c100", 11.5, 0.017, 32),
+    ],
+)
+def test_groups_with_sgd_have_the_published_rates_and_decays(name, rate, decay, factor):
+    """Published: rate and decay for 1024 images, of the steps that a momentum of 0.85 makes."""
+    rate *= 1000 / (1024 * (1 + 1 / (1 - 0.85)))  # the loss is the mean over 1,000 images
+    for key, group in groups_of(name).items():
+        scale = factor if key.endswith("bias") else 1
+        assert group["lr"] == pytest.approx(rate * scale, rel=0.01), key
+        shrinkage = group["lr"] * group["weight_decay"]
+        assert shrinkage == pytest.approx(decay * 1000 / 7850.7, rel=0.05), key
+
+
+def test_the_rate_of_the_classifier_is_in_proportion_to_its_variance():
+    sgd, muon = ("--optimizer", "sgd"), ("--optimizer", "muon_sgd", "--lr", "0.24")
+    rates = {
+        name: [groups_of(name, *words)["fc.weight"]["lr_scale"] for words in (sgd, muon)]
+        for name in ("airbench94", "airbench95")
+    }
+    assert rates["airbench94"] == pytest.approx([3 * 256, 2000 * 0.67 / 0.24])
+    assert rates["airbench95"] == pytest.approx([1, 2000 * 0.67 / 0.24 / (3 * 384)])
 
 
 @pytest.mark.parametrize("optimizer", ["muon_sgd", "sgd", "adamw"])
 def test_the_whitening_bias_trains_in_the_first_epochs_only(optimizer):
     model = small().train()
-    args = options("--lr", "1e-4", optimizer=optimizer)
+    args = options("--lr", "1e-4", "--optimizer", optimizer)
     optimizer = create_optimizer(args, model)
     lr_at = learning_rate("linear", args.lr, 10)
     images, labels = smooth_images(16), torch.arange(16) % 4

@@ -180,14 +180,17 @@ def test_recipe_consists_of_training_arguments(name):
     recipe = dict(MODELS[name].recipe)
     numbers = {"lr", "weight_decay", "mixup", "cutmix", "mix_prob", "label_smoothing", "clip_grad"}
     numbers |= {"warmup_epochs", "random_erasing", "layer_decay", "momentum", "ema_decay"}
+    numbers |= {"final_lr", "jitter"}
     assert recipe.pop("optimizer", "sgd") in OPTIMIZERS
     assert recipe.pop("accumulate", None) is None  # auto
     assert recipe.pop("schedule", "cosine") in SCHEDULES
     parse_stages(recipe.pop("progressive", "none"))
     assert set(recipe.pop("augment", "crop").split(",")) <= set(AUGMENTATIONS)
+    counts = {"epochs", "batch_size", "cutout", "image_size", "crop_pixels", "lookahead"}
     for key, value in recipe.items():
-        assert isinstance(value, float if key in numbers else int), key
-        assert key in numbers | {"epochs", "batch_size", "cutout", "image_size", "crop_pixels"}, key
+        if (key, value) != ("warmup_epochs", None):  # auto
+            assert isinstance(value, float if key in numbers else int), key
+        assert key in numbers | counts, key
 
 
 def test_importing_models_imports_no_model_library():
