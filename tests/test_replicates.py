@@ -1,8 +1,10 @@
-"""Runs over seeds: which belong together, and their means. (Differences: test_sweep.py.)"""
+"""Runs over seeds: which belong together, their means, and the differences of means."""
 
 import json
+import math
 
 import pytest
+import torch
 from helpers.samples import write, write_seeds
 
 from analysis import metrics, replicates
@@ -93,3 +95,55 @@ def test_arguments_are_common_or_differ_between_or_within_groups(tmp_path):
     assert differing == ["model", "lr", "dropout"] and common == {"epochs": 2, "data_dir": "x"}
     (together,) = groups_in(tmp_path, "epochs")
     assert together.argument("lr") == "several" and together.argument("nothing") is None
+
+
+# ---- differences ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "n", "value", "error", "t", "verdict"),
+    [
+        # Differences 1, 2, 3: standard deviation 1, two degrees of freedom.
+        ((61, 73, 55), (60, 71, 52), "3 paired", 2, 3**-0.5, 4.303, "not resolved"),
+        ((1, 2.1), (51, 52), "2 paired", -49.95, 0.05, 12.706, "lower"),
+        ((51, 52), (1, 2.1), "2 paired", 49.95, 0.05, 12.706, "higher"),
+        # The third seed has no partner.
+        ((1, 3, 99), (0, 1), "2 paired", 1.5, 0.5, 12.706, "not resolved"),
+        # Equal results, and differences that don't vary.
+        ((61.2, 60.1), (61.2, 60.1), "2 paired", 0, 0, 0, "not resolved"),
+        ((61.3, 60.4), (60.2, 59.3), "2 paired", 1.1, 0, 0, "not resolved (no spread to judge by)"),
+        # Welch: variances 1 (n = 3) and 8 (n = 2); 18.78 / (1/18 + 16) = 1.17 degrees of freedom.
+        ((1, 2, 3), {3: 4, 4: 8}, "3, 2", -4, math.sqrt(13 / 3), 12.706, "not resolved"),
+    ],
+)
+def test_differences_computed_by_hand(ours, theirs, n, value, error, t, verdict):
+    theirs = theirs if isinstance(theirs, dict) else dict(enumerate(theirs))
+    found = replicates.difference(dict(enumerate(ours)), theirs)
+    assert (found.n, found.verdict) == (n, verdict)
+    interval = [value, error, value - t * error, value + t * error]
+    assert found[:4] == pytest.approx(interval, abs=1e-3)
+
+
+@pytest.mark.parametrize("theirs", [{0: 60}, {1: 60}, {1: 60, 2: 60}])
+def test_one_seed_has_no_standard_error(theirs):
+    found = replicates.difference({0: 61.5}, theirs)
+    assert (found.value, found.error, found.low) == (1.5, None, None)
+    assert found.verdict == "one seed: no error known"
+
+
+@pytest.mark.parametrize("freedom", [*range(1, 31), 40, 60, 120])
+def test_97_5_percent_lie_below_the_quantile(freedom):
+    """Student's density, integrated from 0 to the quantile by Simpson's rule, gives 47.5 %."""
+    gammas = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
+    steps, t = 2000, replicates.t975(freedom)
+    x = torch.linspace(0, t, steps + 1, dtype=torch.float64)
+    density = gammas / math.sqrt(freedom * math.pi) * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+    weights = torch.tensor([1, *[4, 2] * (steps // 2 - 1), 4, 1])
+    area = t / steps / 3 * float((weights * density).sum())
+    assert area == pytest.approx(0.475, abs=0.00051 * float(density[-1]))
+
+
+def test_between_tabled_quantiles_the_wider_interval_is_taken():
+    between = {2.9: 2, 0.99999999999: 1, 35: 30, 50: 40, 10**6: 120}
+    for freedom, tabled in between.items():
+        assert replicates.t975(freedom) == replicates.t975(tabled)

@@ -6,7 +6,6 @@ In most tests helpers/stand_in_train.py takes the place of train.py. The last te
 import argparse
 import contextlib
 import json
-import math
 import os
 import re
 import shlex
@@ -26,7 +25,6 @@ from PIL import Image
 
 import sweep
 import train
-from analysis import replicates
 from common.errors import UserError
 from sweeps import estimate, findings, launch, plans, suites
 from training import run_directory
@@ -51,74 +49,6 @@ def run(monkeypatch, stand_in_runs):
 def starts(name):
     path = Path("sweep") / name / "starts"
     return path.read_text().splitlines() if path.exists() else []
-
-
-# ---- differences ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "n", "value", "error", "t", "verdict"),
-    [
-        # Differences 1, 2, 3: standard deviation 1, two degrees of freedom.
-        ((61, 73, 55), (60, 71, 52), "3 paired", 2, 3**-0.5, 4.303, "not resolved"),
-        ((1, 2.1), (51, 52), "2 paired", -49.95, 0.05, 12.706, "lower"),
-        ((51, 52), (1, 2.1), "2 paired", 49.95, 0.05, 12.706, "higher"),
-        # The third seed has no partner.
-        ((1, 3, 99), (0, 1), "2 paired", 1.5, 0.5, 12.706, "not resolved"),
-        # Equal results, and differences that don't vary.
-        ((61.2, 60.1), (61.2, 60.1), "2 paired", 0, 0, 0, "not resolved"),
-        ((61.3, 60.4), (60.2, 59.3), "2 paired", 1.1, 0, 0, "not resolved (no spread to judge by)"),
-        # Welch: variances 1 (n = 3) and 8 (n = 2); 18.78 / (1/18 + 16) = 1.17 degrees of freedom.
-        ((1, 2, 3), {3: 4, 4: 8}, "3, 2", -4, math.sqrt(13 / 3), 12.706, "not resolved"),
-    ],
-)
-def test_differences_computed_by_hand(ours, theirs, n, value, error, t, verdict):
-    theirs = theirs if isinstance(theirs, dict) else dict(enumerate(theirs))
-    found = replicates.difference(dict(enumerate(ours)), theirs)
-    assert (found.n, found.verdict) == (n, verdict)
-    interval = [value, error, value - t * error, value + t * error]
-    assert found[:4] == pytest.approx(interval, abs=1e-3)
-
-
-@pytest.mark.parametrize("theirs", [{0: 60}, {1: 60}, {1: 60, 2: 60}])
-def test_one_seed_has_no_standard_error(theirs):
-    found = replicates.difference({0: 61.5}, theirs)
-    assert (found.value, found.error, found.low) == (1.5, None, None)
-    assert found.verdict == "one seed: no error known"
-
-
-@pytest.mark.parametrize("freedom", [*range(1, 31), 40, 60, 120])
-def test_97_5_percent_lie_below_the_quantile(freedom):
-    """Student's density, integrated from 0 to the quantile by Simpson's rule, gives 47.5 %."""
-    gammas = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
-    steps, t = 2000, replicates.t975(freedom)
-    x = torch.linspace(0, t, steps + 1, dtype=torch.float64)
-    density = gammas / math.sqrt(freedom * math.pi) * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
-    weights = torch.tensor([1, *[4, 2] * (steps // 2 - 1), 4, 1])
-    area = t / steps / 3 * float((weights * density).sum())
-    assert area == pytest.approx(0.475, abs=0.00051 * float(density[-1]))
-
-
-def test_between_tabled_quantiles_the_wider_interval_is_taken():
-    between = {2.9: 2, 0.99999999999: 1, 35: 30, 50: 40, 10**6: 120}
-    for freedom, tabled in between.items():
-        assert replicates.t975(freedom) == replicates.t975(tabled)
-
-
-def test_differences_are_of_test_and_of_clean_training_accuracy():
-    summaries = {
-        "deep": {"test_acc": 60, "train_clean_acc": 70},
-        "flat": {"test_acc": 65, "train_clean_acc": 90},
-        "old": {"test_acc": 50},
-    }
-    args = SimpleNamespace(seed=0)
-    runs = [
-        SimpleNamespace(label=label, summary=summary | {"parameters": 10}, args=args)
-        for label, summary in summaries.items()
-    ]
-    asked = [("is it worse?", "deep", "flat"), ("is it better?", "deep", "old")]
-    found = [(row["accuracy_of"], row["value"]) for row in findings.differences(asked, runs)]
-    assert found == [("test", -5), ("training images", -20), ("test", 10)]
 
 
 # ---- suites --------------------------------------------------------------------------------------
@@ -235,6 +165,22 @@ def test_the_tables_of_a_sweep(run, capsys):
     assert difference in text and "seeds 0, 1, 2" in text
     assert "python sweep.py tiny --seeds 0 1 2 --jobs 2 --epochs 3" in text
     assert Path("sweep/pad-s1.log").read_text() == "done\n"
+
+
+def test_differences_are_of_test_and_of_clean_training_accuracy():
+    summaries = {
+        "deep": {"test_acc": 60, "train_clean_acc": 70},
+        "flat": {"test_acc": 65, "train_clean_acc": 90},
+        "old": {"test_acc": 50},
+    }
+    args = SimpleNamespace(seed=0)
+    runs = [
+        SimpleNamespace(label=label, summary=summary | {"parameters": 10}, args=args)
+        for label, summary in summaries.items()
+    ]
+    asked = [("is it worse?", "deep", "flat"), ("is it better?", "deep", "old")]
+    found = [(row["accuracy_of"], row["value"]) for row in findings.differences(asked, runs)]
+    assert found == [("test", -5), ("training images", -20), ("test", 10)]
 
 
 def test_finished_runs_are_kept_and_interrupted_ones_resumed(run, capsys):
