@@ -21,7 +21,7 @@ from common.scopes import words
 from sweeps import reference
 
 PUBLIC = (
-    *("arguments", "from", "precision", "python", "torch", "torchvision", "timm", "numpy"),
+    *("arguments", "from", "family", "precision", "python", "torch", "torchvision", "timm", "numpy"),
     *("cuda", "cudnn", "device", "cores", "threads", "git", "command", "started", "resumed"),
 )
 TIME = r"-s\d+(-\d{8}-\d{6})?(-\d+)?$"  # the end of a run's name: its seed, and when it started
