@@ -206,11 +206,16 @@ def _ignored(run):
     return NOT_COMPARED | chosen
 
 
+def label_of(name):
+    """The name of a run without its seed and the time when it started."""
+    return re.sub(r"-s\d+(-\d{8}-\d{6})?(-\d+)?$", "", name)
+
+
 def _common_name(runs):
     """What the runs' names share, without the seed and the time."""
     if len(runs) == 1:
         return runs[0].name
-    names = [re.sub(r"-s\d+(-\d{8}-\d{6})?(-\d+)?$", "", run.name) for run in runs]
+    names = [label_of(run.name) for run in runs]
     if _all_equal(names):
         return names[0]
     return os.path.commonprefix([run.name for run in runs]).rstrip("-_ .") or names[0]

@@ -6,7 +6,9 @@ convolutions follow, which start as the identity on their first channels. Batch 
 no scale, pooling is by maximum, and the logits are scaled down.
 
 `rate_groups` declares the learning rates of the published trainings: with Muon (--optimizer
-muon_sgd) for 94 %, and with SGD (--optimizer sgd) for more.
+muon_sgd) for 94 %, and with SGD (--optimizer sgd) for more. One differs: with SGD, the published
+rate of the whitening layer's bias is that of the convolutions. Here it is that of the other biases
+and goes through the whole schedule while the bias is trained, as with Muon.
 """
 
 import torch

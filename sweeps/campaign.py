@@ -29,7 +29,7 @@ from sweeps import estimate, launch, plans
 from sweeps.experiments import EXPERIMENTS, repeat_command
 from sweeps.publish import about, commits_of, publish
 
-TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
+TRAIN_IMAGES, TEST_IMAGES, _ = estimate.SIZES["cifar10"]
 START_SECONDS = 20  # of a process until its first step, and after its last one
 
 
@@ -114,31 +114,46 @@ def measured_speed(run, environment):
 class Campaign:
     """The runs of some experiments, and how long each is expected to take.
 
-    again: also of those that are published already. Raises UserError.
+    again: also of those that are published already. Raises UserError if none can run.
     """
 
     def __init__(self, names, options, again=False):
         self.options, self.failed = options, {}
         self.settled = set()  # names of experiments that were published, or can't be
-        known = [name for name in names if again or not (options.results / name).exists()]
-        self.runs = {name: plan(name, options) for name in known}
-        self.sources = {name: self._source(name) for name in known if EXPERIMENTS[name].source}
+        self.runs, self.sources, self.refused = {}, {}, {}  # by the name of the experiment
+        for name in names:
+            if again or not (options.results / name).exists():
+                self._unless_refused(name, self._add_runs)
+        for name in [name for name in self.runs if EXPERIMENTS[name].source]:
+            self._unless_refused(name, self._add_source)
+        if self.refused and not self.runs:
+            raise next(iter(self.refused.values()))
         self.places = launch.places(options.given.get("device", "auto"), options.jobs)
         self.timed_speeds = {}  # multiply-accumulates per second of a few steps, see _kind
         self._update_speeds()
 
-    def _source(self, name):
-        """The run whose weights an experiment needs."""
+    def _unless_refused(self, name, add):
+        """Calls add(name). An experiment whose directories hold something else is left out."""
+        try:
+            add(name)
+        except UserError as error:
+            self.refused[name] = error
+            self.runs.pop(name, None)
+
+    def _add_runs(self, name):
+        self.runs[name] = plan(name, self.options)
+
+    def _add_source(self, name):
+        """Finds the run whose weights an experiment needs."""
         source = EXPERIMENTS[name].source
         other = source.split("/")[0]
         runs = self.runs.get(other) or plan(other, self.options)
-        return next(run for run in runs if run.path == self.options.root / source)
+        self.sources[name] = next(run for run in runs if run.path == self.options.root / source)
 
-    @staticmethod
-    def _kind(run):
-        """Runs of the same kind have the same speed."""
-        args = run.args
-        return args.model, tuple(args.model_arg), args.progressive, args.freeze_backbone
+    def _kind(self, run):
+        """Runs of the same kind have the same speed: those that are timed have all threads."""
+        args, timed = run.args, self._is_timed(run)
+        return args.model, tuple(args.model_arg), args.progressive, args.freeze_backbone, timed
 
     def _update_speeds(self):
         """Multiply-accumulates per second of the finished runs."""
@@ -161,7 +176,7 @@ class Campaign:
         """Estimated time of a run: at the speed of the finished ones of its kind, or as timed."""
         kind, done = self._kind(run), 0.0
         if kind not in self.speeds and kind not in self.timed_speeds:
-            self.timed_speeds[kind] = measured_speed(run, self.places[0])
+            self.timed_speeds[kind] = measured_speed(run, self._place(run, self.places[0]))
         speed = statistics.median(self.speeds.get(kind) or [self.timed_speeds[kind]])
         if run.state == "interrupted":
             done = min(1.0, run.summary.get("epochs", 0) / run.args.epochs)
@@ -185,17 +200,21 @@ class Campaign:
         if any(self._is_timed(run) for run in active):
             return None
         for _, name in self.by_cost():
-            if EXPERIMENTS[name].timed and active:
-                return None
             for run in self.missing(name):
                 if run not in active and self.seconds(run) <= seconds:
-                    return run
+                    return None if active and self._is_timed(run) else run
                 if run is self.sources.get(name):
                     break  # the others need its weights
         return None
 
     def _is_timed(self, run):
         return EXPERIMENTS[run.path.parent.name].timed
+
+    def _place(self, run, place):
+        """The environment of a run: one whose time matters has all threads."""
+        if not self._is_timed(run):
+            return place
+        return {key: value for key, value in place.items() if key != "OMP_NUM_THREADS"}
 
     def run(self, budget):
         """Runs and publishes what fits into so many seconds; returns the exit status."""
@@ -218,9 +237,7 @@ class Campaign:
             plans.remove_leftovers(run)
             expected = launch.clock(self.seconds(run))
             print(f"{run.path.parent.name}: {run.path.name}, about {expected}", flush=True)
-            if self._is_timed(run):  # with all threads
-                place = {key: value for key, value in place.items() if key != "OMP_NUM_THREADS"}
-            return launch.start_here(run, place)
+            return launch.start_here(run, self._place(run, place))
 
         def run_ended(run, seconds, failure):
             progress.report(run, seconds, failure)
@@ -238,7 +255,7 @@ class Campaign:
         for name in self.runs:
             self._publish(name)
         self.report()
-        return 1 if self.failed else 0
+        return 1 if self.failed or self.refused else 0
 
     def _check_data(self):
         missing = [run for name in self.runs for run in self.missing(name)]
@@ -267,7 +284,7 @@ class Campaign:
         try:
             publish(directories, target, text, with_training)
             print(f"{name}: published in {target}", flush=True)
-        except UserError as error:
+        except (UserError, OSError) as error:
             print(f"{name}: complete, but left unpublished: {error}", flush=True)
 
     def report(self):
@@ -280,3 +297,5 @@ class Campaign:
                 print(f"{name}: left out, because its weights, {source.path}, failed")
         for run, reason in self.failed.items():
             print(f"{run.path} failed: {reason}")
+        for name, error in self.refused.items():
+            print(f"{name}: left out: {error}")

@@ -10,11 +10,12 @@ import math
 import sys
 from pathlib import Path
 
+from analysis.replicates import label_of
 from common import command_line
 from common.errors import UserError
 from sweeps import campaign, launch, plans, results
 from sweeps.experiments import EXPERIMENTS
-from sweeps.publish import about, label_of, publish, run_directories
+from sweeps.publish import about, publish, run_directories
 from training import environment
 
 REFERENCE = {
@@ -73,7 +74,7 @@ def campaign_parser():
 
 def publish_runs(args):
     directories = run_directories(args.runs)
-    labels = dict.fromkeys(map(label_of, directories))
+    labels = dict.fromkeys(label_of(path.resolve().name) for path in directories)
     comparisons = []
     if args.baseline:
         others = [label for label in labels if label != args.baseline]
@@ -100,6 +101,8 @@ def run_campaign(args):
         if not Path(folder).is_dir():
             raise UserError(f"--{name}-dir {folder}: there is no such folder", status=2)
     root = Path(args.output_dir)
+    if Path(args.results).exists() and not Path(args.results).is_dir():
+        raise UserError(f"--results {args.results} is not a directory", status=2)
     given = {"data_dir": args.data_dir, "device": args.device}
     options = campaign.Options(root, Path(args.results), folders, given, args.jobs)
     names = args.only or list(EXPERIMENTS)

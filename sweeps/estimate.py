@@ -100,6 +100,8 @@ def cost(args):
         while images < largest and 4 * step < SECONDS:
             images = min(largest, 4 * images)
             step, evaluation = time_steps(args, classes, ranks, dtype, images)
+    if train_images < args.batch_size:
+        raise UserError(f"--batch-size {args.batch_size} is more than {train_images} images")
     steps = args.epochs * (train_images // args.batch_size)
     trained = steps * args.batch_size * _share_of_work(args, steps)
     evaluations = -(-args.epochs // args.eval_every) * (1 if args.ema_decay == 0 else 2)

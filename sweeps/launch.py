@@ -152,9 +152,9 @@ def execute(choose, start, places, report, end=math.inf):
                 place = free.pop(0)
                 active[run] = ActiveRun(start(run, place), place, time.monotonic())
 
+        passed_on = False
         try:
             start_runs()
-            passed_on = False
             while active:
                 if is_over() and not passed_on:
                     passed_on = True
@@ -174,8 +174,9 @@ def execute(choose, start, places, report, end=math.inf):
                 else:
                     time.sleep(POLL_SECONDS)
         finally:
-            for job in active.values():
-                job.process.send_signal(signal.SIGTERM)
+            if not passed_on:  # a second signal would end a run while it saves
+                for job in active.values():
+                    job.process.send_signal(signal.SIGTERM)
     return failed, stop.number
 
 

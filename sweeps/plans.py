@@ -79,7 +79,7 @@ def make_run(label, path, script, asked, parser):
     args, _ = arguments.resolve(parser, given=dict(asked))
     _check_model(args)
     run = Run(label, path, script, asked, args)
-    run.state = stored_state(run)
+    run.state = stored_state(run, arguments.defaults(parser))
     return run
 
 
@@ -168,8 +168,11 @@ def describe(run):
     return shlex.join(words(chosen))
 
 
-def stored_state(run):
-    """The state of a run. Raises UserError if its directory is in use or holds another run."""
+def stored_state(run, defaults):
+    """The state of a run. Raises UserError if its directory is in use or holds another run.
+
+    defaults: {argument: value}; a run of an earlier version may lack an argument that is asked for.
+    """
     present = [name for name in run_directory.FILES if (run.path / name).exists()]
     if not present:
         run_directory.refuse_if_taken(run.path)
@@ -179,10 +182,12 @@ def stored_state(run):
         raise UserError(
             f"{run.path} holds {', '.join(present)} but no readable config.json: remove it", 2
         )
-    differences = _differences(run.args, config)
+    differences = _differences(run.args, config, defaults)
     if differences:
         raise UserError(
-            f"{run.path} holds another run: {'; '.join(differences)} (use another --output-dir)", 2
+            f"{run.path} holds another run: {'; '.join(differences)} "
+            "(remove it, or use another --output-dir)",
+            2,
         )
     if not run.finished:
         wait_until_free(run.path)
@@ -191,19 +196,20 @@ def stored_state(run):
     return "interrupted" if (run.path / "last.pt").is_file() else "new"
 
 
-def _differences(args, config):
+def _differences(args, config, defaults):
     """Messages about the arguments of a run's config.json that differ from `args`."""
     saved, origin = config["arguments"], config.get("from")
     origin = origin if isinstance(origin, dict) else {}
     differences = []
     for key, value in arguments.as_dict(args).items():
+        before = saved.get(key, defaults[key] if args.origin.get(key) == "command line" else value)
         # Values that the run itself chose when it started.
         automatic = value is None and origin.get(key) == "auto"
         cut_to_fit = origin.get(key) == "--micro-batch"
         place = key in PLACE and not (key == "data_dir" and args.dataset == "folder")
-        if saved.get(key, value) != value and not (automatic or cut_to_fit or place):
+        if before != value and not (automatic or cut_to_fit or place):
             wanted = "auto" if value is None else value
-            differences.append(f"{flag(key)} is {saved[key]} there, not {wanted}")
+            differences.append(f"{flag(key)} is {before} there, not {wanted}")
     return differences
 
 

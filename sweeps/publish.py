@@ -8,23 +8,22 @@ and the command is made anew from the arguments.
 """
 
 import json
-import re
 import shlex
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from analysis import metrics, published
+from analysis import metrics, published, replicates
 from common import files, scopes
 from common.errors import UserError
 from common.scopes import words
 from sweeps import reference
 
 PUBLIC = (
-    *("arguments", "from", "family", "precision", "python", "torch", "torchvision", "timm", "numpy"),
+    *("arguments", "from", "family", "precision"),
+    *("python", "torch", "torchvision", "timm", "numpy"),
     *("cuda", "cudnn", "device", "cores", "threads", "git", "command", "started", "resumed"),
 )
-TIME = r"-s\d+(-\d{8}-\d{6})?(-\d+)?$"  # the end of a run's name: its seed, and when it started
 
 
 def about(title, comparisons, command, **more):
@@ -46,32 +45,29 @@ def run_directories(paths):
     return found
 
 
-def label_of(path):
-    """The name of a run's directory, without its seed and time."""
-    return re.sub(TIME, "", path.resolve().name)
-
-
 def publish(directories, target, about, with_training=False):
     """Makes the directory `target` of these runs. Raises UserError, and then nothing is changed.
 
-    with_training: allow different commits where short trainings agree. Publishing the same again
-    changes nothing; more runs of an experiment are added.
+    with_training: allow different commits where short trainings of each label agree. Publishing the
+    same again changes nothing; more runs of an experiment are added.
     """
     target = Path(target)
     old, new = (target.with_name(f".{target.name}.{word}") for word in ("old", "new"))
-    runs, commits = {}, {}
+    runs, commits, trainings = {}, {}, set()
     for directory in directories:
         name, texts, config = public_run(Path(directory))
         if name in runs:
             raise UserError(f"{directory}: another run is {name}, too", status=2)
         runs[name] = texts
         commits |= dict.fromkeys(part["commit"] for part in parts(config))
+        if with_training:
+            trainings.add(reference.short_training(*asked(config)))
     if not about["command"]:
         script = config["command"].split(" ")[0]
         repeat = f"python {Path(script).name} --config {target.parent.name}/{target.name}"
         about = about | {"command": f"{repeat}/<run>/config.json"}
     if len(commits) > 1:
-        about = about | {"reference": reference.agree(list(commits), with_training)}
+        about = about | {"reference": reference.agree(list(commits), trainings)}
     files.make_directory(target.parent)
     if old.exists() and not target.exists():  # interrupted between the two renames of _replace
         old.rename(target)
@@ -85,7 +81,7 @@ def publish(directories, target, about, with_training=False):
 
 
 def _write(directory, runs, about, target):
-    """Writes {run: {file: text}}, experiment.json, and the notes that the target has already.
+    """Writes {run: {file: text}}, experiment.json, and the notes and figure that the target has.
 
     Raises UserError if they don't belong together.
     """
@@ -95,8 +91,9 @@ def _write(directory, runs, about, target):
         (directory / name).mkdir()
         for file, text in texts.items():
             (directory / name / file).write_text(text)
-    with suppress(FileNotFoundError):
-        shutil.copy(target / published.NOTES, directory / published.NOTES)
+    for name in (published.NOTES, published.FIGURE):
+        with suppress(FileNotFoundError):
+            shutil.copy(target / name, directory / name)
     try:
         published.load(directory)
     except UserError as error:
@@ -153,7 +150,7 @@ def public_run(path):
             raise UserError(f"{path} doesn't say its commit: it was made outside git", status=2)
         if git["dirty"]:
             raise UserError(f"{path} was made with a modified working tree", status=2)
-    name = f"{label_of(path)}-s{arguments['seed']}"
+    name = f"{replicates.label_of(path.resolve().name)}-s{arguments['seed']}"
     texts = {
         "config.json": _json(public_config(config)),
         "metrics.csv": run.path.read_text(),
@@ -178,18 +175,22 @@ def commits_of(directories):
     return {part["commit"] for config in configs for part in parts(config) if part}
 
 
-def public_config(config):
-    """config.json without what names directories, hosts or users."""
-    arguments = public_arguments(config["arguments"])
-    origin = config.get("from", {})
-    call = scopes.names("call")
-    given = {}
+def asked(config):
+    """(script, {argument: value}) that a run was started with, without what names directories."""
+    arguments, origin = public_arguments(config["arguments"]), config.get("from", {})
+    call, given = scopes.names("call"), {}
     for name, value in arguments.items():
         from_config = origin.get(name) == "config" and value not in (None, False, [])
         if name not in call and (origin.get(name) == "command line" or from_config):
             given[name] = value
-    script = Path(str(config.get("command", "train.py")).split(" ")[0]).name
-    public = config | {"arguments": arguments, "command": shlex.join([script, *words(given)])}
+    return Path(str(config.get("command", "train.py")).split(" ")[0]).name, given
+
+
+def public_config(config):
+    """config.json without what names directories, hosts or users."""
+    script, given = asked(config)
+    command = shlex.join([script, *words(given)])
+    public = config | {"arguments": public_arguments(config["arguments"]), "command": command}
     if "resumed" in config:
         epochs = [part["at_epoch"] for part in config["resumed"]]
         public["resumed"] = [

@@ -1,14 +1,17 @@
-"""Whether two commits compute the same: their files, else a short training of each.
+"""Whether two commits compute the same: their files, else short trainings of each.
 
-    agree(["2b6c3bb…", "f866e08…"], with_training=True)      # {"commits": […], "compared": "…"}
+    trainings = {"train.py --model resnet20 …"}
+    agree(["2b6c3bb…", "f866e08…"], trainings)      # {"commits": […], "compared": "…"}
 
-The training has a few steps on generated images on the CPU. It runs in a temporary git worktree of
-each commit. Compared are the weights and metrics.csv without its clocks.
+A short training has a run's own arguments and a few steps, from fresh weights, on generated images
+on the CPU. It runs in a temporary git worktree of each commit. Compared are the weights and
+metrics.csv without its clocks.
 """
 
 import csv
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,32 +19,48 @@ from pathlib import Path
 
 from common import checkpoint
 from common.errors import UserError, first_line
+from common.scopes import words
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TRAINING = (
-    "train.py --dataset shapes --limit-train 128 --limit-test 64 --model resnet20 --epochs 2 "
-    "--batch-size 32 --device cpu --deterministic --amp off --seed 0 --output-dir reference-run"
+SHORT = {
+    **dict(dataset="shapes", limit_train=128, limit_test=64, batch_size=32, seed=0),
+    **dict(epochs=2, warmup_epochs=0.0, lr=1e-3),  # small, for it was chosen for another batch
+    **dict(device="cpu", deterministic=True, amp="off", output_dir="reference-run"),
+}
+# What a short training on other images can't have, or doesn't need.
+WITHOUT = (
+    *("data_dir", "data_url", "val_size", "patience", "eval_every", "tag"),
+    *("weights", "pretrained", "freeze_backbone"),
 )
 CODE = ("train*.py", "data.py", "common", "datasets", "models", "training", "requirements.txt")
 CLOCKS = ("epoch_seconds", "eval_seconds", "total_seconds", "images_per_second", "peak_memory_mb")
 
 
-def agree(commits, with_training):
+def short_training(script, given):
+    """The command of the short training for a run with these arguments."""
+    kept = {name: value for name, value in given.items() if name not in WITHOUT}
+    return shlex.join([script, *words(kept | SHORT)])
+
+
+def agree(commits, trainings=()):
     """What experiment.json says about commits that compute the same. Raises UserError.
 
-    with_training: compare short trainings where the code differs.
+    trainings: commands that are compared where the code differs.
     """
     first, *others = commits
     if all(_same_code(first, other) for other in others):
         return {"commits": commits, "compared": "the same code"}
     names = ", ".join(commit[:12] for commit in commits)
-    if not with_training:
-        hint = "--reference compares a short training of each"
+    if not trainings:
+        hint = "--reference compares short trainings of each"
         raise UserError(f"the runs are of different commits, {names}: {hint}", status=2)
-    digests = {digest(commit) for commit in commits}
-    if len(digests) > 1:
-        raise UserError(f"a short training of {names} has different results", status=2)
-    return {"commits": commits, "compared": f"reference runs with digest {digests.pop()}"}
+    found = hashlib.sha256()
+    for training in sorted(trainings):
+        digests = {digest(commit, training) for commit in commits}
+        if len(digests) > 1:
+            raise UserError(f"{names} have different results with {training}", status=2)
+        found.update(digests.pop().encode())
+    return {"commits": commits, "compared": f"reference runs with digest {found.hexdigest()}"}
 
 
 def _git(*arguments):
@@ -60,21 +79,21 @@ def _same_code(a, b):
     return not _git("diff", "--name-only", a, b, "--", *CODE)
 
 
-def digest(commit):
-    """SHA-256 of the short training's result at a commit. Raises UserError."""
+def digest(commit, training):
+    """SHA-256 of the result of a short training at a commit. Raises UserError."""
     with tempfile.TemporaryDirectory() as directory:
         tree = Path(directory) / "tree"
         _git("worktree", "add", "--detach", str(tree), commit)
         try:
-            return _train(tree, commit)
+            return _train(tree, commit, training)
         finally:
             _git("worktree", "remove", "--force", str(tree))
 
 
-def _train(tree, commit):
+def _train(tree, commit, training):
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, *TRAINING.split()],
+        [sys.executable, *shlex.split(training)],
         cwd=tree,
         env=variables | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

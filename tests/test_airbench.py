@@ -215,7 +215,10 @@ def test_groups_with_muon_have_the_published_rates_and_decays():
     ],
 )
 def test_groups_with_sgd_have_the_published_rates_and_decays(name, rate, decay, factor):
-    """Published: rate and decay for 1024 images, of the steps that a momentum of 0.85 makes."""
+    """Published: rate and decay for 1024 images, of the steps that a momentum of 0.85 makes.
+
+    The factor of the whitening layer's bias is not the published one, see models/airbench.py.
+    """
     rate *= 1000 / (1024 * (1 + 1 / (1 - 0.85)))  # the loss is the mean over 1,000 images
     for key, group in groups_of(name).items():
         scale = factor if key.endswith("bias") else 1

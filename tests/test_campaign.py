@@ -5,17 +5,18 @@ helpers/stand_in_train.py takes the place of train.py.
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
-import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.errors import refused
 from helpers.runs import arguments, summary
+from helpers.sweeps import kill_at
 
 import sweep
 from analysis import published
@@ -43,7 +44,7 @@ def test_every_experiment_of_the_table_can_be_planned(tmp_path):
         runs = campaign.plan(name, options)
         assert {run.label for run in runs} == set(experiment.trainings)
         assert {run.args.dataset for run in runs} <= {"folder", "cifar100"}
-        assert all(campaign.work(run) > (0, 0) for run in runs)
+        assert all(value > 0 for run in runs for value in campaign.work(run))
         for _, *labels in experiment.comparisons:
             assert set(labels) <= set(experiment.trainings)
         names |= {f"{name}/{run.path.name}" for run in runs}
@@ -122,12 +123,7 @@ def test_a_campaign_starts_what_fits_and_names_the_rest(run, capsys):
 
 
 def test_an_interrupted_campaign_resumes(run, capsys):
-    def interrupt():
-        while not Path("out/long/long-s0/waiting").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=interrupt).start()
+    kill_at(Path("out/long/long-s0/waiting"), signal.SIGTERM)
     assert run(long=WAITING) == 128 + signal.SIGTERM
     assert "interrupted; the same command resumes out/long/long-s0" in capsys.readouterr().out
     assert run(long=WAITING) == 0
@@ -136,23 +132,32 @@ def test_an_interrupted_campaign_resumes(run, capsys):
 
 
 def test_a_run_that_takes_too_long_is_interrupted_at_the_end(run, capsys, monkeypatch):
-    monkeypatch.setattr(campaign, "START_SECONDS", 0)
-    monkeypatch.setattr(campaign, "measured_speed", lambda run, environment: 1e20)
-    assert run("--budget", "0.02m", long=WAITING) == 0
+    def monotonic():
+        return 1e6 if Path("out/long/long-s0/waiting").exists() else 0.0
+
+    for module in (campaign, launch):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=monotonic, sleep=time.sleep))
+    assert run("--budget", "1h", long=WAITING) == 0
     out = capsys.readouterr().out
     assert "the budget is used up; the same command resumes out/long/long-s0" in out
     assert summary(Path("out/long/long-s0"))["status"] == "interrupted"
     assert "long: 1 to run" in out and not Path("results").exists()
 
 
-def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, capsys):
+def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, monkeypatch, capsys):
+    def start(run, place):
+        if run.label == "c":
+            assert summary(Path("out/long/long-s0"))["status"] == "finished"
+        return begin(run, place)
+
+    begin = launch.start_here
+    monkeypatch.setattr(launch, "start_here", start)
     needy = NEEDY._replace(shared="--epochs 1")
     assert run("--jobs", "2", needy=needy, long=LONG, quick=QUICK) == 0
     out = capsys.readouterr().out
     assert sorted(started(out)) == sorted(
         [*QUICK_RUNS, "long: long-s0", "long: long-s1", "needy: c-s0"]
     )
-    assert out.index("needy: c-s0") > out.index("long: long-s1")  # which is started meanwhile
     names = ("quick", "long", "needy")
     assert all(f"{name}: published in results/{name}" in out for name in names)
     config = json.loads(Path("out/quick/a-s0/config.json").read_text())
@@ -160,22 +165,23 @@ def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, cap
 
 
 def test_nothing_else_runs_beside_an_experiment_whose_times_matter(run, monkeypatch):
-    active, threads = [], []
+    started, processes = [], []
 
     def start(run, place):
-        active.append(run)
-        threads.append((run.label, len([r for r in active if not r.finished]), place))
-        return begin(run, place)
+        active = sum(process.poll() is None for process in processes)
+        started.append((run.label, active, place))
+        processes.append(begin(run, place))
+        return processes[-1]
 
     begin = launch.start_here
     monkeypatch.setattr(launch, "start_here", start)
     assert run("--jobs", "2", long=LONG._replace(timed=True), quick=QUICK) == 0
     share = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // 2))}
-    assert [(label, place) for label, _, place in threads] == [
+    assert [(label, place) for label, _, place in started] == [
         *[(label, share) for label in "abab"],
         *[("long", {})] * 2,
     ]
-    assert all(count == 1 for label, count, _ in threads if label == "long")
+    assert all(active == 0 for label, active, _ in started if label == "long")
 
 
 def test_weights_come_from_their_run_before_the_others_need_them(run, capsys):
@@ -192,6 +198,17 @@ def test_a_failed_run_does_not_stop_the_others(run, capsys):
     assert "needy: left out, because its weights, out/long/long-s0, failed" in out
     assert "out/long/long-s0 failed: exit status 1" in out
     assert [path.name for path in Path("results").iterdir()] == ["quick"]
+
+
+def test_an_experiment_whose_directory_holds_another_run_is_left_out(run, capsys):
+    assert run(long=FAILING) == 1
+    other = WAITING._replace(trainings={"long": f"{ONE} --epochs 2"})
+    assert run(long=other, quick=QUICK) == 1
+    out = capsys.readouterr().out
+    assert "long: left out: out/long/long-s0 holds another run: --epochs is 1 there" in out
+    assert "quick: published in results/quick" in out
+    with refused("out/long/long-s0 holds another run"):
+        run(long=other)
 
 
 def test_a_complete_experiment_of_a_modified_tree_stays_unpublished(run, capsys):

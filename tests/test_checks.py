@@ -54,7 +54,8 @@ def test_arguments_that_go_together_are_accepted():
     constant = ("--warmup-epochs", 5, "--epochs", 5, "--schedule", "constant")
     parts, adadelta = ("--batch-size", 8, "--accumulate", 8), ("--optimizer", "timm/adadelta")
     jitter = ("--augment", "color_jitter", "--jitter", 0.4, "--mixup", 0.2, "--mix-per", "batch")
-    for argv in ((), parts, constant, ("--cutout", 31), FROZEN, adadelta, jitter):
+    recipe = ("--model", "airbench95", "--schedule", "constant")  # its recipe has a final_lr
+    for argv in ((), parts, constant, ("--cutout", 31), FROZEN, adadelta, jitter, recipe):
         check_arguments(resolve(train, *argv), None, Ranks(CPU))
 
 

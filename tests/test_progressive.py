@@ -31,6 +31,7 @@ def test_each_size_has_an_equal_share_of_the_run_or_the_given_one():
     assert sizes("32", 4) == [32] * 4 and sizes("none", 4) == [0] * 4
     for steps in (1, 2, 7):  # runs of fewer steps than sizes end at full size, too
         assert sizes("24,28,32", steps) == sorted(sizes("24,28,32", steps))
+        assert sizes("24,28,32", steps)[-1] == sizes("24:0,32:0.99", steps)[-1] == 32
         assert size_schedule("24:0,28:0.33,32:0.67", 10 * steps)(10 * steps - 1) == 32
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,8 +14,11 @@ from helpers.runs import arguments
 from helpers.samples import write_seeds
 
 import sweep
+import train
 from analysis import published
 from sweeps import publish, reference, results
+from training import environment
+from training.arguments import resolve
 
 A, B = "a" * 40, "b" * 40
 COMPARISON = [("is be better?", "be", "alpha")]
@@ -71,11 +75,12 @@ def test_published_runs_hold_no_weights_and_no_place(runs):
 
 def test_publishing_again_adds_seeds_and_keeps_the_notes(runs):
     put([run for run in runs if run.name.endswith("-s0")])
-    Path("results/x/notes.md").write_text("Prose.\n")
+    for name in ("notes.md", published.FIGURE):
+        Path("results/x", name).write_text("Prose.\n")
     put(runs)
     before = snapshot(Path("results"))
     put(runs)
-    assert snapshot(Path("results")) == before and len(before) == 14
+    assert snapshot(Path("results")) == before and len(before) == 15
     with refused("results/x holds something else (alpha-s1)"):
         put([run for run in runs if run.name.endswith("-s0")])
     change(runs[0] / "summary.json", train_seconds=1)
@@ -153,16 +158,27 @@ def test_runs_of_different_commits_need_equal_reference_runs(runs, monkeypatch):
     monkeypatch.setattr(reference, "_same_code", lambda a, b: False)
     with refused("the runs are of different commits", "--reference"):
         put(runs)
-    monkeypatch.setattr(reference, "digest", lambda commit: commit)
-    with refused("a short training of", "has different results"):
+    monkeypatch.setattr(reference, "digest", lambda commit, training: commit)
+    with refused(f"{A[:12]}, {B[:12]} have different results with train.py", "--dataset shapes"):
         put(runs, with_training=True)
     assert not Path("results/x").exists()
-    monkeypatch.setattr(reference, "digest", lambda commit: "d1g")
+    monkeypatch.setattr(reference, "digest", lambda commit, training: training)
     put(runs, with_training=True)
-    assert "reference runs with digest d1g" in published.load("results/x").facts[1]
+    assert "reference runs with digest" in published.load("results/x").facts[1]
     change(Path("results/x/experiment.json"), reference={})
     with refused("results/x has runs of different commits"):
         published.load("results/x")
+
+
+def test_a_reference_run_is_a_short_one_of_the_runs_own_arguments():
+    given = dict(model="airbench95", tta="flip", model_arg=["a=1", "b=2"], epochs=20, data_dir="x")
+    command = reference.short_training("train.py", given | {"pretrained": True, "val_size": 5})
+    script, *options = shlex.split(command)
+    args, _ = resolve(train.build_parser(), options)
+    assert script == "train.py" and (args.model, args.tta) == ("airbench95", "flip")
+    assert (args.epochs, args.dataset, args.model_arg) == (2, "shapes", ["a=1", "b=2"])
+    assert (args.lookahead, args.optimizer, args.val_size) == (5, "sgd", 0)  # of its recipe
+    assert not args.pretrained and args.data_dir == "data"
 
 
 @pytest.mark.slow
@@ -170,12 +186,30 @@ def test_the_reference_run_of_a_commit_leaves_no_worktree():
     if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"]).returncode:
         pytest.skip("not a git repository")
     before = reference._git("worktree", "list")
-    digest = reference.digest("HEAD")
-    assert re.fullmatch("[0-9a-f]{64}", digest) and reference.digest("HEAD") == digest
+    training = reference.short_training("train.py", {"model": "airbench94", "tta": "flip"})
+    digest = reference.digest("HEAD", training)
+    assert re.fullmatch("[0-9a-f]{64}", digest) and reference.digest("HEAD", training) == digest
     with refused("git:"):
-        reference.digest("no-such-commit")
+        reference.digest("no-such-commit", training)
     assert reference._git("worktree", "list") == before
-    assert reference.agree(["HEAD", "HEAD"], False)["compared"] == "the same code"
+    assert reference.agree(["HEAD", "HEAD"])["compared"] == "the same code"
+
+
+def test_published_results_may_change_between_runs_but_no_code(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+
+    for name in ("results", "training"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("-c", "user.name=me", "-c", "user.email=me@x", "commit", "-q", "-m", "all")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "training/environment.py"))
+    (tmp_path / "results/file").write_text("2\n")
+    assert not environment.git_state()["dirty"]
+    (tmp_path / "training/file").write_text("2\n")
+    assert environment.git_state()["dirty"]
 
 
 @pytest.mark.parametrize(

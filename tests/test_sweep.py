@@ -12,7 +12,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.paths import ROOT
-from helpers.sweeps import TINY
+from helpers.sweeps import TINY, kill_at
 from PIL import Image
 
 import sweep
@@ -207,10 +206,19 @@ def test_a_micro_batch_that_the_run_chose_is_no_difference():
     saved = {"micro_batch": 16, "accumulate": 8}
     origin = {"micro_batch": "auto", "accumulate": "--micro-batch"}
     config = {"arguments": saved, "from": origin}
-    args = argparse.Namespace(micro_batch=None, accumulate=1, dataset="shapes")
-    assert plans._differences(args, config) == []
+    args = argparse.Namespace(micro_batch=None, accumulate=1, dataset="shapes", origin={})
+    assert plans._differences(args, config, {}) == []
     args.micro_batch = 0
-    assert plans._differences(args, config) == ["--micro-batch is 16 there, not 0"]
+    assert plans._differences(args, config, {}) == ["--micro-batch is 16 there, not 0"]
+
+
+def test_a_run_of_an_earlier_version_had_the_defaults():
+    config, origin = {"arguments": {"lr": 1}}, {"lookahead": "command line"}
+    args = argparse.Namespace(lr=1, lookahead=0, origin=origin, dataset="shapes")
+    assert plans._differences(args, config, {"lookahead": 0}) == []
+    args.lookahead = 5
+    expected = ["--lookahead is 0 there, not 5"]
+    assert plans._differences(args, config, {"lookahead": 0}) == expected
 
 
 def test_a_directory_with_another_run_is_refused(run):
@@ -242,12 +250,7 @@ def test_a_failed_run_is_named_and_the_others_continue(run, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_interrupts_active_runs_and_starts_no_others(run, capsys, number):
-    def interrupt():
-        while not Path("sweep/slow-s0/waiting").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=interrupt).start()
+    kill_at(Path("sweep/slow-s0/waiting"), number)
     assert run("--seeds", 0, suite=WAITING) == 128 + number
     line = "interrupted with 0 of 3 runs finished; the same command resumes\n"
     assert capsys.readouterr().out == line

@@ -114,9 +114,13 @@ TRAINING = (
     Option("--lr", RATE, "highest learning rate"),
     Option("--momentum", number(low=0, high=0.9999), "also Adam's first beta", 0.9),
     Option("--nesterov", argparse.BooleanOptionalAction, "of SGD's and Muon's momentum", True),
-    Option("--weight-decay", RATE, "not applied to norms and biases"),
+    Option("--weight-decay", RATE, "not of norms and biases (but see airbench*)"),
     Option("--schedule", SCHEDULES, "of the learning rate after the warmup"),
-    Option("--warmup-epochs", number_or_auto(low=0), "default: a tenth of the run, at most 5"),
+    Option(
+        "--warmup-epochs",
+        number_or_auto(low=0),
+        "default: a tenth of the run, at most 5; with one_cycle a quarter",
+    ),
     Option("--final-lr", SHARE, "rate at the end of the schedule, as share of the highest", 0.0),
     Option("--label-smoothing", BELOW_ONE, "share of the target spread over all classes"),
     Option(

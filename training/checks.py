@@ -28,7 +28,8 @@ def check_arguments(args, saved, ranks):
     if warmup is not None and warmup >= args.epochs and args.schedule != "constant":
         epochs = args.epochs
         raise UserError(f"--warmup-epochs {warmup:g} is as long as the run ({epochs} epochs)", 2)
-    if args.final_lr and args.schedule not in WITH_FINAL_RATE:
+    asked = args.origin.get("final_lr") == "command line"
+    if asked and args.final_lr and args.schedule not in WITH_FINAL_RATE:
         known = ", ".join(WITH_FINAL_RATE)
         raise UserError(f"--final-lr needs --schedule {known}, not {args.schedule}", 2)
     if args.output_dir and saved is None and ranks.first:

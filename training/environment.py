@@ -69,10 +69,17 @@ def processor():
         return platform.processor() or platform.machine()
 
 
+# Paths of git: all but the published results.
+RESULTS = ":(top,exclude)results"
+
+
 def git_state():
-    """Commit of this code and whether it was changed since; None outside a repository."""
+    """Commit of this code and whether it was changed since; None outside a repository.
+
+    Published results are no code: a campaign changes them between its runs.
+    """
     try:
-        changes = _git("status", "--porcelain", "--untracked-files=no")
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", RESULTS)
         return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -5,9 +5,10 @@
 
 Source: arXiv 2404.00498 §3.4 and its repository, a variant of arXiv 1907.08610. The average starts
 as the initial weights. After steps N, 2N, … it becomes decay * average + (1 - decay) * weights with
-decay = 0.95**N * (step / steps)**3, and the weights are set to it. After the last step, the weights
-are set to the average as it is: the changes since the last multiple of N are dropped. The average
-covers the float buffers (statistics of batch norm), too. The optimizer's momentum is left alone.
+decay = 0.95**N * (step / steps)**3, and the weights are set to it. After the last step (unless
+--patience ends the run), the weights are set to the average as it is: the changes since the last
+multiple of N are dropped. The average covers the float buffers (statistics of batch norm), too. The
+optimizer's momentum is left alone.
 
 Differences from the published code: N is 5 there; it also averages frozen weights, which changes
 nothing; a run of fewer than N steps would end with its initial weights, here it is left alone.

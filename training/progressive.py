@@ -50,9 +50,10 @@ def full_size(step):
 def size_schedule(text, steps):
     """The side of the inputs in pixels as a function of the global step, 0 … steps - 1.
 
-    It returns 0 if the inputs stay as they are. text: --progressive.
+    It returns 0 if the inputs stay as they are. text: --progressive. The last step has full size.
     """
-    starts = [(size, round(share * steps)) for size, share in parse_stages(text)]
+    stages = parse_stages(text)
+    starts = [(size, min(round(share * steps), steps - 1)) for size, share in stages]
     if not starts:
         return full_size
 

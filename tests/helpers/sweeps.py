@@ -1,5 +1,9 @@
 """A small suite for the tests of sweep.py. As a script: sweep.py with this suite."""
 
+import os
+import threading
+import time
+
 import sweep
 from common import command_line
 from sweeps import suites
@@ -10,6 +14,20 @@ TINY = suites.Suite(
     [("does it help?", "pad", "project")],
     "--dataset shapes",
 )
+
+
+def kill_at(path, number, seconds=60):
+    """Sends this process the signal `number` as soon as a file exists."""
+    path, end = path.resolve(), time.monotonic() + seconds
+
+    def wait():
+        while not path.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        if path.exists():
+            os.kill(os.getpid(), number)
+
+    threading.Thread(target=wait, daemon=True).start()
+
 
 if __name__ == "__main__":
     suites.SUITES["tiny"] = TINY
