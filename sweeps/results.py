@@ -92,7 +92,8 @@ def _overview(experiments, missing):
     """results/README.md."""
     parts = [HEAD]
     for experiment in experiments:
-        parts.append(f"## {experiment.name}\n\n{tables.markdown_text(experiment.title)}.\n")
+        title = experiment.title[:1].upper() + experiment.title[1:]
+        parts.append(f"## {experiment.name}\n\n{tables.markdown_text(title)}.\n")
         parts += [tables.markdown_table(rows) for rows in _tables(experiment)]
         parts += [f"{note}\n" for note in experiment.notes]
         parts.append(f"![{experiment.title}: mean and deviation]({experiment.name}/{FIGURE})\n")
