@@ -135,7 +135,8 @@ def test_what_cannot_run_is_refused_before_any_work(argv, message, tmp_path, mon
 
 def test_a_run_with_other_arguments_is_refused(tmp_path):
     (tmp_path / "s0").mkdir()
-    files.write_json(tmp_path / "s0/config.json", {"arguments": {"epochs": 3}, "from": {}})
+    given = {"model": "airbench94", "epochs": 3}
+    files.write_json(tmp_path / "s0/config.json", {"arguments": given, "from": {}})
     with refused(f"{tmp_path}/s0 holds another run: --epochs is 3 there, not 5"):
         benchmark.main(["time-to", "--output-dir", str(tmp_path), "--", "--epochs", "5"])
 
