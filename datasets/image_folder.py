@@ -27,7 +27,7 @@ from datasets.examples import Examples, Split
 from datasets.folder_cache import GB
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-FORM = "train/<class>/*.png|jpg and test/ (or val/)"
+LAYOUT = "train/<class>/*.png|jpg and test/ (or val/)"
 MAX_PIXELS = 50_000_000  # an image that claims more is taken for a decompression bomb
 AHEAD = 32  # decoded images that may wait to be written
 USABLE = 0.9  # share of the free memory that images without a cache may take
@@ -131,7 +131,7 @@ def _list_classes(directory, root):
     """{class: its image files, see _list_images} of a directory with a directory per class."""
     for needed in (root, directory):
         if not needed.is_dir():
-            raise UserError(f"there is no folder {needed}: {root} must hold {FORM}")
+            raise UserError(f"there is no folder {needed}: {root} must hold {LAYOUT}")
     with os.scandir(directory) as entries:
         names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
     files = {name: _list_images(directory / name) for name in sorted(names)}

@@ -145,20 +145,24 @@ class Airbench(nn.Module):
         is trained until the share lr_end of the run.
         """
         whitening = dict(params=[self.whitening.bias], lr_end=self.whitening_share)
-        if optimizer not in ("muon_sgd", "sgd"):
-            return [whitening | dict(weight_decay=0.0)]
-        norms = dict(params=[norm.bias for norm in self.modules() if hasattr(norm, "running_mean")])
-        head, decay = dict(params=[self.fc.weight]), dict(weight_decay=weight_decay)
         # The outputs change as fast as those of a classifier with the published initial weights
         # if the rate is in proportion to the variance of the weights.
         if optimizer == "muon_sgd":
-            biases = decay | dict(lr_scale=MUON_BIAS_SCALE)
-            head |= decay | dict(lr_scale=MUON_HEAD_SCALE * self.fc_variance)
-        else:  # the rate times the decay is the same for all
-            biases = dict(lr_scale=self.bias_scale, weight_decay=weight_decay / self.bias_scale)
-            scale = self.fc_variance * 3 * self.fc.in_features
-            head |= dict(lr_scale=scale, weight_decay=weight_decay / scale)
-        return [whitening | biases, norms | biases, head]
+            bias_scale, bias_decay = MUON_BIAS_SCALE, weight_decay
+            head_scale, head_decay = MUON_HEAD_SCALE * self.fc_variance, weight_decay
+        elif optimizer == "sgd":  # the rate times the decay is the same for all
+            bias_scale, head_scale = self.bias_scale, self.fc_variance * 3 * self.fc.in_features
+            bias_decay, head_decay = weight_decay / bias_scale, weight_decay / head_scale
+        else:
+            return [whitening | dict(weight_decay=0.0)]
+        norm_biases = [norm.bias for norm in self.modules() if hasattr(norm, "running_mean")]
+        biases = dict(lr_scale=bias_scale, weight_decay=bias_decay)
+        head = dict(lr_scale=head_scale, weight_decay=head_decay)
+        return [
+            whitening | biases,
+            dict(params=norm_biases) | biases,
+            dict(params=[self.fc.weight]) | head,
+        ]
 
     def forward(self, x):
         x = self.groups(F.gelu(self.whitening(x)))  # (B, C, 3, 3) for 32 px

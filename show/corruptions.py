@@ -70,9 +70,10 @@ def motion_blur(x, values, generator):
     length, std = (value * x.shape[-1] / 32 for value in values)
     angle = 2 * math.pi * torch.rand(len(x), 1, 1, generator=generator)
     dy, dx = _offsets(min(math.ceil(length), x.shape[-1] - 1))
-    along, across = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
-    fading = torch.exp(-0.5 * (along / std) ** 2)
-    kernels = fading * (1 - across.abs()).clamp(min=0) * (along > -0.5)
+    along = dx * angle.cos() + dy * angle.sin()  # distance from the centre, along the line
+    across = dy * angle.cos() - dx * angle.sin()  # distance from the line
+    on_line = (1 - across.abs()).clamp(min=0) * (along > -0.5)  # to one side of the centre
+    kernels = on_line * torch.exp(-0.5 * (along / std) ** 2)
     return _filter(x, kernels / kernels.sum((1, 2), keepdim=True))
 
 

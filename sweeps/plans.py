@@ -202,7 +202,10 @@ def _differences(args, config, defaults):
     origin = origin if isinstance(origin, dict) else {}
     differences = []
     for key, value in arguments.as_dict(args).items():
-        before = saved.get(key, defaults[key] if args.origin.get(key) == "command line" else value)
+        if key in saved:
+            before = saved[key]
+        else:  # an option that is newer than the run
+            before = defaults[key] if args.origin.get(key) == "command line" else value
         # Values that the run itself chose when it started.
         automatic = value is None and origin.get(key) == "auto"
         cut_to_fit = origin.get(key) == "--micro-batch"

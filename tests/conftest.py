@@ -15,10 +15,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 from helpers.extras import pytest_runtest_makereport  # noqa: F401
 from helpers.paths import ROOT
+from helpers.pets import make_pets
 from helpers.processes import Forks
 from helpers.runs import OPTIONS, TINY, stopped_after
 
-from datasets import shapes
+from datasets import image_folder, shapes
 
 
 def pytest_collection_modifyitems(items):
@@ -36,6 +37,15 @@ def restored_settings():
     yield
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = benchmark
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Limits PyTorch to one thread during the tests of a module."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -121,3 +131,22 @@ def stand_in_runs(tmp_path, monkeypatch, few_shapes):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.setattr(launch, "END_WITH_PARENT", [])
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Cats and dogs: three training and two test images each, of several sizes and two formats."""
+    return make_pets(tmp_path / "pets")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the images that are decoded, in this order."""
+    names, decode = [], image_folder.decode
+
+    def recording(path, size):
+        names.append(Path(path).name)
+        return decode(path, size)
+
+    monkeypatch.setattr(image_folder, "decode", recording)
+    return names

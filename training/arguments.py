@@ -114,7 +114,7 @@ TRAINING = (
     Option("--lr", RATE, "highest learning rate"),
     Option("--momentum", number(low=0, high=0.9999), "also Adam's first beta", 0.9),
     Option("--nesterov", argparse.BooleanOptionalAction, "of SGD's and Muon's momentum", True),
-    Option("--weight-decay", RATE, "not of norms and biases (but see airbench*)"),
+    Option("--weight-decay", RATE, "of weights, not of norms and biases (except in airbench*)"),
     Option("--schedule", SCHEDULES, "of the learning rate after the warmup"),
     Option(
         "--warmup-epochs",

@@ -316,7 +316,10 @@ def _is_more_explicit(origin, name, than):
 
 
 def _largest_micro_batch(args, model, split, dtype, ranks, share):
-    """The images of the largest of the fewest parts of `share` images that fit."""
+    """The images of a part if `share` images are split into as few parts as fit.
+
+    Raises UserError if not even one image fits.
+    """
     device = ranks.device
     need = need_of_run(args, split.num_classes, device=device.type, dtype=dtype, world=ranks.world)
     resident = sum(

@@ -1,0 +1,102 @@
+"""What the suites of sweep.py run, and what they would cost."""
+
+import re
+
+import pytest
+from helpers.sweeps import TINY
+
+from common.errors import UserError
+from sweeps import estimate, plans, suites
+
+# ---- suites --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_a_suite_names_existing_models_and_its_own_experiments(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    suite = suites.SUITES[name]
+    for _, experiment, baseline in suite.comparisons():
+        assert experiment != baseline and {experiment, baseline} <= set(suite.experiments)
+    runs = plans.plan(name, {}, [0, 1], None)
+    assert len({run.path for run in runs}) == 2 * len(suite.experiments)
+    path = rf"runs/sweep-{name}-cifar100?/[\w-]+-s[01]"
+    assert all(re.fullmatch(path, str(run.path)) for run in runs)
+    distinct = {str(vars(run.args)) for run in runs[: len(suite.experiments)]}
+    assert len(distinct) == len(suite.experiments)
+
+
+def test_a_file_replaces_published_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"weights": "vit.safetensors", "epochs": 2}
+    runs = plans.plan("vit-pretraining", given, [0], None)
+    with_file = "--weights vit.safetensors"
+    labels = [run.label for run in runs if with_file in " ".join(run.start_command)]
+    assert labels == ["vit_tiny-pretrained"]
+    assert not any("--pretrained" in run.start_command for run in runs)
+    assert all(run.start_command[1].endswith("train_vit.py") for run in runs)
+    assert all(run.args.weights for run in plans.plan("resolution", given, [0], None))
+
+
+@pytest.mark.parametrize("name", ["pretraining", "degradation"])  # two models, and none
+def test_a_file_for_several_models_is_refused(name):
+    with pytest.raises(UserError, match="--weights: the suite"):
+        plans.plan(name, {"weights": "x"}, [0], None)
+
+
+def test_options_override_all_but_what_a_suite_compares(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"model": "ResNet20", "lr": 0.1, "epochs": 2}
+    for run in plans.plan("augmentation", given, [0], None):
+        assert (run.args.model, run.args.lr, run.args.epochs) == ("resnet20", 0.1, 2)
+    given = {"lora_rank": 8, "micro_batch": None, "pretrained": False}
+    only = ["eva_giant"]
+    (run,) = plans.plan("sota", given, [0], None, only)
+    assert (run.label, run.args.lora_rank, run.args.pretrained) == ("eva_giant", 8, False)
+    assert run.start_command[1].endswith("train_sota.py") and "--no-pretrained" in run.command
+
+
+# ---- what they cost ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_run(tmp_path, monkeypatch):
+    """tiny_run(epochs=2, ...) -> the first run of the suite TINY."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(suites.SUITES, "tiny", TINY)
+    monkeypatch.setattr(estimate, "SECONDS", 0.05)
+    given = {"device": "cpu", "amp": "off", "limit_train": 640, "batch_size": 64, "limit_test": 99}
+    return lambda **options: plans.plan("tiny", given | options, [0], None)[0]
+
+
+def test_the_cost_follows_from_steps_and_evaluations(tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(estimate, "time_steps", lambda args, classes, ranks, dtype, n: (n, n / 4))
+    # 2 epochs of 10 batches of 64 images, and two evaluations of 99 images with and without EMA.
+    assert estimate.cost(tiny_run(epochs=2).args) == (2 * 640 + 2 * 2 * 99 / 4, 1)
+    # A batch of 64 of the 610 images that are left is dropped; 30 images are evaluated once.
+    options = dict(epochs=2, val_size=30, ema_decay=0.0, eval_every=2, eval_train=True)
+    assert estimate.cost(tiny_run(**options).args) == (2 * 576 + (30 + 610) / 4, 1)
+    estimate.print_plan([tiny_run(epochs=2)], places=1)
+    assert capsys.readouterr().out.endswith("together about 0:22:59 with 1 at a time\n")
+
+
+def test_the_steps_of_an_estimate_are_those_of_a_run(tiny_run):
+    options = dict(optimizer="adam", mixup=1.0, cutmix=1.0, clip_grad=1.0, accumulate=4)
+    seconds, speed = estimate.cost(tiny_run(**options).args)
+    assert seconds > 0 and speed > 0
+
+
+@pytest.mark.parametrize(
+    ("free", "options", "message"),
+    [
+        (10**6, {}, "it needs .* GB with 64 at once, and 0.001 GB are free"),
+        (10**12, {"dataset": "folder", "data_dir": "nowhere"}, "no folder nowhere"),
+        (10**12, {"image_size": 8, "cutout": 9}, "--cutout 9 removes the whole image"),
+    ],
+)
+def test_an_estimate_says_what_can_not_run_here(
+    tiny_run, monkeypatch, capsys, free, options, message
+):
+    monkeypatch.setattr(estimate, "available", lambda device: free)
+    estimate.print_plan([tiny_run(**options)], places=1)
+    out = capsys.readouterr().out
+    assert re.search(f"# +can't run here: .*{message}", out) and "without project" in out
