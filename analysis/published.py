@@ -20,7 +20,10 @@ from common.text import printable
 
 RUN_FILES = ("config.json", "metrics.csv", "summary.json")
 ABOUT, NOTES, FIGURE = "experiment.json", "notes.md", "curves.svg"
+TEST_IMAGES = "test images"
 COLUMNS = "experiment n test tta train_clean train epochs parameters gmacs seconds"
+# Whose differences are tabled: scalars of a run, and what they are the accuracy of.
+MEASURES = {"test": TEST_IMAGES, "train_clean": "training images"}
 DECIMAL = r"\d+\.\d+"
 
 
@@ -42,6 +45,10 @@ class Experiment:
         return self.about["title"]
 
     @property
+    def heading(self):
+        return self.title[:1].upper() + self.title[1:]
+
+    @property
     def rows(self):
         """The table: a row for each label."""
         wanted = [key for key in COLUMNS.split() if key in tables.COLUMNS]
@@ -53,22 +60,31 @@ class Experiment:
 
     @property
     def differences(self):
-        """A row for each comparison: the difference of test accuracy with its interval."""
+        """A row for each comparison and measure: the difference of accuracy with its interval.
+
+        Accuracies on training images are compared where both groups have them.
+        """
         groups = {group.name: group for group in self.groups}
         rows = []
         for question, ours, theirs in self.about["comparisons"]:
-            found = replicates.difference(groups[ours].tests, groups[theirs].tests)
-            rows.append(
-                {
-                    "question": question,
-                    "experiment": ours,
-                    "against": theirs,
-                    "difference": f"{found.value:+.2f}",
-                    "95 % interval": found.interval,
-                    "n": found.n,
-                    "verdict": found.verdict,
-                }
-            )
+            for measure, accuracy_of in MEASURES.items():
+                found = replicates.difference(
+                    groups[ours].by_seed(measure), groups[theirs].by_seed(measure)
+                )
+                if found is None:
+                    continue
+                rows.append(
+                    {
+                        "question": question,
+                        "experiment": ours,
+                        "against": theirs,
+                        "accuracy of": accuracy_of,
+                        "difference": f"{found.value:+.2f}",
+                        "95 % interval": found.interval,
+                        "n": found.n,
+                        "verdict": found.verdict,
+                    }
+                )
         return rows
 
     @property

@@ -101,9 +101,16 @@ class Group:
     @property
     def tests(self):
         """{seed: test accuracy} of the runs that have one; {path: …} if a seed occurs twice."""
-        tested = [run for run in self.counted if run.accuracy is not None]
-        seeds_differ = len({run.seed for run in tested}) == len(tested)
-        return {run.seed if seeds_differ else run.path: run.accuracy for run in tested}
+        return self._by_seed(lambda run: run.accuracy)
+
+    def by_seed(self, scalar):
+        """{seed: value of one of the runs' scalars}, as in `tests`."""
+        return self._by_seed(lambda run: run.scalars[scalar])
+
+    def _by_seed(self, value_of):
+        known = [run for run in self.counted if value_of(run) is not None]
+        seeds_differ = len({run.seed for run in known}) == len(known)
+        return {run.seed if seeds_differ else run.path: value_of(run) for run in known}
 
     @property
     def accuracy(self):

@@ -44,7 +44,7 @@ def _list_of_contents(experiments, missing):
 
 def _section(experiment, results):
     name = html.escape(experiment.name)
-    title = html.escape(experiment.title)
+    title = html.escape(experiment.heading)
     image = f'<img src="../{html.escape(results)}/{name}/{FIGURE}" loading="lazy"'
     return [
         f'<h2 id="{name}">{name}</h2>',

@@ -14,7 +14,7 @@ COLUMNS = (
     *("gmacs", "seconds", "epoch_seconds", "speed"),
 )
 # What differences are taken of: columns of summary.json.
-MEASURES = {"test_acc": "test", "train_clean_acc": "training images"}
+MEASURES = {"test_acc": "test images", "train_clean_acc": "training images"}
 NOTE = """\
 Differences are of final accuracy on the test images or, with --eval-train, on the training images
 without augmentation: in points, experiment minus baseline. Standard errors are over seeds: of the

@@ -9,7 +9,7 @@ replaced, where they are.
 import re
 
 from analysis import curves, figures, published, results_page, tables
-from analysis.published import FIGURE
+from analysis.published import FIGURE, TEST_IMAGES
 from sweeps.experiments import EXPERIMENTS, repeat_command
 
 MARKERS = ("<!-- results -->", "<!-- end of results -->")
@@ -92,8 +92,8 @@ def _overview(experiments, missing):
     """results/README.md."""
     parts = [HEAD]
     for experiment in experiments:
-        title = experiment.title[:1].upper() + experiment.title[1:]
-        parts.append(f"## {experiment.name}\n\n{tables.markdown_text(title)}.\n")
+        heading = tables.markdown_text(experiment.heading)
+        parts.append(f"## {experiment.name}\n\n{heading}.\n")
         parts += [tables.markdown_table(rows) for rows in _tables(experiment)]
         parts += [f"{note}\n" for note in experiment.notes]
         parts.append(f"![{experiment.title}: mean and deviation]({experiment.name}/{FIGURE})\n")
@@ -137,6 +137,7 @@ def _summary(experiments, missing):
             f"{row['experiment']} against {row['against']}: {row['difference']}"
             + (f" ({row['95 % interval']})" if row["95 % interval"] else "")
             for row in experiment.differences
+            if row["accuracy of"] == TEST_IMAGES
         ]
         rows.append(
             {

@@ -245,6 +245,16 @@ def test_a_directory_of_runs_is_published_with_one_command(runs, capsys):
     assert (row["experiment"], row["against"], row["difference"]) == ("alpha", "be", "-4.62")
 
 
+def test_accuracies_on_training_images_are_compared_where_they_were_measured(runs):
+    for run, accuracy in zip(runs, [80.0, 90.0, 95.0, 99.0]):
+        change(run / "summary.json", train_clean_acc=accuracy)
+    put(runs)
+    experiment = published.load("results/x")
+    found = [(row["accuracy of"], row["difference"]) for row in experiment.differences]
+    assert found == [("test images", "+4.62"), ("training images", "+12.00")]
+    assert "+12.00" not in results._summary([experiment], {})
+
+
 # ---- pages ---------------------------------------------------------------------------------------
 
 
@@ -278,7 +288,7 @@ def test_the_pages_show_the_tables_and_what_is_missing(runs):
         Path(name).read_text() for name in ("results/README.md", "docs/results.html", "README.md")
     )
     assert "| be | 2 | 95.62 ± 0.88 |" in overview and "![a title" in overview
-    assert "| is be better? | be | alpha | +4.62 | -0.14 to +9.39 | 2 paired |" in overview
+    assert "| be | alpha | test images | +4.62 | -0.14 to +9.39 | 2 paired |" in overview
     assert f"Commit: {A[:12]}." in overview and "The difference is +4.62 <wide>." in overview
     assert "be against alpha: +4.62 (-0.14 to +9.39)" in readme and "old" not in readme
     assert readme.startswith("before\n") and readme.endswith("after\n")

@@ -66,7 +66,9 @@ def test_the_tables_of_a_sweep(run, capsys):
     results = json.loads(Path("sweep/results.json").read_text())
     assert results["experiments"][1]["test"] == {"mean": 63.5, "std": 2, "n": 3}
     assert results["differences"][0]["value"] == 1.5 and len(results["runs"]) == 6
-    difference = "| pad | project | test | +1.50 | 0.00 | +1.50 to +1.50 | 3 paired | not resolved"
+    difference = (
+        "| pad | project | test images | +1.50 | 0.00 | +1.50 to +1.50 | 3 paired | not resolved"
+    )
     assert difference in text and "seeds 0, 1, 2" in text
     assert "python sweep.py tiny --seeds 0 1 2 --jobs 2 --epochs 3" in text
     assert Path("sweep/pad-s1.log").read_text() == "done\n"
@@ -85,7 +87,7 @@ def test_differences_are_of_test_and_of_clean_training_accuracy():
     ]
     asked = [("is it worse?", "deep", "flat"), ("is it better?", "deep", "old")]
     found = [(row["accuracy_of"], row["value"]) for row in findings.differences(asked, runs)]
-    assert found == [("test", -5), ("training images", -20), ("test", 10)]
+    assert found == [("test images", -5), ("training images", -20), ("test images", 10)]
 
 
 def test_finished_runs_are_kept_and_interrupted_ones_resumed(run, capsys):
