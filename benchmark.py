@@ -13,11 +13,14 @@ python benchmark.py time-to --model airbench94 --runs 5 -- --tta flip-shift    #
 
 from common import command_line
 from common.command_line import number
+from common.errors import UserError
+from common.scopes import flag
 
 TWINS = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnet20", "eca_resnet20", "coatnet_0", "vit_custom"),
 )
+MODEL_HELP = "one of `python train.py --list-models`, or timm/<name>"
 
 
 def build_parser():
@@ -30,14 +33,18 @@ def build_parser():
 
     def add_command(name, help):
         add = commands.add_parser(name, help=help).add_argument
-        add("--rounds", type=number(int, low=1), default=5, metavar="N", help="of all in turn")
+        what = " of bare steps and matrix products" if name == "time-to" else ""
+        rounds = f"timed rounds{what}; the median is shown"
+        add("--rounds", type=number(int, low=1), default=5, metavar="N", help=rounds)
         if name == "time-to":
             return add
-        at_most = "at most" if name == "models" else None
-        add("--batch-size", type=number(int, low=1), default=128, metavar="N", help=at_most)
-        add("--device", default="auto")
+        images = "images in a batch" + (", at most" if name == "models" else "")
+        add("--batch-size", type=number(int, low=1), default=128, metavar="N", help=images)
+        add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
         if name != "data":
-            add("--amp", default="auto", choices=("auto", "off", "bf16", "fp16"))
+            choices = ("auto", "off", "bf16", "fp16")
+            precision = "precision; auto: bf16 where the device has it, else fp32 (off)"
+            add("--amp", default="auto", choices=choices, help=precision)
         return add
 
     def add_images(add, default):
@@ -55,7 +62,7 @@ def build_parser():
     add_images(add, 12_800)
     add_workers(add)
     size = number(int, low=8)
-    add("--model", default="resnet20", metavar="NAME")
+    add("--model", default="resnet20", metavar="NAME", help=MODEL_HELP)
     add("--image-size", type=size, default=32, metavar="PX", help="resized from 32 px")
     add("--skip-plain", action="store_true", help="leave the plain loop out")
     add("--compile", action="store_true", help="compile the model, except in the plain loop")
@@ -65,7 +72,7 @@ def build_parser():
 
     add = add_command("checkpoint", "saving after an epoch: MB, ms, share of the epoch, memory")
     add_images(add, 50_000)
-    add("--model", default="resnet18", metavar="NAME")
+    add("--model", default="resnet18", metavar="NAME", help=MODEL_HELP)
 
     add = add_command("twins", "a training step: our architecture against timm's")
     add("--models", nargs="+", metavar="NAME", default=TWINS, choices=TWINS, help="only these")
@@ -75,7 +82,7 @@ def build_parser():
 
 
 def add_time_to(add):
-    add("--model", default="airbench94", metavar="NAME")
+    add("--model", default="airbench94", metavar="NAME", help=MODEL_HELP)
     add("--runs", type=number(int, low=1), default=1, metavar="N", help="with seeds 0 … N - 1")
     add("--output-dir", metavar="DIR", help="instead of runs/time-to/<dataset>-<model>")
     add("--bare", action="store_true", help="also the bare step in bf16, and the runs' time in it")
@@ -100,11 +107,25 @@ def add_model_options(add, size):
     add("--output", metavar="DIR", help="write models.csv, models.md and models.png there")
     add("--runs", nargs="+", metavar="RUN", help="plot these runs' test accuracy against speed")
     add("--precisions", action="store_true", help="instead, a step in bf16 against fp32, in turn")
-    add("--quick", action="store_true", help="--precisions with batches of 16 and three rounds")
+    add("--quick", action="store_true", help="as --precisions --batch-size 16 --rounds 3")
+
+
+def check_models_options(args):
+    """Raises UserError for options of `benchmark.py models` that would be ignored."""
+    if args.runs and not args.output:
+        raise UserError("--runs needs --output DIR: the plot is written there", 2)
+    if args.precisions or args.quick:
+        ignored = dict(suite="table", image_size=None, classes=None, inference_batch_size=None)
+        ignored |= dict(skip_training=False, output=None, timm_results=None)
+        for name, default in ignored.items():
+            if getattr(args, name) != default:
+                raise UserError(f"{flag(name)} has no meaning with --precisions or --quick", 2)
 
 
 def main(argv=None):
     args = build_parser().parse_args(argv)
+    if args.command == "models":
+        check_models_options(args)
     # Imported here, so that --help doesn't import torch, and Ctrl-C while it does is one line.
     from bench import comparisons, measure, speeds, time_to, twins
     from training import devices
@@ -125,7 +146,7 @@ def main(argv=None):
             args.batch_size, args.rounds = 16, 3
     device = devices.select_device(args.device)
     machine = measure.machine(device)
-    print(f"{machine}; median (least to most) of {args.rounds} rounds in turn", flush=True)
+    print(f"{machine}; median (least to most) of {args.rounds} rounds", flush=True)
     command(args, device)
     return 0
 

@@ -34,16 +34,18 @@ def build_parser():
 
     add = parser.add_argument_group("rows").add_argument
     by = "run, arguments (runs that differ by the seed only share a row), or names of arguments"
-    add("--group-by", nargs="+", default=["arguments"], metavar="NAME", help=by)
+    grouped = dict(nargs="+", default=["arguments"], metavar="NAME")
+    add("--group-by", **grouped, help=by).shown_default = "arguments"
     add("--labels", nargs="+", metavar="TEXT", help="names of the rows, in the order of the runs")
     add("--baseline", metavar="RUN", help="row, or a run in it, that differences are taken from")
-    documents = "add the accuracies that the founding documents state, with epochs and difference"
+    documents = "add the accuracies of analysis/documents.py, with their epochs and the difference"
     add("--against", choices=("documents",), help=documents)
     add("--sort", metavar="COLUMN", help="sort by a column, best first")
-    add("--reverse", action="store_true", help="sort worst first")
+    add("--reverse", action="store_true", help="with --sort: worst first")
 
     add = parser.add_argument_group("table").add_argument
-    names = f"from {', '.join(tables.COLUMNS)}, any argument, and * for the arguments that differ"
+    names = f"from {', '.join(tables.COLUMNS)}, any argument (not seed, device, ...), and * for "
+    names += "the arguments that differ"
     add("--columns", nargs="+", metavar="NAME", help=names)
     formats = tuple(tables.SUFFIXES)
     add("--format", choices=formats, default="text", help="format on standard output")
@@ -52,10 +54,11 @@ def build_parser():
 
     add = parser.add_argument_group("figures").add_argument
     panels = dict(choices=tuple(PANELS), default=["curves"])
-    add("--panel", nargs="+", **panels, help="which figures to draw, one file each")
+    which = "which figures to draw, one file each"
+    add("--panel", nargs="+", **panels, help=which).shown_default = "curves"
     output = (
-        f"files of the figure ({', '.join(figures.SUFFIXES)}); with several --panel their names "
-        "are added (default: comparison.png beside the runs)"
+        f"files of the figure ({', '.join(figures.SUFFIXES)}); with several --panel each "
+        "name is appended (default: comparison.png beside the runs)"
     )
     add("--output", nargs="+", default=[], metavar="FILE", help=output)
     add("--no-figures", action="store_true", help="only the table")
@@ -83,13 +86,14 @@ def load_groups(args):
             group.name = printable(label)
     if not args.baseline:
         return groups, None
-    baseline = args.baseline.rstrip("/")
+    path = Path(args.baseline).resolve()
     for group in groups:
-        paths = [path for run in group.runs for path in (run.path, run.path.parent)]
-        if baseline in (group.name, *(run.name for run in group.runs), *map(str, paths)):
+        paths = {path for run in group.runs for path in (run.path, run.path.parent)}
+        named = args.baseline in (group.name, *(run.name for run in group.runs))
+        if named or path in {path.resolve() for path in paths}:
             return groups, group
     names = ", ".join(group.name for group in groups)
-    raise UserError(f"--baseline {baseline}: the rows are {names}", status=2)
+    raise UserError(f"--baseline {args.baseline}: the rows are {names}", status=2)
 
 
 def add_families(runs):
@@ -126,6 +130,8 @@ def _default_file(groups):
 
 def check_files(args):
     """Raises UserError for a file that can't be written, before any work is done."""
+    if args.reverse and not args.sort:
+        raise UserError("--reverse needs --sort COLUMN", status=2)
     if args.show and (args.no_figures or args.watch):
         other = "--no-figures" if args.no_figures else "--watch"
         raise UserError(f"--show can't be used with {other}", status=2)
@@ -143,8 +149,8 @@ def check_files(args):
 def compare(args):
     groups, baseline = load_groups(args)
     table = tables.compare(groups, args.columns, baseline, args.against)
-    if args.sort or args.reverse:
-        table.sort(args.sort or "test", args.reverse)
+    if args.sort:
+        table.sort(args.sort, args.reverse)
     # Before the figures, which take seconds.
     print(table.render(args.format, tables.terminal_width()), end="", flush=True)
     for path in map(Path, args.table):
@@ -184,7 +190,10 @@ def watch(args):
         if now != before:
             if sys.stdout.isatty():
                 print("\033[2J\033[H", end="")  # clear the screen
-            compare(args)
+            try:
+                compare(args)
+            except metrics.NoEpochYet as waiting:
+                print(waiting, flush=True)
             before = now
         time.sleep(args.watch)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from common import command_line
 from common.command_line import number
 from common.errors import UserError
+from common.scopes import flag
 from common.text import printable
 from data import DATASETS
 
@@ -69,6 +70,16 @@ def check(args):
         raise UserError(f"{names} can't be used together: run the script twice", status=2)
     if len(args.checkpoint) > 1 and (modes or args.errors):
         raise UserError(f"{(modes or choices)[0]} takes one checkpoint", status=2)
+    ignored = []
+    if args.image:
+        ignored += ["dataset", "data_dir", "count"]
+    if modes:
+        ignored += ["explain", "count"]
+    if args.export or args.serve:
+        ignored += ["json", "dataset", "data_dir"]
+    for name in ignored:
+        if getattr(args, name):
+            raise UserError(f"{flag(name)} has no meaning with {(modes + choices)[0]}", status=2)
     if args.show and (args.export or args.serve):
         raise UserError(f"--show needs a figure: {modes[0]} draws none", status=2)
     if args.output and not args.export:
@@ -124,13 +135,13 @@ def show(args, predictors, window):
     images = []
     for i, image in enumerate(selection.names):
         truth = None if selection.truth is None else classes[selection.truth[i]]
-        images.append({"picture": image, "truth": truth, "answers": []})
+        images.append({"image": image, "truth": truth, "answers": []})
         for predictor, answer in zip(predictors, answers):
             top = zip(answer.classes[i].tolist(), answer.probabilities[i].tolist())
             top = [{"class": classes[c], "probability": p} for c, p in top]
             images[i]["answers"].append({"checkpoint": str(predictor.path), "top": top})
     if args.json:
-        print(json.dumps({"pictures": images, "picture_file": file}, indent=2))
+        print(json.dumps({"images": images, "figure": file}, indent=2))
         return file
     print_answers(images, predictors)
     if file:
@@ -143,8 +154,8 @@ def print_answers(images, predictors):
         truth = "" if image["truth"] is None else f" ({image['truth']})"
         for predictor, answer in zip(predictors, image["answers"]):
             model = f" {predictor.name}" if len(predictors) > 1 else ""
-            top = (f"{each['class']} {100 * each['probability']:.1f} %" for each in answer["top"])
-            print(printable(f"{image['picture']}{truth}{model}: {', '.join(top)}"))
+            top = (f"{one['class']} {100 * one['probability']:.1f} %" for one in answer["top"])
+            print(printable(f"{image['image']}{truth}{model}: {', '.join(top)}"))
 
 
 def main(argv=None):

@@ -150,9 +150,11 @@ def main(argv=None):
     runs = plans.plan(args.suite, given, args.seeds, directory, args.only, args.own_recipes)
     root = runs[0].path.parent
     todo = [run for run in runs if run.state != "finished"]
-    places = todo  # SLURM has a place for each
+    places = todo  # SLURM has a place for each, unless --jobs limits them
     if args.launcher == "local":
         places = launch.places(runs[0].args.device, args.jobs or 1)
+    elif args.jobs:
+        places = todo[: args.jobs]
     parameters = slurm_parameters(args, root.name, len(todo))
     states = [run.state for run in runs]
     finished, interrupted, new = map(states.count, ("finished", "interrupted", "new"))

@@ -5,7 +5,9 @@ replicates  runs that differ by their seed only: mean, deviation, and difference
 documents   accuracies that documents state, to compare runs with
 tables      tables of groups of runs: text, Markdown, CSV, LaTeX
 panels      what can be drawn: panels, x axes and sizes
-curves      figures of groups of runs
+curves      figures of groups of runs; curves with bands over seeds
+charts      accuracy as bars, by family, and against cost
+styles      how curves differ; axes and legends
 figures     matplotlib's settings: colours, saving, windows, text
 report      an HTML page with a sortable table and interactive curves
 published   an experiment of results/: checks, tables and facts

@@ -3,6 +3,7 @@
 from analysis import figures
 from analysis.panels import PANELS
 from analysis.styles import add_legend, line_style, say_empty, style_numbers, subplots
+from common.errors import UserError
 
 POINTS = "osD^vPX*<>"
 POINT_STYLE = dict(markersize=7, markeredgecolor="white", markeredgewidth=0.6, linestyle="")
@@ -113,7 +114,13 @@ def _draw_bar(axis, row, group, font):
 
 
 def families(plt, groups, size):
-    """Test accuracy by family of models: a dot for each run, a line at the mean, and the best."""
+    """Test accuracy by family of models: a dot for each run, a line at the mean, and the best.
+
+    Raises UserError for runs on different test images, of which a mean has no meaning.
+    """
+    test_sets = dict.fromkeys(group.test_images for group in groups if group.test_images)
+    if len(test_sets) > 1:
+        raise UserError(f"--panel family: the test images differ ({'; '.join(test_sets)})", 2)
     members = {}  # {family: [(accuracy, label of its row)]}
     for group in groups:
         for run in group.counted:

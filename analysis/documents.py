@@ -119,7 +119,9 @@ def settings_of(argument):
     """
     names = ("augment", "mixup", "cutmix", "mix_prob", "cutout", "random_erasing")
     values = {name: argument(name) for name in names}
-    if not {None, "several"}.isdisjoint(values.values()):
+    if any(value in (None, "several") for value in values.values()):
+        return {}
+    if not isinstance(values["augment"], str):
         return {}
     has_alpha = values["mixup"] or values["cutmix"]
     mixed = bool(has_alpha and values["mix_prob"])

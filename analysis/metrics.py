@@ -24,7 +24,7 @@ from common.files import read_json
 from common.text import printable
 
 LARGEST = 1e100  # larger values would overflow where they are averaged or drawn
-NO_EPOCH_YET = "no finished epoch yet"
+NO_EPOCH_YET = "has no finished epoch yet"
 HINT = "name run directories or .csv files, such as runs/*/metrics.csv"
 
 # The evaluation that is shown: averaged weights first, and held-out images before test images.
@@ -50,6 +50,10 @@ COLUMN_NAMES = {frozenset((metric,)): f"train_{metric}" for metric in METRICS} |
 OTHER_COLUMNS = ("epoch", "step", "epoch_seconds", "images_per_second")
 
 
+class NoEpochYet(UserError):
+    """No run has finished an epoch; one may still do so."""
+
+
 def read_table(path, keep_torn_line=False):
     """The rows of a CSV file as dicts of strings, without rows of another length. Raises UserError.
 
@@ -66,12 +70,6 @@ def read_table(path, keep_torn_line=False):
     return [row for row in rows if None not in row and None not in row.values()]
 
 
-def read_metrics(path):
-    """The rows of a run's metrics.csv as dicts of strings, without a torn last line."""
-    rows = read_table(path)
-    return [row for row in rows if re.fullmatch("[0-9]{1,9}", row.get("epoch", ""))]
-
-
 def read_arguments(directory):
     """The arguments in a run's config.json; {} if there are none."""
     return _dict_or_empty(read_json(Path(directory) / "config.json").get("arguments"))
@@ -83,18 +81,18 @@ def find_metrics(patterns):
     A directory without a run stands for the runs in it and in its sweeps. Includes files that a run
     hasn't written yet. Raises UserError for a path without metrics.
     """
-    found = {}
+    files_by_path = {}
     for pattern in patterns:
         paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern)) or [pattern]
         for path in map(Path, paths):
             files = _files_of_runs(path) if path.is_dir() else [path]
             for file in filter(_is_metrics, files):
-                found.setdefault(file.resolve(), file)
+                files_by_path.setdefault(file.resolve(), file)
             if not path.exists() and not any(map(_is_metrics, files)):
                 raise UserError(f"no metrics at {path}: {HINT}", status=2)
-    if not found:
+    if not files_by_path:
         raise UserError(f"no metrics at {' '.join(patterns)[:200]}: {HINT}", status=2)
-    return list(found.values())
+    return list(files_by_path.values())
 
 
 def _files_of_runs(directory):
@@ -151,11 +149,14 @@ class Run:
                 by_epoch.setdefault(int(epoch) if epoch.is_integer() else epoch, {}).update(known)
         if not by_epoch:
             raise UserError("has no finished epoch")
-        rows, names = by_epoch.values(), [name for name in header_of if name not in ("", "epoch")]
-        columns = {name: [row.get(name) for row in rows] for name in names}
-        if not any(name.endswith(("loss", "acc")) for name in columns):
-            found = ", ".join(map(printable, headers))[:200]
-            raise UserError(f"has no column of a loss or an accuracy: it has {found}")
+        rows, known = by_epoch.values(), [name for name in header_of if name not in ("", "epoch")]
+        columns = {name: [row.get(name) for row in rows] for name in known}
+        curves = [name for name in columns if name.endswith(("loss", "acc"))]
+        if not curves:
+            names = ", ".join(map(printable, headers))[:200]
+            raise UserError(f"has no column of a loss or an accuracy: it has {names}")
+        if all(value is None for name in curves for value in columns[name]):
+            raise UserError("has no number in its columns of losses and accuracies")
         if not self.is_ours:
             _make_percent(columns)
         shown = (name for name in EVALUATIONS if {f"{name}_acc", f"{name}_loss"} & set(columns))
@@ -182,7 +183,7 @@ class Run:
             return printable(f"failed: {reason}" if status == "failed" and reason else status)
         if not self.is_ours:
             return ""
-        return "running" if self._was_just_written() else self.problem or "unfinished"
+        return "running" if self._was_just_written() else "unfinished"
 
     def _was_just_written(self):
         """Whether the run has written anything within the time of three epochs, or two minutes."""
@@ -272,13 +273,14 @@ class Run:
 def load_runs(patterns):
     """The runs at paths and patterns, with names that differ; unreadable ones are named on stderr.
 
-    Raises UserError if none has a curve, or if no two share one.
+    Raises NoEpochYet or UserError if none has a curve, and UserError if no two share one.
     """
     runs = [Run(path) for path in find_metrics(patterns)]
     readable = [run for run in runs if run.epochs]
     if not readable:
         others = f" (and none of {len(runs)} files has more)" if len(runs) > 1 else ""
-        raise UserError(f"{runs[0].path} {runs[0].problem}{others}")
+        kind = NoEpochYet if any(run.problem == NO_EPOCH_YET for run in runs) else UserError
+        raise kind(f"{runs[0].path} {runs[0].problem}{others}")
     for run in runs:
         if run.problem:
             print(f"{run.path} {run.problem}", file=sys.stderr)
@@ -296,8 +298,8 @@ def _check_common_curve(runs):
     counts = Counter(itertools.chain(*curves))
     if len(runs) > 1 and max(counts.values(), default=0) < 2:
         names = [", ".join(sorted(curve)) or "no numbers" for curve in curves]
-        found = [f"{run.name} has {text}" for run, text in zip(runs[:3], names)]
-        raise UserError(f"these files have no curve in common: {'; '.join(found)}")
+        texts = [f"{run.name} has {text}" for run, text in zip(runs[:3], names)]
+        raise UserError(f"these files have no curve in common: {'; '.join(texts)}")
 
 
 def _canonical(name):

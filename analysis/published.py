@@ -18,12 +18,8 @@ from common import files
 from common.errors import UserError
 from common.text import printable
 
-RUN_FILES = ("config.json", "metrics.csv", "summary.json")
 ABOUT, NOTES, FIGURE = "experiment.json", "notes.md", "curves.svg"
-TEST_IMAGES = "test images"
 COLUMNS = "experiment n test tta train_clean train epochs parameters gmacs seconds"
-# Whose differences are tabled: scalars of a run, and what they are the accuracy of.
-MEASURES = {"test": TEST_IMAGES, "train_clean": "training images"}
 DECIMAL = r"\d+\.\d+"
 
 
@@ -64,40 +60,33 @@ class Experiment:
 
         Accuracies on training images are compared where both groups have them.
         """
-        groups = {group.name: group for group in self.groups}
-        rows = []
-        for question, ours, theirs in self.about["comparisons"]:
-            for measure, accuracy_of in MEASURES.items():
-                found = replicates.difference(
-                    groups[ours].by_seed(measure), groups[theirs].by_seed(measure)
-                )
-                if found is None:
-                    continue
-                rows.append(
-                    {
-                        "question": question,
-                        "experiment": ours,
-                        "against": theirs,
-                        "accuracy of": accuracy_of,
-                        "difference": f"{found.value:+.2f}",
-                        "95 % interval": found.interval,
-                        "n": found.n,
-                        "verdict": found.verdict,
-                    }
-                )
-        return rows
+        return [
+            {
+                "question": question,
+                "experiment": ours.name,
+                "against": theirs.name,
+                "accuracy on": replicates.MEASURES[measure],
+                "difference": f"{difference.value:+.2f}",
+                "95 % interval": difference.interval,
+                "n": difference.n,
+                "verdict": difference.verdict,
+            }
+            for question, ours, theirs, measure, difference in replicates.compare(
+                self.groups, self.about["comparisons"]
+            )
+        ]
 
     @property
     def data(self):
         """The data sets, by the names that experiment.json gives to folders."""
         names = self.about.get("data", {})
-        found = {}
+        data_sets = {}
         for config in self.configs:
             arguments = config["arguments"]
             folder = arguments["dataset"] == "folder"
             name = arguments["data_dir"] if folder else arguments["dataset"]
-            found[names.get(name, name)] = True
-        return ", ".join(found)
+            data_sets[names.get(name, name)] = True
+        return ", ".join(data_sets)
 
     @property
     def commits(self):
@@ -155,9 +144,9 @@ def load(directory):
     """An Experiment. Raises UserError where its files don't belong together."""
     directory = Path(directory)
     about = files.read_json(directory / ABOUT)
-    names = about.get("runs")
-    if not isinstance(names, list) or not names or "comparisons" not in about:
+    if not _is_complete(about):
         raise _refusal(directory, f"holds no published experiment (no readable {ABOUT})")
+    names = about["runs"]
     present = {path.name for path in directory.iterdir() if path.is_dir()}
     if present != set(names):
         one = min(present ^ set(names))
@@ -180,6 +169,29 @@ def load(directory):
     return experiment
 
 
+def _is_complete(about):
+    """Whether experiment.json has all keys, with values of the right types."""
+
+    def are_texts(values):
+        return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+    def is_comparison(value):
+        return are_texts(value) and len(value) == 3
+
+    comparisons, reference = about.get("comparisons"), about.get("reference", {})
+    return (
+        are_texts([about.get("title"), about.get("command")])
+        and are_texts(about.get("runs"))
+        and bool(about["runs"])
+        and isinstance(comparisons, list)
+        and all(map(is_comparison, comparisons))
+        and isinstance(about.get("data", {}), dict)
+        and isinstance(reference, dict)
+        and are_texts(reference.get("commits", []))
+        and isinstance(reference.get("compared", ""), str)
+    )
+
+
 def _refusal(directory, reason):
     return UserError(printable(f"{directory} {reason}"), status=2)
 
@@ -188,13 +200,15 @@ def _read_run(path, seed):
     """A metrics.Run. Raises UserError if it isn't finished or contradicts itself."""
     run = metrics.Run(path / "metrics.csv")
     git = files.read_json(path / "config.json").get("git")
-    if not run.arguments or not git or git["dirty"]:
+    known = isinstance(git, dict) and isinstance(git.get("commit"), str)
+    if not run.arguments or not known or git.get("dirty") is not False:
         raise _refusal(path, "doesn't say its arguments and an unmodified commit")
     if run.status != "finished" or run.scalars["test"] is None:
         raise _refusal(path, f"is not a finished run ({run.status})")
     if str(run.arguments.get("seed")) != seed:
         raise _refusal(path, f"is of seed {run.arguments.get('seed')}")
-    if run.epochs != list(range(1, run.summary.get("epochs", 0) + 1)):
+    epochs = run.summary.get("epochs")
+    if not isinstance(epochs, int) or run.epochs != list(range(1, epochs + 1)):
         raise _refusal(path, f"has {len(run.epochs)} epochs in metrics.csv, not those it trained")
     last, test = run.scalars["last"], run.scalars["test"]
     selected = run.evaluation.endswith("val")  # then the curve isn't of the test images
@@ -208,8 +222,8 @@ def _check_replicates(directory, label, members):
     wanted = {str(seed) for seed in range(len(members))}
     if set(members) != wanted:
         missing = min(wanted - set(members), key=int)
-        found = " ".join(sorted(members, key=int))
-        reason = f"lacks {label}-s{missing}: it has the seeds {found}, and must have 0 to n-1"
+        seeds = " ".join(sorted(members, key=int))
+        reason = f"lacks {label}-s{missing}: it has the seeds {seeds}, and must have 0 to n-1"
         raise _refusal(directory, reason)
     groups = replicates.group(list(members.values()))
     if len(groups) > 1:

@@ -5,28 +5,26 @@ groups[0].scalar("test")                                   # MeanStd(mean, std, 
 difference(groups[0].tests, groups[1].tests).verdict
 """
 
+import bisect
+import itertools
 import math
 import os
 import re
 import statistics
+from functools import lru_cache
 from typing import NamedTuple
 
 from common.errors import UserError
 from common.scopes import names
+from common.text import printable
 
 # Arguments that don't tell experiments apart. --data-dir does where it is the folder of images.
 NOT_COMPARED = (names("place", "call") | {"seed"}) - {"data_dir"}
 # Arguments that the machine may have chosen, and may choose otherwise for another seed.
 FITTED_TO_MEMORY = ("micro_batch", "accumulate")
 
-# Student's t below which 97.5 % lie, by degrees of freedom.
-# fmt: off
-T975 = dict(enumerate((
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-), start=1)) | {40: 2.021, 60: 2.000, 120: 1.980}
-# fmt: on
+# What differences are taken of: scalars of a run, and the images that they are the accuracy on.
+MEASURES = {"test": "test images", "train_clean": "training images"}
 
 
 class MeanStd(NamedTuple):
@@ -127,6 +125,15 @@ class Group:
             names.append("data_dir")
         return [str(self.argument(name)) for name in names]
 
+    @property
+    def test_images(self):
+        """The name of the test images, such as "cifar10, 500 images"; "" if it isn't known."""
+        if self.test_set is None:
+            return ""
+        dataset, limit, *folder = self.test_set
+        name = " ".join([dataset, *folder])
+        return name if limit in ("0", "None") else f"{name}, {limit} images"
+
     def argument(self, name):
         """The value that all runs share, "several" if they differ, None if none has it."""
         values = [run.arguments[name] for run in self.runs if name in run.arguments]
@@ -188,11 +195,29 @@ def group(runs, by=("arguments",)):
     for run in runs:
         members_by_key.setdefault(_key(run, by), []).append(run)
     groups = [Group(_common_name(members), members) for members in members_by_key.values()]
-    names = [each.name for each in groups]
-    for each in groups:
-        if names.count(each.name) > 1:
-            each.name = each.runs[0].name
+    _make_names_differ(groups)
     return groups
+
+
+def _make_names_differ(groups):
+    """Adds what distinguishes groups of one name: the arguments, else a number."""
+    by_name = {}
+    for group in groups:
+        by_name.setdefault(group.name, []).append(group)
+    for name, same in by_name.items():
+        if len(same) == 1:
+            continue
+        differing, _ = compare_arguments(same)
+        texts = [
+            ", ".join(f"{key} {group.argument(key)}" for key in differing[:3]) for group in same
+        ]
+        for number, (group, text) in enumerate(zip(same, texts), start=1):
+            if len(group.runs) == 1:
+                group.name = group.runs[0].name
+            elif text and texts.count(text) == 1:
+                group.name = printable(f"{name} ({text})")
+            else:
+                group.name = f"{name} #{number}"
 
 
 def _key(run, by):
@@ -299,11 +324,37 @@ def difference(ours, theirs):
     return Difference(value, error, value - half, value + half, n)
 
 
+def compare(groups, comparisons):
+    """Yields (question, Group, Group of the baseline, measure, Difference).
+
+    comparisons: (question, name of a group, name of the baseline); those without values of both
+    are left out.
+    """
+    by_name = {group.name: group for group in groups}
+    for question, *pair in comparisons:
+        if not by_name.keys() >= set(pair):
+            continue
+        ours, theirs = (by_name[name] for name in pair)
+        for measure in MEASURES:
+            result = difference(ours.by_seed(measure), theirs.by_seed(measure))
+            if result is not None:
+                yield question, ours, theirs, measure, result
+
+
 def _standard_error(values):
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def t975(freedom):
-    """Student's t below which 97.5 % lie; between two entries of T975 the larger value."""
-    freedom = max(1, freedom + 1e-9)
-    return T975[max(tabulated for tabulated in T975 if tabulated <= freedom)]
+@lru_cache
+def t975(freedom, steps=20_000):
+    """Student's t below which 97.5 % lie, for any degrees of freedom from 1 on."""
+    # With t = sqrt(freedom) tan(x), 0 <= x < pi / 2, the density is in proportion to
+    # cos(x) ** (freedom - 1). Half of its mass is at t < 0, so x is where 95 % of the other half
+    # lie below.
+    width = math.pi / 2 / steps
+    density = [math.cos((i + 0.5) * width) ** (freedom - 1) for i in range(steps)]
+    below = list(itertools.accumulate(density))
+    wanted = 0.95 * below[-1]
+    i = bisect.bisect(below, wanted)
+    x = (i + 1 - (below[i] - wanted) / density[i]) * width
+    return math.sqrt(freedom) * math.tan(x)

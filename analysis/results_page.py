@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from string import Template
 
+from analysis import tables
 from analysis.published import FIGURE
 
 TEMPLATE = Path(__file__).with_name("results.html")
@@ -32,7 +33,7 @@ def page(experiments, missing, results):
 
 
 def _list_of_contents(experiments, missing):
-    names = [(each.name, each.name, each.title) for each in experiments]
+    names = [(done.name, done.name, done.title) for done in experiments]
     if missing:
         names.append(("not-measured", "not measured", f"{len(missing)} experiments"))
     items = [
@@ -66,8 +67,7 @@ def _table(rows):
     """Rows {title: text} as a table that scrolls where it is too wide."""
 
     def cell(text):
-        is_number = re.match(r"[+-]?\d[\d.,]*( |$)", text)
-        css = ' class="number"' if is_number else ""
+        css = ' class="number"' if tables.is_number(text) else ""
         return f"<td{css}>{html.escape(text)}</td>"
 
     head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in rows[0])

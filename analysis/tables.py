@@ -169,7 +169,7 @@ def compare(groups, columns=None, baseline=None, against=None):
     return Table(
         columns={key: known[key] for key in wanted},
         rows=[{key: row.get(key) for key in wanted} for row in rows],
-        sentences=list(_sentences(groups, baseline, against, common)),
+        sentences=list(_sentences(groups, baseline, against, common, "best" in wanted)),
     )
 
 
@@ -192,33 +192,33 @@ def _difference(group, baseline):
         return {}
     if group.test_set and baseline.test_set and group.test_set != baseline.test_set:
         return {"verdict": "other test images"}
-    found = replicates.difference(group.tests, baseline.tests)
-    if found is None:
+    difference = replicates.difference(group.tests, baseline.tests)
+    if difference is None:
         return {}
     both_finished = group.is_finished and baseline.is_finished
     return {
-        "difference": found.value,
-        "error": found.error,
-        "interval": found.interval or None,
-        "verdict": found.verdict if both_finished else "not finished",
+        "difference": difference.value,
+        "error": difference.error,
+        "interval": difference.interval or None,
+        "verdict": difference.verdict if both_finished else "not finished",
     }
 
 
 def _from_documents(group, epochs):
     """The values of DOCUMENTED_COLUMNS, as far as there are any. epochs: MeanStd or a number."""
-    found, accuracy = documents.find(group.argument), group.accuracy
-    if found is None:
+    documented, accuracy = documents.find(group.argument), group.accuracy
+    if documented is None:
         return {}
-    values = {"documented": found.accuracy, "documented_epochs": found.epochs}
+    values = {"documented": documented.accuracy, "documented_epochs": documented.epochs}
     if accuracy is None:
         return values
-    values["from_documented"] = accuracy.mean - found.accuracy
-    values["in_epochs"] = f"{mean(epochs):.0f} of {found.epochs}"
+    values["from_documented"] = accuracy.mean - documented.accuracy
+    values["in_epochs"] = f"{mean(epochs):.0f} of {documented.epochs}"
     return values
 
 
-def _sentences(groups, baseline, against, common):
-    """What a reader of the table must know: common arguments, repeated seeds, other datasets."""
+def _sentences(groups, baseline, against, common, shows_best):
+    """What a reader of the table must know: common arguments, repeated seeds, other test images."""
     common = replicates.without_defaults(common, groups)
     shown = [f"{key} {show(value)}" for key, value in common.items() if value not in (None, [])]
     if shown:
@@ -226,10 +226,12 @@ def _sentences(groups, baseline, against, common):
     for group in groups:
         if group.repeats:
             yield printable(f"{group.name}: of runs that repeat a seed, only the last counts.")
-    datasets = dict.fromkeys(str(g.argument("dataset")) for g in groups if g.argument("dataset"))
-    if len(datasets) > 1:
-        names = ", ".join(datasets)
-        yield printable(f"Accuracies on different datasets ({names}) can't be compared.")
+    test_sets = dict.fromkeys(group.test_images for group in groups if group.test_images)
+    if len(test_sets) > 1:
+        names = "; ".join(test_sets)
+        yield printable(f"Accuracies on different test images ({names}) can't be compared.")
+    if shows_best and any("test" in group.measured_on for group in groups):
+        yield "best % is the highest of the curve on test images, so it was selected on them."
     if baseline:
         yield printable(
             f"Differences are from {baseline.name}, in points of test accuracy: of the seeds that "
@@ -303,8 +305,14 @@ def _show_mean_std(value, style, scale):
 
 def _is_numeric(rows, title):
     cells = [row[title] for row in rows]
-    numbers = [cell for cell in cells if cell not in ("", MISSING)]
-    return bool(numbers) and all(re.match(r"[+-]?[\d.,]+", cell) for cell in numbers)
+    filled = [cell for cell in cells if cell not in ("", MISSING)]
+    return bool(filled) and all(map(is_number, filled))
+
+
+def is_number(text):
+    """Whether a cell holds a number, such as 93.36 ± 0.20, -0.14 to +9.39 or 5.1 %."""
+    number = r"[+-]?\d[\d.,]*(e[+-]?\d+)?"
+    return bool(re.fullmatch(f"{number}( ± {number}| to {number}| %)?", text))
 
 
 def text_table(rows, width=None):
@@ -374,9 +382,9 @@ def _latex(text):
 
 
 def _csv_cell(value):
-    """Numbers with six digits. Text that a spreadsheet would run as a formula gets a quote."""
+    """Numbers with ten digits. Text that a spreadsheet would run as a formula gets a quote."""
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.10g}"
     is_interval = re.fullmatch(r"[+-][\d.]+( to [+-][\d.]+)?", str(value))
     if isinstance(value, str) and re.match(r"[=+@\t-]", value) and not is_interval:
         return f"'{value}"

@@ -19,7 +19,7 @@ import timm
 import torch
 
 import models
-from analysis import figures, metrics, tables
+from analysis import figures, metrics, replicates, tables
 from bench import measure
 from common.errors import UserError, first_line
 from common.free_memory import available
@@ -139,12 +139,24 @@ def print_precisions(args, device):
 
 
 def accuracies(patterns):
-    """{model: mean test accuracy in percent} of finished runs."""
-    values = {}
-    for run in metrics.load_runs(patterns):
-        if run.scalars["test"] is not None:
-            values.setdefault(run.arguments.get("model"), []).append(run.scalars["test"])
-    return {model: statistics.mean(accuracy) for model, accuracy in values.items()}
+    """{model: mean test accuracy in percent over seeds} of finished runs.
+
+    Raises UserError for runs of a model that are not of one experiment, and for other test images.
+    """
+    runs = [run for run in metrics.load_runs(patterns) if run.scalars["test"] is not None]
+    if not runs:
+        raise UserError("--runs: none of these runs has a test accuracy", 2)
+    groups = {}
+    for group in replicates.group(runs):
+        model = group.argument("model")
+        if model in groups:
+            names = f"{groups[model].name} and {group.name}"
+            raise UserError(f"--runs: {names} are different experiments with {model}", 2)
+        groups[model] = group
+    test_sets = dict.fromkeys(group.test_images for group in groups.values())
+    if len(test_sets) > 1:
+        raise UserError(f"--runs: the test images differ ({'; '.join(test_sets)})", 2)
+    return {model: group.scalar("test").mean for model, group in groups.items()}
 
 
 def published_accuracies(path=None):
@@ -157,11 +169,11 @@ def published_accuracies(path=None):
         return {}, f"published top-1: give timm's {RESULTS} with --timm-results"
     try:
         rows = metrics.read_table(file, keep_torn_line=True)
-        found = {row["model"]: float(row["top1"]) for row in rows}
+        top1 = {row["model"]: float(row["top1"]) for row in rows}
     except (OSError, UserError, KeyError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"--timm-results {file} is not timm's {RESULTS} ({reason})", 2) from error
-    return found, f"published top-1: of timm's weights on ImageNet, from {file}"
+    return top1, f"published top-1: of timm's weights on ImageNet, from {file}"
 
 
 # ---- a row ---------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ PUBLISHED_EPOCHS = {"airbench94": 8, "airbench95": 15, "airbench96": 40, "airben
 # Arguments of a training script that are decided here, or that leave no training to measure.
 NOT_HERE = (
     *("model", "seed", "output_dir", "resume", "resume_previous", "list_models"),
-    *("freeze_backbone", "dry_run", "gpu_memory", "smoke"),
+    *("freeze_backbone", "dry_run", "gpu_memory", "smoke", "doctor"),
 )
 
 
@@ -247,5 +247,5 @@ def _row(what, count, charged=(), training=(), evaluation=()):
 
 
 def mean_std(values, style):
-    """The text of "mean ± standard deviation"; empty without values."""
+    """The text of "mean ± standard deviation"; "-" without values."""
     return tables.show(replicates.summarize(values), style)

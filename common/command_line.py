@@ -40,11 +40,20 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            options = [option for action in self._actions for option in action.option_strings]
+            options = [
+                option for action in self._all_actions(parsed) for option in action.option_strings
+            ]
             near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
             hint = f"; did you mean {near[0]}?" if near else " (--help shows all)"
             self.error(f"unknown argument {unknown[0]}{hint}")
         return parsed
+
+    def _all_actions(self, parsed):
+        """The options of this parser, and of the sub-command that was chosen."""
+        for action in self._actions:
+            yield action
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices[getattr(parsed, action.dest)]._actions
 
 
 def number(kind=float, low=None, high=None, above=None):

@@ -42,7 +42,7 @@ def measure(predictor, split, corrupted=500):
         "checkpoint": str(predictor.path),
         "weights": predictor.standing()[1],
         "dataset": split.name,
-        "pictures": len(split.test),
+        "images": len(split.test),
         "classes": predictor.classes,
         **classification(logits, split.test.labels, len(predictor.classes)),
         "robustness": _robustness(predictor, split.test, logits, corrupted),
@@ -64,7 +64,7 @@ def _robustness(predictor, test, logits, count):
     }
     accuracies = sum(by_corruption.values(), [])
     return {
-        "pictures": len(test),
+        "images": len(test),
         "clean": _accuracy(logits, test.labels),
         "mean": sum(accuracies) / len(accuracies),
         "by_corruption": by_corruption,
@@ -105,7 +105,7 @@ def _reliability(confidence, correct):
             {
                 "low": i / BINS,
                 "high": (i + 1) / BINS,
-                "pictures": int(inside.sum()),
+                "images": int(inside.sum()),
                 "confidence": 100 * float(confidence[inside].mean()),
                 "accuracy": 100 * float(correct[inside].double().mean()),
             }
@@ -125,11 +125,11 @@ def summary(result):
     hardest, values = min(robust["by_corruption"].items(), key=lambda item: sum(item[1]))
     lines = [
         f"weights of {result['weights']}",
-        f"{result['dataset']}, {result['pictures']:,} test images: "
+        f"{result['dataset']}, {result['images']:,} test images: "
         f"top-1 {result['accuracy']:.2f}, top-5 {result['top5']:.2f} %",
         f"by class: {worst} {least:.1f} % to {best} {most:.1f} %",
         f"expected calibration error: {result['calibration_error']:.2f} %",
-        f"corrupted ({robust['pictures']:,} images): {robust['mean']:.2f} % on average, "
+        f"corrupted ({robust['images']:,} images): {robust['mean']:.2f} % on average, "
         f"{robust['clean']:.2f} % clean; "
         f"worst: {hardest.replace('_', ' ')} {sum(values) / len(values):.2f} %",
     ]
@@ -164,7 +164,7 @@ def _figure(plt, result):
     for image in (confusion, robustness):
         figure.colorbar(image, ax=image.axes, shrink=0.8)
     title = (
-        f"{result['dataset']}, {result['pictures']:,} test images, {result['checkpoint']}: "
+        f"{result['dataset']}, {result['images']:,} test images, {result['checkpoint']}: "
         f"weights of {result['weights']}"
     )
     figure.suptitle(figures.plain(title, 150), fontsize=9)
@@ -217,10 +217,10 @@ def _draw_classes(axis, result):
 
 def _draw_reliability(axis, result):
     """Accuracy against confidence: a dot for each bin, whose area is its share of the images."""
-    bins = [each for each in result["bins"] if each["pictures"] >= MIN_DRAWN]
-    confidence = [each["confidence"] for each in bins]
-    accuracy = [each["accuracy"] for each in bins]
-    areas = [12 + 700 * each["pictures"] / result["pictures"] for each in bins]
+    bins = [one for one in result["bins"] if one["images"] >= MIN_DRAWN]
+    confidence = [one["confidence"] for one in bins]
+    accuracy = [one["accuracy"] for one in bins]
+    areas = [12 + 700 * one["images"] / result["images"] for one in bins]
     axis.plot((0, 100), (0, 100), color="#888888", linewidth=1, linestyle=":", label="calibrated")
     axis.vlines(confidence, confidence, accuracy, color=figures.WRONG, linewidth=1.5, label="gap")
     style = dict(color=figures.RIGHT, alpha=0.65, linewidth=0, clip_on=False)
@@ -240,7 +240,7 @@ def _draw_robustness(axis, robustness):
     _write_cells(axis, values, values <= 60)
     axis.set_xticks(range(5), corruptions.STRENGTHS)
     axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    title = f"accuracy (%) on {robustness['pictures']:,} corrupted images:\n"
+    title = f"accuracy (%) on {robustness['images']:,} corrupted images:\n"
     title += f"mean {robustness['mean']:.1f}, clean {robustness['clean']:.1f}"
     axis.set(xlabel="strength", ylabel="corruption", title=title)
     axis.tick_params(length=0)

@@ -130,11 +130,12 @@ def test_split(predictors, dataset=None, data_dir=None):
     """The dataset of the first checkpoint's run, or another one with the same classes."""
     first = predictors[0]
     saved = metrics.read_arguments(first.path.parent)
+    limit = saved.get("limit_test")
     split = data.load(
         dataset or saved.get("dataset", first.card["source"]),
         data_dir or saved.get("data_dir", "data"),
         image_size=max(predictor.image_size for predictor in predictors),
-        limit_test=saved.get("limit_test", 0),
+        limit_test=limit if isinstance(limit, int) else 0,
         skip_bad_images=saved.get("skip_bad_images", False),
     )
     if list(split.classes) != first.classes:
@@ -168,7 +169,7 @@ def disagreements(logits, count):
 
     logits: (N, K) of each model.
     """
-    confidence, predicted = torch.stack([each.softmax(1) for each in logits]).max(2)
+    confidence, predicted = torch.stack([one.softmax(1) for one in logits]).max(2)
     return _most_confident((predicted != predicted[0]).any(0), confidence.amin(0), count)
 
 

@@ -48,8 +48,8 @@ class Options(NamedTuple):
 
 def seconds_of(text):
     """Seconds of a budget such as 90m, 3h or 1h30m. Raises ValueError."""
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?", text)
-    hours, minutes = (float(number or 0) for number in found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?", text)
+    hours, minutes = (float(number or 0) for number in match.groups()) if match else (0, 0)
     seconds = 3600 * hours + 60 * minutes
     if not 0 < seconds < math.inf:
         raise ValueError(f"must be a time such as 90m, 3h or 1h30m, not {text!r}")
@@ -289,6 +289,8 @@ class Campaign:
 
     def report(self):
         """Prints what is left, and what failed."""
+        if not self.runs and not self.refused:
+            print("nothing to run: all of it is published; --only NAME... repeats an experiment")
         for cost, name in self.by_cost():
             count = len(self.missing(name))
             print(f"{name}: {count} to run, about {launch.clock(cost)}")

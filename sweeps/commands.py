@@ -46,16 +46,17 @@ def publish_parser():
 
 def report_parser():
     parser = command_line.Parser(
-        "Makes results/README.md, README.md's table and docs/results.html."
+        "Makes results/README.md, and in this directory README.md's table and docs/results.html."
     )
-    parser.add_argument("--results", default="results", metavar="DIR", help="what is published")
+    parser.add_argument("--results", default="results", metavar="DIR", help="published experiments")
     return parser
 
 
 def campaign_parser():
     parser = command_line.Parser("Runs and publishes experiments, the cheapest first.")
     add = parser.add_argument
-    add("--budget", type=budget, default=math.inf, metavar="TIME", help="90m, 3h, 1h30m; or no end")
+    time = dict(type=budget, default=math.inf, metavar="TIME")
+    add("--budget", **time, help="90m, 3h or 1h30m").shown_default = "no limit"
     names = ", ".join(EXPERIMENTS)
     only = dict(nargs="+", choices=EXPERIMENTS, metavar="NAME")
     add("--only", **only, help=f"from {names}; also those that are published already")
@@ -77,6 +78,8 @@ def publish_runs(args):
     labels = dict.fromkeys(label_of(path.resolve().name) for path in directories)
     comparisons = []
     if args.baseline:
+        if args.baseline not in labels:
+            raise UserError(f"--baseline {args.baseline}: the labels are {', '.join(labels)}", 2)
         others = [label for label in labels if label != args.baseline]
         comparisons = [(f"against {args.baseline}?", label, args.baseline) for label in others]
     target = Path(args.to)
@@ -134,4 +137,6 @@ COMMANDS = {
 
 def main(name, argv):
     build_parser, run = COMMANDS[name]
-    return run(build_parser().parse_args(argv))
+    parser = build_parser()
+    parser.prog += f" {name}"
+    return run(parser.parse_args(argv))

@@ -13,8 +13,6 @@ COLUMNS = (
     *("experiment", "n", "test", "error_rate", "train_clean", "train", "parameters", "per_million"),
     *("gmacs", "seconds", "epoch_seconds", "speed"),
 )
-# What differences are taken of: columns of summary.json.
-MEASURES = {"test_acc": "test images", "train_clean_acc": "training images"}
 NOTE = """\
 Differences are of final accuracy on the test images or, with --eval-train, on the training images
 without augmentation: in points, experiment minus baseline. Standard errors are over seeds: of the
@@ -40,8 +38,7 @@ def report(name, runs, root, command):
     if suite.ranked:
         table.sort("test")
     experiments = table.cells()
-    answers = list(differences(suite.comparisons(), finished))
-    curves.draw(groups, root / "curves.png")
+    answers = list(differences(groups, suite.comparisons()))
 
     text = f"# {name}: {suite.question}\n\n    {command}\n\n{origin(finished)}\n\n"
     text += f"{tables.markdown_table(experiments)}\n![means over seeds](curves.png)\n"
@@ -61,6 +58,7 @@ def report(name, runs, root, command):
     for suffix, content in contents.items():
         with files.replacing(root / f"results.{suffix}", "w") as file:
             file.write(content)
+    curves.draw(groups, root / "curves.png")
     print(f"\ntables: {root}/results.md, .csv, .json  curves: {root / 'curves.png'}")
 
 
@@ -78,26 +76,14 @@ def _json_run(run):
     return known | {"arguments": config.get("arguments"), "summary": run.summary}
 
 
-def differences(comparisons, finished):
+def differences(groups, comparisons):
     """A row for each (question, experiment, baseline) and measure that has finished runs."""
-    accuracies, parameters = {}, {}
-    for run in finished:
-        summary = run.summary
-        parameters[run.label] = summary["parameters"]
-        for measure in MEASURES:
-            if measure in summary:
-                of = accuracies.setdefault((measure, run.label), {})
-                of[run.args.seed] = summary[measure]
-    for question, experiment, baseline in comparisons:
-        for measure, name in MEASURES.items():
-            ours = accuracies.get((measure, experiment))
-            found = replicates.difference(ours, accuracies.get((measure, baseline)))
-            if found is None:
-                continue
-            ratio = parameters[experiment] / parameters[baseline]
-            row = {"question": question, "experiment": experiment, "baseline": baseline}
-            row |= {"accuracy_of": name, "parameters_percent": 100 * (ratio - 1)}
-            yield row | found._asdict() | {"verdict": found.verdict}
+    for question, ours, theirs, measure, difference in replicates.compare(groups, comparisons):
+        ratio = ours.scalar("parameters").mean / theirs.scalar("parameters").mean
+        row = {"question": question, "experiment": ours.name, "baseline": theirs.name}
+        row |= {"accuracy_on": replicates.MEASURES[measure]}
+        row |= {"parameters_percent": 100 * (ratio - 1)}
+        yield row | difference._asdict() | {"verdict": difference.verdict}
 
 
 def in_words(row):
@@ -106,7 +92,7 @@ def in_words(row):
     return {
         "experiment": row["experiment"],
         "baseline": row["baseline"],
-        "accuracy of": row["accuracy_of"],
+        "accuracy on": row["accuracy_on"],
         "difference": f"{row['value']:+.2f}",
         "std error": f"{row['error']:.2f}" if known else "",
         "95 % interval": f"{row['low']:+.2f} to {row['high']:+.2f}" if known else "",

@@ -154,7 +154,7 @@ def _replace_pretrained(name, weights, shared, own):
 def afterwards(name, root):
     """The commands of a suite that follow its runs."""
     for text in SUITES[name].afterwards:
-        script, *options = shlex.split(text.format(root=root))
+        script, *options = [word.format(root=root) for word in shlex.split(text)]
         yield [sys.executable, str(REPOSITORY / script), *options]
 
 

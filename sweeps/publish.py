@@ -37,12 +37,12 @@ def about(title, comparisons, command, **more):
 
 def run_directories(paths):
     """Run directories; a directory of runs (of a sweep) stands for those in it."""
-    found = []
+    directories = []
     for path in map(Path, paths):
         below = sorted(file.parent for file in path.glob("*/config.json"))
         is_run = (path / "config.json").exists() or not below
-        found += [path] if is_run else below
-    return found
+        directories += [path] if is_run else below
+    return directories
 
 
 def publish(directories, target, about, with_training=False):
@@ -66,12 +66,12 @@ def publish(directories, target, about, with_training=False):
         script = config["command"].split(" ")[0]
         repeat = f"python {Path(script).name} --config {target.parent.name}/{target.name}"
         about = about | {"command": f"{repeat}/<run>/config.json"}
-    if len(commits) > 1:
-        about = about | {"reference": reference.agree(list(commits), trainings)}
-    files.make_directory(target.parent)
     if old.exists() and not target.exists():  # interrupted between the two renames of _replace
         old.rename(target)
     _refuse_other_contents(target, runs)
+    if len(commits) > 1:
+        about = about | {"reference": reference.agree(list(commits), trainings)}
+    files.make_directory(target.parent)
     shutil.rmtree(new, ignore_errors=True)
     try:
         _write(new, runs, about, target)
@@ -120,6 +120,7 @@ def _refuse_other_contents(target, runs):
     if not target.exists():
         return
     others = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
+    others = {name for name in others if not name.startswith("comparison")}  # of compare_runs.py
     if published.ABOUT in others:
         others -= {published.ABOUT, published.FIGURE, *runs}
     others -= {published.NOTES}

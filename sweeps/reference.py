@@ -54,13 +54,13 @@ def agree(commits, trainings=()):
     if not trainings:
         hint = "--reference compares short trainings of each"
         raise UserError(f"the runs are of different commits, {names}: {hint}", status=2)
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for training in sorted(trainings):
         digests = {digest(commit, training) for commit in commits}
         if len(digests) > 1:
             raise UserError(f"{names} have different results with {training}", status=2)
-        found.update(digests.pop().encode())
-    return {"commits": commits, "compared": f"reference runs with digest {found.hexdigest()}"}
+        sha.update(digests.pop().encode())
+    return {"commits": commits, "compared": f"reference runs with digest {sha.hexdigest()}"}
 
 
 def _git(*arguments):
@@ -102,11 +102,11 @@ def _train(tree, commit, training):
     if done.returncode:
         reason = done.stderr.strip().split("\n")[-1]
         raise UserError(f"the short training of commit {commit[:12]} failed: {reason}", status=2)
-    run, found = tree / "reference-run", hashlib.sha256()
+    run, sha = tree / "reference-run", hashlib.sha256()
     for name, value in checkpoint.load(run / "last.pt")["state_dict"].items():
-        found.update(name.encode() + value.numpy().tobytes())
+        sha.update(name.encode() + value.numpy().tobytes())
     with open(run / "metrics.csv", newline="") as file:
         for row in csv.DictReader(file):
             kept = [value for column, value in row.items() if column not in CLOCKS]
-            found.update(",".join(kept).encode())
-    return found.hexdigest()
+            sha.update(",".join(kept).encode())
+    return sha.hexdigest()

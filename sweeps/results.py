@@ -8,8 +8,8 @@ replaced, where they are.
 
 import re
 
-from analysis import curves, figures, published, results_page, tables
-from analysis.published import FIGURE, TEST_IMAGES
+from analysis import curves, figures, published, replicates, results_page, tables
+from analysis.published import FIGURE
 from sweeps.experiments import EXPERIMENTS, repeat_command
 
 MARKERS = ("<!-- results -->", "<!-- end of results -->")
@@ -120,7 +120,9 @@ def _table_with_code(rows):
 def _accuracy(row):
     """Accuracy, with and without test-time augmentation, and the training time of a table's row."""
     augmented = row.get(tables.COLUMNS["tta"].title)
-    text = f"{row['test %']}, {augmented} with TTA" if augmented else row["test %"]
+    text = row["test %"]
+    if augmented not in (None, tables.MISSING):
+        text += f", {augmented} with TTA"
     # The title of a column of times names the unit, too.
     title = next((key for key in row if key.startswith(tables.COLUMNS["seconds"].title)), None)
     unit = title.partition("(")[2].rstrip(")") if title else ""
@@ -132,18 +134,18 @@ def _summary(experiments, missing):
     rows = []
     for experiment in experiments:
         link = f"[{experiment.name}](results/README.md#{experiment.name})"
-        found = [f"{row['experiment']} {_accuracy(row)}" for row in experiment.rows]
+        accuracies = [f"{row['experiment']} {_accuracy(row)}" for row in experiment.rows]
         differences = [
             f"{row['experiment']} against {row['against']}: {row['difference']}"
             + (f" ({row['95 % interval']})" if row["95 % interval"] else "")
             for row in experiment.differences
-            if row["accuracy of"] == TEST_IMAGES
+            if row["accuracy on"] == replicates.MEASURES["test"]
         ]
         rows.append(
             {
                 "experiment": link,
                 "data": experiment.data,
-                "test accuracy, % (training time)": "; ".join(found),
+                "test accuracy, % (training time)": "; ".join(accuracies),
                 "difference in points (95 % interval)": "; ".join(differences),
             }
         )

@@ -39,7 +39,7 @@ class Suite(NamedTuple):
                 yield question, experiment, baseline
 
 
-def each(names, arguments="--model {}"):
+def for_each(names, arguments="--model {}"):
     """Experiments with the same arguments, but for the name."""
     return {name: arguments.format(name) for name in names.split()}
 
@@ -76,7 +76,7 @@ WARM_COSINE = "--schedule cosine --warmup-epochs 5"
 SUITES = {
     "ranking": Suite(
         "Which plain, residual or multi-scale network has the lowest error?",
-        each("resnet18_ms resnet34 resnet18 plain18 plain34"),
+        for_each("resnet18_ms resnet34 resnet18 plain18 plain34"),
         [("is the multi-scale one better than 34 layers?", "resnet18_ms", "resnet34"),
          ("are 34 residual layers better than 18?", "resnet34", "resnet18"),
          ("do shortcuts help 18 layers?", "resnet18", "plain18"),
@@ -84,7 +84,7 @@ SUITES = {
         "--epochs 150 --eval-train", "--optimizer sgd --lr 0.1 --batch-size 256", ranked=True),
     "degradation": Suite(
         "Do deeper plain networks fit and generalise worse, and do shortcuts prevent it?",
-        each("plain18 plain34 resnet18 resnet34 plain20 plain32 plain44 plain56 "
+        for_each("plain18 plain34 resnet18 resnet34 plain20 plain32 plain44 plain56 "
              "resnet20 resnet32 resnet44 resnet56"),
         [("is the deeper plain network worse?", "plain34", "plain18"),
          ("is the deeper plain network worse?", "plain32 plain44 plain56", "plain20"),
@@ -95,31 +95,31 @@ SUITES = {
         "--eval-train"),
     "depth": Suite(
         "Are deeper residual networks better, trained with Adam and without augmentation?",
-        each(f"resnet18 {DEEPER}"),
+        for_each(f"resnet18 {DEEPER}"),
         [("is deeper better than 18 layers?", DEEPER, "resnet18"),
          ("are 101 layers better than 50?", "resnet101", "resnet50"),
          ("are 152 layers better than 101?", "resnet152", "resnet101")],
         "--epochs 200 --eval-train", "--optimizer adam --lr 5e-3 --batch-size 128 --augment none"),
     "multiscale": Suite(
         "Does a multi-scale module in each block improve ResNet-18?",
-        each("resnet18 resnet18_ms"),
+        for_each("resnet18 resnet18_ms"),
         [("does the module help?", "resnet18_ms", "resnet18")]),
     "eca": Suite(
         "Does channel attention (ECA) help, and with which kernel size?",
-        each(f"resnet20_no_eca {ECA}"),
+        for_each(f"resnet20_no_eca {ECA}"),
         [("does ECA help?", ECA, "resnet20_no_eca"),
          ("does the kernel size matter?", LARGER_KERNELS, "ecanet20_fixed_k3")],
         f"{CIFAR100} --epochs 300", RESIDUAL),
     "eca-position": Suite(
         "Where in the block does channel attention (ECA) help most?",
-        each("none", "--model resnet20_no_eca")
-        | each("bn1 bn2 add", "--model ecanet20_fixed_k3 --model-arg eca_position={}"),
+        for_each("none", "--model resnet20_no_eca")
+        | for_each("bn1 bn2 add", "--model ecanet20_fixed_k3 --model-arg eca_position={}"),
         [("does the position matter?", "bn1 add", "bn2"),
          ("does ECA help there?", "bn1 bn2 add", "none")],
         f"{CIFAR100} --epochs 300", RESIDUAL),
     "ghost": Suite(
         "How much accuracy do ghost modules cost for the parameters that they save?",
-        each("resnet20 resnet32 ghost_resnet20 ghost_resnet32")
+        for_each("resnet20 resnet32 ghost_resnet20 ghost_resnet32")
         | {f"ghost_resnet20-ratio{n}": f"--model ghost_resnet20 --model-arg ratio={n}"
            for n in (3, 4)},
         [("what do ghost modules cost 20 layers?", f"ghost_resnet20 {RATIOS}", "resnet20"),
@@ -129,13 +129,13 @@ SUITES = {
         f"{CIFAR100} --epochs 300", RESIDUAL),
     "stems": Suite(
         "Are stems for 32x32 images better than those that were made for ImageNet?",
-        each(" ".join(ADAPTED))
+        for_each(" ".join(ADAPTED))
         | {f"{name}-imagenet": f"--model {name} --model-arg stem=imagenet" for name in ADAPTED},
         [("does the adapted stem help?", name, f"{name}-imagenet") for name in ADAPTED],
         CIFAR100),
     "zoo": Suite(
         "Which model for CIFAR-100 is best, and which is best for its size?",
-        each(ZOO), shared=f"{CIFAR100} --epochs 300", settings=CROP_FLIP_MIXUP, ranked=True),
+        for_each(ZOO), shared=f"{CIFAR100} --epochs 300", settings=CROP_FLIP_MIXUP, ranked=True),
     "augmentation": Suite(
         "What does each augmentation add to SGD with a cosine schedule, and SGD to Adam?",
         {"adam": "--optimizer adam --schedule constant --augment none",
@@ -151,7 +151,7 @@ SUITES = {
         "--model resnet34 --epochs 500 --eval-train", BARE),
     "cnn-vs-vit": Suite(
         "Which fine-tunes better at 32 px, a convolutional network or a transformer?",
-        each("nfnet_f0 vit_base_patch8"),
+        for_each("nfnet_f0 vit_base_patch8"),
         [("is the convolutional network better?", "nfnet_f0", "vit_base_patch8")],
         AT_32, f"--optimizer adamw {FINE_TUNING} {WARM_COSINE}", "train_vit", seeds=(3407,)),
     "optimizer-schedule": Suite(
@@ -194,7 +194,7 @@ SUITES = {
         "--model vit_tiny --pretrained", script="train_vit"),
     "sota": Suite(
         "What do the three largest models need, and what do they reach?",
-        each(LARGEST),
+        for_each(LARGEST),
         [("is it better than EVA-02 large?", "eva_giant convnext_xxlarge", "eva02_large")],
         "--dataset cifar10 --pretrained --epochs 50",
         "--optimizer adamw --lr 1e-4 --batch-size 256 --layer-decay 1", "train_sota",

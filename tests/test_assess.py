@@ -19,15 +19,15 @@ def test_classification_results_equal_those_by_hand():
     assert result["accuracy"] == 75 and result["confusion"] == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
     assert result["by_class"] == [100, 50, None] and result["top5"] == 100
     assert result["calibration_error"] == pytest.approx(10, abs=1e-3)
-    assert [(each["pictures"], each["accuracy"]) for each in result["bins"]] == [(2, 50), (2, 100)]
+    assert [(each["images"], each["accuracy"]) for each in result["bins"]] == [(2, 50), (2, 100)]
 
 
 def test_bins_hold_every_image_once_and_give_the_calibration_error():
     torch.manual_seed(0)
     logits, labels = 3 * torch.randn(500, 10), torch.randint(0, 10, (500,))
     result = assess.classification(logits, labels, 10)
-    gaps = [b["pictures"] * abs(b["confidence"] - b["accuracy"]) for b in result["bins"]]
-    assert sum(each["pictures"] for each in result["bins"]) == 500
+    gaps = [b["images"] * abs(b["confidence"] - b["accuracy"]) for b in result["bins"]]
+    assert sum(each["images"] for each in result["bins"]) == 500
     assert result["calibration_error"] == pytest.approx(sum(gaps) / 500, abs=1e-3)
 
 
@@ -41,10 +41,10 @@ def test_the_report_is_written_and_reproducible(tmp_path, monkeypatch, few_shape
     printed, written = capsys.readouterr().out, (path.parent / "report.json").read_bytes()
     result = json.loads(written)
     assert f"top-1 {result['accuracy']:.2f}" in printed and "corrupted (20 images)" in printed
-    assert result["pictures"] == sum(map(sum, result["confusion"])) == 50
+    assert result["images"] == sum(map(sum, result["confusion"])) == 50
     robustness = result["robustness"]
     lengths = {name: len(values) for name, values in robustness["by_corruption"].items()}
-    assert robustness["pictures"] == 20 and lengths == {"contrast": 5, "jpeg": 5}
+    assert robustness["images"] == 20 and lengths == {"contrast": 5, "jpeg": 5}
     assert (path.parent / "report.png").read_bytes().startswith(b"\x89PNG")
     show_example.main(command)
     assert (path.parent / "report.json").read_bytes() == written
@@ -56,6 +56,6 @@ def test_many_classes_with_long_names_are_drawn(tmp_path):
     result["classes"] = [f"a class whose name is long {i}" for i in range(100)]
     result |= {"dataset": "x", "checkpoint": "runs/x/best.pt", "weights": "epoch 3"}
     robustness = {"mean": 1.0, "clean": 1.0, "by_corruption": {"fog": [1.0, 2, 3, 4, 5]}}
-    result |= {"pictures": 300, "robustness": robustness | {"pictures": 300}}
+    result |= {"images": 300, "robustness": robustness | {"images": 300}}
     assess.draw(result, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000

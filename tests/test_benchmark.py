@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from helpers.errors import refused
+from helpers.samples import write_seeds
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmark
@@ -229,6 +230,32 @@ def test_accuracies_of_runs_are_read(train):
     test_acc = [json.loads((run / "summary.json").read_text())["test_acc"] for run in runs]
     found = speeds.accuracies([str(run) for run in runs])
     assert found == {"resnet20": pytest.approx(sum(test_acc) / 2)}
+
+
+def test_accuracies_of_different_experiments_are_refused(tmp_path):
+    write_seeds(tmp_path / "x", "resnet20", [90.0, 92.0], dataset="cifar10", limit_test=0)
+    write_seeds(tmp_path / "y", "resnet20", [70.0], dataset="cifar10", limit_test=0, lr=1)
+    write_seeds(tmp_path / "z", "resnet32", [70.0], dataset="cifar100", limit_test=0)
+    assert speeds.accuracies([str(tmp_path / "x")]) == {"resnet20": 91.0}
+    with refused("--runs: ", "are different experiments with resnet20"):
+        speeds.accuracies([str(tmp_path / "x"), str(tmp_path / "y")])
+    with refused("--runs: the test images differ (cifar10; cifar100)"):
+        speeds.accuracies([str(tmp_path / "x"), str(tmp_path / "z")])
+
+
+def test_options_that_would_be_ignored_are_refused():
+    for command, message in (
+        ("models --runs x", "--runs needs --output DIR"),
+        ("models --quick --suite sota", "--suite has no meaning with --precisions or --quick"),
+    ):
+        with refused(message):
+            benchmark.main(command.split())
+
+
+def test_a_misspelled_option_of_a_command_is_named(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["models", "--rouds", "3"])
+    assert "did you mean --rounds?" in capsys.readouterr().err
 
 
 def test_accuracy_is_drawn_against_speed(tmp_path):

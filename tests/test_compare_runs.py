@@ -80,16 +80,19 @@ def test_watch_compares_again_when_a_run_has_changed(tmp_path, monkeypatch, caps
         ("a --output x.mp3", "--output x.mp3: must"),
         ("a --table x.doc", "--table x.doc"),
         ("a --html x.pdf", "--html x.pdf"),
-        ("a --baseline b", "--baseline b: the rows are a"),
+        ("a --baseline c", "--baseline c: the rows are a"),
         ("a --sort beauty", "--sort beauty"),
         ("a --columns beauty", "--columns beauty"),
+        ("a --reverse", "--reverse needs --sort COLUMN"),
+        ("a b --panel family", "--panel family: the test images differ .cifar10; cifar100"),
         ("a --show --no-figures", "--show can't be used with --no-figures"),
         ("a --show --watch", "--show can't be used with --watch"),
     ],
 )
 def test_errors_name_the_value_and_leave_nothing(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "a")
+    for name, dataset in (("a", "cifar10"), ("b", "cifar100")):
+        write(tmp_path / name, arguments={"dataset": dataset, "seed": 0, "limit_test": 0})
     write(tmp_path / "empty", rows=())
     (tmp_path / "binary").mkdir()
     (tmp_path / "binary" / "metrics.csv").write_bytes(bytes(range(256)))
@@ -97,6 +100,33 @@ def test_errors_name_the_value_and_leave_nothing(tmp_path, monkeypatch, argument
     with pytest.raises(UserError, match=message) as error:
         compare_runs.main(arguments.split())
     assert "\n" not in str(error.value) and set(tmp_path.rglob("*")) == before
+
+
+def test_watch_waits_for_the_first_epoch(tmp_path, monkeypatch, capsys):
+    run = write(tmp_path / "a", arguments={"seed": 0})
+    (run / "metrics.csv").unlink()
+
+    def sleep(seconds):
+        write(run)
+        monkeypatch.setattr(compare_runs.time, "sleep", interrupt)
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_runs.time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        compare_runs.main([str(run), "--watch", "--no-figures"])
+    waiting, table = capsys.readouterr().out.split("\n", 1)
+    assert waiting.endswith("has no finished epoch yet") and "66.50" in table
+
+
+def test_the_baseline_is_the_run_at_a_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_seeds(tmp_path, "a", [90.0])
+    write_seeds(tmp_path, "b", [80.0])
+    for baseline in ("./a-s0", str(tmp_path / "a-s0/metrics.csv")):
+        assert compare_runs.main(["a-s0", "b-s0", "--no-figures", "--baseline", baseline]) == 0
+        assert "-10.00" in capsys.readouterr().out
 
 
 def test_runs_of_sweeps_are_compared_below_the_directory_of_all(tmp_path, capsys, monkeypatch):

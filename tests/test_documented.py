@@ -58,7 +58,7 @@ convnext_tiny segnext_mscan_tiny mlp_mixer_tiny mlp_mixer_b16 coatnet_0 coatnet_
 coatnet_cifar_opt coatnet_cifar_opt_large_stem hornet_tiny"""
 
 
-def each(names, settings):
+def for_each(names, settings):
     return {name: settings | dict(model=name) for name in names.split()}
 
 
@@ -69,7 +69,7 @@ def ghost(ratio):
 # {suite: {experiment: resolved arguments that the documents give}}
 DOCUMENTED = {
     # A1: networks of 18 to 152 layers, Adam, normalisation only.
-    "depth": each("resnet18 resnet34 resnet50 resnet101 resnet152", DEPTH),
+    "depth": for_each("resnet18 resnet34 resnet50 resnet101 resnet152", DEPTH),
     # A2: the ladder of ResNet-34.
     "augmentation": {
         "adam": DEPTH | dict(model="resnet34", epochs=500),
@@ -79,9 +79,9 @@ DOCUMENTED = {
         "crop-flip-jitter-mix": JITTER | dict(mixup=1, cutmix=1, mix_prob=1, mix_per="batch"),
     },
     # B1: plain, residual and multi-scale networks, ranked by error.
-    "ranking": each("resnet18_ms resnet34 resnet18 plain18 plain34", RANKING),
-    "degradation": each("plain18 plain34 resnet18 resnet34", dict(dataset="cifar10"))
-    | each("plain20 plain32 plain44 plain56 resnet20 resnet32 resnet44 resnet56", LIKE_RESNETS),
+    "ranking": for_each("resnet18_ms resnet34 resnet18 plain18 plain34", RANKING),
+    "degradation": for_each("plain18 plain34 resnet18 resnet34", dict(dataset="cifar10"))
+    | for_each("plain20 plain32 plain44 plain56 resnet20 resnet32 resnet44 resnet56", LIKE_RESNETS),
     # B2: ViT-Tiny pretrained and from scratch, a small one of one's own.
     "vit-pretraining": {
         "vit_tiny-pretrained": TRANSFORMER
@@ -96,18 +96,18 @@ DOCUMENTED = {
         "convnext_xxlarge": LARGEST | dict(model="convnext_xxlarge", image_size=256),
     },
     # C1: the zoo.
-    "zoo": each(ZOO_RESIDUAL, RESIDUAL) | each(ZOO_OTHERS, ZOO),
+    "zoo": for_each(ZOO_RESIDUAL, RESIDUAL) | for_each(ZOO_OTHERS, ZOO),
     # C2: channel attention.
-    "eca": each(f"resnet20_no_eca ecanet20_adaptive {ECA_KERNELS}", RESIDUAL),
+    "eca": for_each(f"resnet20_no_eca ecanet20_adaptive {ECA_KERNELS}", RESIDUAL),
     "eca-position": {
         position: RESIDUAL | dict(model="ecanet20_fixed_k3", model_arg=[f"eca_position={position}"])
         for position in ("bn1", "bn2", "add")
     },
     # C3: ghost ratios.
-    "ghost": each("resnet20 resnet32 ghost_resnet20 ghost_resnet32", RESIDUAL)
+    "ghost": for_each("resnet20 resnet32 ghost_resnet20 ghost_resnet32", RESIDUAL)
     | {"ghost_resnet20-ratio3": ghost(3), "ghost_resnet20-ratio4": ghost(4)},
     # D1 and D2: fine-tuning at 32 px.
-    "cnn-vs-vit": each("nfnet_f0 vit_base_patch8", AT_32),
+    "cnn-vs-vit": for_each("nfnet_f0 vit_base_patch8", AT_32),
     "optimizer-schedule": {
         "adamw-cosine": NFNET,
         "sgd-cosine": NFNET | dict(optimizer="sgd", momentum=0.9, nesterov=False),

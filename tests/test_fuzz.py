@@ -138,8 +138,7 @@ LARGE_EPOCH = TABLE.replace(b"\n2", b"\n" + b"2" * 5000)
 def test_metrics_csv(tmp_path, raw):
     path = tmp_path / "metrics.csv"
     path.write_bytes(raw)
-    rows = refuses_in_one_line(metrics.read_metrics, path)
-    assert rows is None or all(int(row["epoch"]) >= 0 for row in rows)
+    refuses_in_one_line(metrics.read_table, path)
     refuses_in_one_line(lambda: metrics.Run(path).scalars)
     with contextlib.closing(run_directory.RunDir(tmp_path)) as run:
 

@@ -63,7 +63,11 @@ def test_published_runs_hold_no_weights_and_no_place(runs):
         runs[0] / "config.json", **{"from": {"lr": "command line", "output_dir": "command line"}}
     )
     put(runs)
-    assert {path.name for path in Path("results/x/be-s0").iterdir()} == set(published.RUN_FILES)
+    assert {path.name for path in Path("results/x/be-s0").iterdir()} == {
+        "config.json",
+        "metrics.csv",
+        "summary.json",
+    }
     text = "".join(path.read_text() for path in Path("results").rglob("*.json"))
     assert not re.search(r"/my|\bme\b|http|host", text)
     config = json.loads(Path("results/x/alpha-s0/config.json").read_text())
@@ -170,6 +174,37 @@ def test_runs_of_different_commits_need_equal_reference_runs(runs, monkeypatch):
         published.load("results/x")
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        dict(title=5), dict(command=None), dict(comparisons=5), dict(comparisons=[["a", "b"]]),
+        dict(runs=[1]), dict(runs=[]), dict(data=[]), dict(reference="x"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_experiment_is_refused(runs, values):
+    put(runs)
+    change(Path("results/x/experiment.json"), **values)
+    with refused("results/x holds no published experiment"):
+        published.load("results/x")
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("config.json", dict(git={"commit": A})),
+        ("config.json", dict(git="x")),
+        ("summary.json", dict(epochs="2")),
+    ],
+    ids=str,
+)
+def test_a_damaged_run_of_an_experiment_is_refused(runs, file, values):
+    put(runs)
+    change(Path("results/x/be-s0") / file, **values)
+    with refused("results/x/be-s0 "):
+        published.load("results/x")
+
+
 def test_a_reference_run_is_a_short_one_of_the_runs_own_arguments():
     given = dict(model="airbench95", tta="flip", model_arg=["a=1", "b=2"], epochs=20, data_dir="x")
     command = reference.short_training("train.py", given | {"pretrained": True, "val_size": 5})
@@ -217,7 +252,10 @@ def test_published_results_may_change_between_runs_but_no_code(tmp_path, monkeyp
     [
         ("publish nowhere --to results/y", "nowhere holds no run"),
         ("publish runs", "--to"),
-        ("publish runs --to results/x --baseline resnet", "compares resnet, which has no runs"),
+        (
+            "publish runs --to results/x --baseline resnet",
+            "--baseline resnet: the labels are alpha, be",
+        ),
         ("publish runs --to runs", "runs holds something else"),
         ("report --results nowhere", "there is no such directory"),
         ("campaign --budget 0", "such as 90m, 3h or 1h30m, not '0'"),
@@ -250,7 +288,7 @@ def test_accuracies_on_training_images_are_compared_where_they_were_measured(run
         change(run / "summary.json", train_clean_acc=accuracy)
     put(runs)
     experiment = published.load("results/x")
-    found = [(row["accuracy of"], row["difference"]) for row in experiment.differences]
+    found = [(row["accuracy on"], row["difference"]) for row in experiment.differences]
     assert found == [("test images", "+4.62"), ("training images", "+12.00")]
     assert "+12.00" not in results._summary([experiment], {})
 

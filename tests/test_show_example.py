@@ -83,11 +83,11 @@ def test_image_files_of_any_size_and_mode_are_shown(path, tmp_path, show):
 
 def test_mistakes_are_shown_the_most_confident_first(path, show):
     result = json.loads(show(path, "--errors", "--count", 6, "--json"))
-    tops = [image["answers"][0]["top"][0] for image in result["pictures"]]
-    assert all(top["class"] != image["truth"] for top, image in zip(tops, result["pictures"]))
+    tops = [image["answers"][0]["top"][0] for image in result["images"]]
+    assert all(top["class"] != image["truth"] for top, image in zip(tops, result["images"]))
     confidence = [top["probability"] for top in tops]
     assert confidence == sorted(confidence, reverse=True) and len(confidence) == 6
-    assert result["picture_file"].endswith("run/errors.png")
+    assert result["figure"].endswith("run/errors.png")
     logits = torch.tensor([[9.0, 0], [0, 5.0], [3.0, 0]])
     assert predict.mistakes(logits, torch.tensor([1, 0, 0]), 5) == [0, 1]
 
@@ -102,10 +102,10 @@ def test_without_a_mistake_nothing_is_drawn(path, capsys, monkeypatch):
 def test_two_checkpoints_are_shown_where_they_disagree(path, tmp_path, show):
     other = write_checkpoint(tmp_path / "other", seed=1)
     result = json.loads(show(path, other.parent, "--count", 3, "--json"))
-    for image in result["pictures"]:
+    for image in result["images"]:
         first, second = (answer["top"][0]["class"] for answer in image["answers"])
         assert first != second
-    assert 0 < len(result["pictures"]) <= 3 and (path.parent / "compare.png").is_file()
+    assert 0 < len(result["images"]) <= 3 and (path.parent / "compare.png").is_file()
     lines = show(path, other, "--index", 4).splitlines()
     assert [line.split(" ")[3] for line in lines[:2]] == ["run:", "other:"]
     logits = [torch.tensor([[9.0, 0], [9, 0], [1, 0]]), torch.tensor([[5.0, 0], [0, 9], [0, 1]])]
@@ -128,6 +128,8 @@ def test_several_checkpoints_must_have_the_same_classes(path, tmp_path, show):
         ("--image a --index 1", "together"),
         ("--report --export onnx", "together"),
         ("--export onnx --show", "--show needs a figure: --export draws none"),
+        ("--report --explain", "--explain has no meaning with --report"),
+        ("--image a --dataset cifar10", "--dataset has no meaning with --image"),
         ("--checkpoint nothing.pt", "no checkpoint nothing.pt"),
         ("--checkpoint text.png", "text.png"),
         ("--checkpoint a b --report", "--report takes one checkpoint"),
@@ -187,9 +189,9 @@ def test_class_names_can_not_control_the_terminal(tmp_path, show):
 
 
 def test_class_names_can_not_control_the_terminal_in_a_report():
-    robustness = {"mean": 1.0, "clean": 1.0, "by_corruption": {"fog": [1.0]}, "pictures": 1}
+    robustness = {"mean": 1.0, "clean": 1.0, "by_corruption": {"fog": [1.0]}, "images": 1}
     result = {"accuracy": 1.0, "top5": 1.0, "calibration_error": 1.0, "robustness": robustness}
-    result |= {"classes": ["\33[2J\n", "b"], "by_class": [1.0, 2.0], "pictures": 1}
+    result |= {"classes": ["\33[2J\n", "b"], "by_class": [1.0, 2.0], "images": 1}
     summary = assess.summary(result | {"dataset": "\33[2J", "weights": "\33[2J"})
     assert len(summary.splitlines()) == 5
     assert all(line.isprintable() for line in summary.splitlines())

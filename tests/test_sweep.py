@@ -74,22 +74,6 @@ def test_the_tables_of_a_sweep(run, capsys):
     assert Path("sweep/pad-s1.log").read_text() == "done\n"
 
 
-def test_differences_are_of_test_and_of_clean_training_accuracy():
-    summaries = {
-        "deep": {"test_acc": 60, "train_clean_acc": 70},
-        "flat": {"test_acc": 65, "train_clean_acc": 90},
-        "old": {"test_acc": 50},
-    }
-    args = SimpleNamespace(seed=0)
-    runs = [
-        SimpleNamespace(label=label, summary=summary | {"parameters": 10}, args=args)
-        for label, summary in summaries.items()
-    ]
-    asked = [("is it worse?", "deep", "flat"), ("is it better?", "deep", "old")]
-    found = [(row["accuracy_of"], row["value"]) for row in findings.differences(asked, runs)]
-    assert found == [("test images", -5), ("training images", -20), ("test images", 10)]
-
-
 def test_finished_runs_are_kept_and_interrupted_ones_resumed(run, capsys):
     assert run("--seeds", 0) == 0
     before = Path("sweep/results.md").read_text()

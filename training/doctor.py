@@ -29,10 +29,10 @@ def report(args):
         return 0
     device = devices.select_device(args.device)
     waiting = start_requests(_addresses(args.data_url))  # they are answered meanwhile
-    found = environment.environment(device)
-    versions = [f"{name} {found[name] or 'missing'}" for name in environment.PACKAGES]
-    print(f"versions: Python {found['python']}, {', '.join(versions)}; {found['platform']}")
-    for line in _devices(found["threads"]):
+    facts = environment.environment(device)
+    versions = [f"{name} {facts[name] or 'missing'}" for name in environment.PACKAGES]
+    print(f"versions: Python {facts['python']}, {', '.join(versions)}; {facts['platform']}")
+    for line in _devices(facts["threads"]):
         print(line)
     chosen = mixed_precision.amp_dtype("auto", device)
     bf16 = "yes" if chosen is torch.bfloat16 else "no"

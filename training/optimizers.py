@@ -70,15 +70,16 @@ def optimizer_defaults(name):
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
     values = _timm_values(name)
-    found = {"lr": values["lr"] if isinstance(values["lr"], float) else None}
-    found["weight_decay"] = float(values["weight_decay"])
+    defaults = {"lr": values["lr"] if isinstance(values["lr"], float) else None}
+    defaults["weight_decay"] = float(values["weight_decay"])
     if "momentum" in values:
-        found["momentum"] = float(values["momentum"] or 0.9)  # torch's 0 is 0.9 in timm's factory
+        # torch's 0 is 0.9 in timm's factory
+        defaults["momentum"] = float(values["momentum"] or 0.9)
     elif values.get("betas"):
-        found["momentum"] = values["betas"][0]
+        defaults["momentum"] = values["betas"][0]
     if "nesterov" in values:
-        found["nesterov"] = values["nesterov"]
-    return found
+        defaults["nesterov"] = values["nesterov"]
+    return defaults
 
 
 def _timm_values(name):

@@ -27,8 +27,8 @@ class StopSignal:
     def _handle(self, number, frame):
         self.number = self.number or number
         if not self.launched:
-            for each in self.before:
-                signal.signal(each, signal.SIG_DFL)
+            for handled in self.before:
+                signal.signal(handled, signal.SIG_DFL)
         elif number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
