@@ -12,6 +12,7 @@ can resume at any batch.
 """
 
 import hashlib
+import math
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from datasets import archives, augment, image_folder, residency, shapes
 from datasets.draws import RankGenerator, send_in_groups
 from datasets.examples import Examples
 from datasets.pipeline import Pipeline
-from datasets.residency import resident_bytes  # noqa: F401 (used by training)
 from datasets.splits import hold_out, limit
 from datasets.statistics import channel_statistics
 
@@ -134,7 +134,7 @@ class Batches:
     def __len__(self):
         if self.shuffle:
             return len(self.labels) // self.batch_size
-        return -(-len(self.labels) // self.batch_size)
+        return math.ceil(len(self.labels) / self.batch_size)
 
     def __iter__(self):
         return self.epoch(0)

@@ -23,7 +23,7 @@ from common import command_line
 from training import arguments, devices, distributed, doctor, mixed_precision, out_of_memory, resume
 from training.checks import check_arguments
 from training.initial_model import build_model, model_card
-from training.inputs import Inputs, parts_of_batch
+from training.inputs import Inputs, batch_parts
 from training.lookahead import Lookahead
 from training.loop import Curve, Step, evaluate_epoch, train_epoch
 from training.moving_average import MovingAverage
@@ -81,7 +81,7 @@ def train(args, saved, ranks):
     model, normalization = build_model(args, split, saved)
     model = distributed.place(model, ranks, dtype, sync_bn=args.sync_bn)
 
-    parts = parts_of_batch(args, ranks)
+    parts = batch_parts(args, ranks)
     inputs = Inputs(args, split, normalization, ranks, dtype, parts.images_at_once)
     train_batches = inputs.training_batches(model)
     eval_batches = inputs.evaluation_batches(model)

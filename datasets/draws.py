@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-MOST_BATCHES = 64  # whose draws are sent to a GPU together
+MAX_BATCHES = 64  # whose draws are sent to a GPU together
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ def rand_beta(generator, count, alpha):
 
     def sample(rows, generator):
         shape = torch.full((rows, 2), float(alpha))
+        if alpha < 0.1:  # gammas of such shapes are often smaller than the smallest float32
+            larger = torch._standard_gamma(shape + 1, generator=generator)
+            uniform = torch.rand(rows, 2, generator=generator, dtype=torch.float64)
+            logs = larger.double().log() + uniform.log() / alpha
+            return (logs[:, 0] - logs[:, 1]).sigmoid().float()
         gammas = torch._standard_gamma(shape, generator=generator).clamp_(min=1e-30)
         return gammas[:, 0] / gammas.sum(1)
 
@@ -101,7 +106,7 @@ def send_in_groups(batches, device):
     """Yields the draws of each batch on the device; `batches` is an iterator over those on the CPU.
 
     A GPU gets those of several batches in one transfer. The next group is drawn during the steps on
-    the current one: two batches in each step, so groups grow from one batch to MOST_BATCHES.
+    the current one: two batches in each step, so groups grow from one batch to MAX_BATCHES.
     """
     if device.type != "cuda":
         for drawn in batches:
@@ -112,7 +117,7 @@ def send_in_groups(batches, device):
         following = []
         for drawn in _send(group, device):
             yield drawn
-            following += itertools.islice(batches, min(2, MOST_BATCHES - len(following)))
+            following += itertools.islice(batches, min(2, MAX_BATCHES - len(following)))
         group = following
 
 

@@ -48,6 +48,8 @@ def load_folder(root, image_size, skip_bad_images):
     """The Split of a folder, with images of at most image_size pixels a side. Raises UserError."""
     listing = _list_folder(root, f"{image_size} {skip_bad_images}")
     path, notes = root / f".cache-{image_size}px.images", []
+    if (root / "test").is_dir() and (root / "val").is_dir():
+        notes.append(f"{root}/val is not used: {root}/test is the test set")
     cached = _read_cache(path, listing, notes)
     if not cached:
         with locking.writing(path):
@@ -61,7 +63,9 @@ def load_folder(root, image_size, skip_bad_images):
     images, unreadable = cached[0], set(cached[1])
     if unreadable:
         first = listing.paths[min(unreadable)]
-        notes.append(f"{len(unreadable)} unreadable images were left out, the first is {first}")
+        notes.append(
+            f"unreadable images that were left out: {len(unreadable)}, the first is {first}"
+        )
     readable = [number for number in range(len(listing.paths)) if number not in unreadable]
     labels = torch.tensor([listing.labels[number] for number in readable])
     train = sum(number < listing.train for number in readable)

@@ -20,7 +20,7 @@ from models.layers import Conv3x3
 
 IMAGE_SIZE = 32
 PATCH = 3 * 2 * 2  # values of a 2x2 patch
-FEWEST_IMAGES = 2 * PATCH  # fewer, of which neighbouring patches are alike, give no covariance
+MIN_IMAGES = 2 * PATCH  # fewer, of which neighbouring patches are alike, give no covariance
 EPSILON = 5e-4  # added to the variances of patches, of normalised images
 # Rates of biases and classifier relative to --lr, the rate of the convolutions, with Muon. The
 # published ones (0.24; 0.053 and 0.67) are for a loss that is summed over a batch of 2,000 images.
@@ -129,9 +129,9 @@ class Airbench(nn.Module):
 
         Raises UserError if these are too few.
         """
-        if len(images) < FEWEST_IMAGES:
+        if len(images) < MIN_IMAGES:
             raise UserError(
-                f"the whitening layer needs at least {FEWEST_IMAGES} training images, "
+                f"the whitening layer needs at least {MIN_IMAGES} training images, "
                 f"not {len(images)}",
                 status=2,
             )

@@ -100,7 +100,7 @@ def recipe(name, transfer=False, frozen=False):
     elif is_published(name):
         chosen["image_size"] = TRANSFER_SIZE
     elif not hasattr(entry.constructor, "group_matcher"):
-        chosen["layer_decay"] = 1.0  # the model doesn't tell the depth of its layers
+        chosen["layer_decay"] = 1.0  # only classes that tell the depth of their layers decay
     return chosen
 
 

@@ -5,6 +5,7 @@
 The bar of the true class is blue, that of a wrong first answer orange; a mark says the same.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +101,8 @@ def _tiles(figure, selection, classes, columns, size, header=0.0):
     (width, height), count = size, len(selection.images)
     content = columns * (width + GAP) + GAP
     total_width = max(content, 4.2)  # of the legend
-    figure.set_size_inches(total_width, -(-count // columns) * (height + ROW_GAP) + 0.55 + header)
+    rows = math.ceil(count / columns)
+    figure.set_size_inches(total_width, rows * (height + ROW_GAP) + 0.55 + header)
     for i in range(count):
         x = (total_width - content) / 2 + GAP + (i % columns) * (width + GAP)
         y = MARGIN + header + (i // columns) * (height + ROW_GAP)

@@ -10,6 +10,7 @@ memory of its steps (devices.keep_freed_memory), which the process of a sweep mu
 import argparse
 import contextlib
 import io
+import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -35,7 +36,7 @@ from training import (
 )
 from training.checks import check_arguments
 from training.initial_model import build_model
-from training.inputs import Inputs, parts_of_batch
+from training.inputs import Inputs, batch_parts
 from training.loop import Step, evaluate, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
@@ -104,7 +105,7 @@ def cost(args):
         raise UserError(f"--batch-size {args.batch_size} is more than {train_images} images")
     steps = args.epochs * (train_images // args.batch_size)
     trained = steps * args.batch_size * _share_of_work(args, steps)
-    evaluations = -(-args.epochs // args.eval_every) * (1 if args.ema_decay == 0 else 2)
+    evaluations = math.ceil(args.epochs / args.eval_every) * (1 if args.ema_decay == 0 else 2)
     evaluated = evaluations * eval_images + args.eval_train * train_images
     return (trained * step + evaluated * evaluation) / images, images / step
 
@@ -129,8 +130,8 @@ def _sizes(args):
 
 def _images_at_once(args, classes, device, dtype):
     """The images that are trained at once. Raises UserError where they don't fit into memory."""
-    parts = parts_of_batch(args, distributed.Ranks(device)).accumulate
-    images, free = -(-args.batch_size // parts), available(device)
+    parts = batch_parts(args, distributed.Ranks(device)).accumulate
+    images, free = math.ceil(args.batch_size / parts), available(device)
     need = memory.need_of_run(args, classes, device=device.type, dtype=dtype)
     if args.micro_batch is None:
         images = min(images, need.largest(free))

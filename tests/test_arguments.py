@@ -127,6 +127,12 @@ def test_another_choice_replaces_what_came_with_the_choice_of_a_config(configure
     assert values(args("--model", "vit_custom"), "mixup", "epochs") == (0.8, 7)
 
 
+def test_what_followed_from_another_option_is_not_taken_from_a_config(configured):
+    origin = {"accumulate": "--micro-batch", "batch_size": "command line"}
+    args = configured({"accumulate": 16, "batch_size": 8}, origin=origin)
+    assert (args.accumulate, args.batch_size) == (1, 8)
+
+
 def test_weights_replace_the_recipe_in_a_config_of_a_run_from_scratch(configured):
     scratch = resolve(train, "--model", "vit_custom", "--epochs", 50)
     record = arguments.record(scratch, {})

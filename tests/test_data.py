@@ -143,13 +143,13 @@ def test_an_unfinished_streamed_epoch_leaves_no_thread():
 def test_images_that_take_a_third_of_the_gpu_are_resident(monkeypatch):
     examples, gpu = random_examples(64), torch.device("cuda")
     padded, _ = Pipeline(MEAN, STD, 32, ("crop",)).prepare(examples.images)
-    assert padded.nbytes <= data.resident_bytes(examples, gpu, "device") < 2 * examples.nbytes
+    assert padded.nbytes <= residency.resident_bytes(examples, gpu, "device") < 2 * examples.nbytes
     monkeypatch.setattr(residency, "available", lambda device: 3 * examples.nbytes)
-    assert data.resident_bytes(examples, gpu) >= padded.nbytes
-    assert data.resident_bytes(examples, gpu, "host") == 0
-    assert data.resident_bytes(examples, torch.device("cpu")) == 0
+    assert residency.resident_bytes(examples, gpu) >= padded.nbytes
+    assert residency.resident_bytes(examples, gpu, "host") == 0
+    assert residency.resident_bytes(examples, torch.device("cpu")) == 0
     monkeypatch.setattr(residency, "available", lambda device: 3 * examples.nbytes - 1)
-    assert data.resident_bytes(examples, gpu) == 0
+    assert residency.resident_bytes(examples, gpu) == 0
 
 
 def test_repeats_augment_each_image_of_a_batch_anew():

@@ -58,7 +58,7 @@ CROPS = Pipeline(MEAN, STD, 32, ("crop", "alternating_flip"), **MIXED, mix_per="
     "options", [dict(repeats=2), dict(shuffle=False), dict(rank=1, world=2)], ids=str
 )
 def test_batches_of_draws_that_were_sent_in_groups_are_the_same(pipeline, options, monkeypatch):
-    monkeypatch.setattr(draws, "MOST_BATCHES", 3)
+    monkeypatch.setattr(draws, "MAX_BATCHES", 3)
     examples = random_examples(64)
     options |= {"seed": 3, "resident": "device"}
     expected = list(Batches(examples, 8, pipeline, **options).epoch(2))
@@ -84,6 +84,6 @@ def test_groups_grow_to_a_limit_and_are_drawn_during_the_steps():
             assert values.shape == (2, 3)
             ahead.append(len(drawn) - step - 1)
             groups.append(gpu.uploads.total())
-    assert ahead[:4] == [0, 1, 2, 3] and max(ahead) < 2 * draws.MOST_BATCHES
+    assert ahead[:4] == [0, 1, 2, 3] and max(ahead) < 2 * draws.MAX_BATCHES
     sizes = [groups.count(number) for number in range(1, groups[-1] + 1)]
     assert sizes == [1, 2, 4, 8, 16, 32, 64, 64, 64, 45]

@@ -148,7 +148,7 @@ def test_unreadable_images_are_skipped_on_request(folder, decoded):
         assert split.train.labels.tolist() == [0, 0, 1, 1]
         assert split.test.labels.tolist() == [0, 0, 1]
         (note,) = split.notes
-        assert note.startswith(f"3 unreadable images were left out, the first is {folder}")
+        assert note.startswith(f"unreadable images that were left out: 3, the first is {folder}")
     assert len(decoded) == 8  # not those with a bad header
     for image, path in zip(split.train.images, readable, strict=True):
         assert np.array_equal(to_numpy(image), image_folder.decode(path, 32))

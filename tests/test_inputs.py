@@ -13,7 +13,7 @@ import train
 from datasets.examples import Split
 from datasets.shapes import SHAPES, make_shapes
 from training.distributed import Ranks
-from training.inputs import LARGEST_EVALUATION_BATCH, Inputs, cached_parts, parts_of_batch
+from training.inputs import LARGEST_EVALUATION_BATCH, Inputs, batch_parts, cached_parts
 from training.linear_probe import Probe
 
 TEST = make_shapes(60, seed=0)
@@ -51,7 +51,10 @@ def test_crops_are_shifted_by_so_many_pixels():
     shifts = [padded[:, :, y : y + 32, x : x + 32] for y in range(3) for x in range(3)]
     hits = torch.stack([(cropped == shifted).all(3).all(2).all(1) for shifted in shifts])
     assert hits.any(0).all() and hits.any(1).sum() > 4
-    with refused("--crop-pixels 32 must be smaller than the stored images of 32 px"):
+    smaller = ("--augment", "random_resized_crop,crop", "--image-size", 16, "--crop-pixels", 20)
+    with refused("--crop-pixels 20 must be smaller than the images of 16 px"):
+        first_batch(*smaller)
+    with refused("--crop-pixels 32 must be smaller than the images of 32 px that are cropped"):
         first_batch("--crop-pixels", 32)
 
 
@@ -94,7 +97,7 @@ def test_ranks_share_a_training_batch_and_evaluate_as_many_images_at_once():
     assert sizes == [[10, 10, 10]] * 2
     for options, expected in (((32,), 128), ((32, 4), 32), ((1024,), LARGEST_EVALUATION_BATCH)):
         argv = [word for pair in zip(("--batch-size", "--accumulate"), options) for word in pair]
-        assert parts_of_batch(resolve(train, *argv), Ranks(CPU)).images_at_once == expected
+        assert batch_parts(resolve(train, *argv), Ranks(CPU)).images_at_once == expected
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,7 @@ def test_ranks_share_a_training_batch_and_evaluate_as_many_images_at_once():
 )
 def test_automatic_parts_fit_the_caches_of_a_cpu(images, size, parts):
     args = resolve(train, "--batch-size", images, "--image-size", size, "--accumulate", "auto")
-    split = parts_of_batch(args, Ranks(CPU))
+    split = batch_parts(args, Ranks(CPU))
     assert (split.accumulate, split.automatic) == (parts, {"accumulate": parts})
     assert images / parts * size**2 <= 500 * 32**2 or images // parts == 2
     for device in ("cuda", "mps"):
@@ -114,7 +117,7 @@ def test_automatic_parts_fit_the_caches_of_a_cpu(images, size, parts):
 
 def test_ranks_split_their_share_alike():
     args = resolve(train, "--batch-size", 2050, "--accumulate", "auto")
-    splits = [parts_of_batch(args, Ranks(CPU, rank, world=4)) for rank in range(4)]
+    splits = [batch_parts(args, Ranks(CPU, rank, world=4)) for rank in range(4)]
     assert {split.accumulate for split in splits} == {2}
 
 

@@ -199,7 +199,7 @@ def test_trying_a_step_leaves_the_model_as_it_was(error):
 
 
 def split_batches(monkeypatch, free, *argv, ranks=None):
-    """The BatchSplit of a run on a device with `free` bytes before the model was placed."""
+    """The BatchParts of a run on a device with `free` bytes before the model was placed."""
     model, _ = build("vit_custom")
     monkeypatch.setattr(memory, "available", lambda device: free - weights_of(model))
     images = SimpleNamespace(nbytes=10**6, cached=False)
@@ -279,7 +279,9 @@ def test_a_shard_of_a_model_is_counted_as_a_shard():
 
 
 def explained(error, world=1, **changes):
-    args = Namespace(**{"batch_size": 64, "accumulate": 2, "image_size": 448} | changes)
+    args = Namespace(
+        **{"batch_size": 64, "accumulate": 2, "image_size": 448, "resume": None} | changes
+    )
     with out_of_memory.explained(args, Ranks(CPU, world=world)):
         raise error
 
@@ -289,6 +291,8 @@ def test_running_out_of_memory_says_what_to_try():
     message = "out of memory with 32 images of 448 px at once: try"
     with refused(f"{message} --accumulate 4", "(CUDA out of memory"):
         explained(error)
+    with refused(f"{message} --grad-checkpointing, or a new run with --accumulate"):
+        explained(error, resume="runs/x")
     with refused(f"{message} --micro-batch 16"):
         explained(error, micro_batch=None)
     with refused("out of memory with 1 images", "--grad-checkpointing"):

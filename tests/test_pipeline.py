@@ -55,12 +55,14 @@ def test_cutmix(count, height, width):
         torch.testing.assert_close(shares[i], share * targets[i] + (1 - share) * targets[j])
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2, 1.0, 4.0])
 def test_mixup_shares_are_beta_distributed(alpha):
     images, targets = torch.zeros(20000, 1, 1, 1), torch.eye(2).repeat(10000, 1)
     shares = mix(images, targets, seeded(), alpha, 0.0, 1.0)[1][targets.bool()]
     assert abs(shares.mean() - 0.5) < 0.01 and shares.min() >= 0 and shares.max() <= 1
     assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
+    # Of Beta(0.01, 0.01), 1.4 % lie there.
+    assert alpha > 0.01 or 0.005 < ((shares > 0.2) & (shares < 0.8)).float().mean() < 0.025
 
 
 @pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0), (1.0, 1.0)])

@@ -90,7 +90,7 @@ def test_the_steps_of_an_estimate_are_those_of_a_run(tiny_run):
     [
         (10**6, {}, "it needs .* GB with 64 at once, and 0.001 GB are free"),
         (10**12, {"dataset": "folder", "data_dir": "nowhere"}, "no folder nowhere"),
-        (10**12, {"image_size": 8, "cutout": 9}, "--cutout 9 removes the whole image"),
+        (10**12, {"image_size": 8, "cutout": 9}, "--cutout 9 must be less than the image"),
     ],
 )
 def test_an_estimate_says_what_can_not_run_here(

@@ -137,6 +137,16 @@ def test_a_run_writes_what_the_documentation_names(train, capsys):
 
 
 @pytest.mark.slow
+def test_images_that_are_left_out_are_named(train, folder, capsys):
+    (folder / "train/dog/0.png").write_text("not an image")
+    data = ("--dataset", "folder", "--data-dir", folder, "--skip-bad-images", "--batch-size", 4)
+    data += ("--limit-train", 0, "--limit-test", 0)
+    directory = train(*data, "--epochs", 1)
+    note = "note: unreadable images that were left out: 1, the first is"
+    assert note in capsys.readouterr().out and note in (directory / "log.txt").read_text()
+
+
+@pytest.mark.slow
 def test_a_run_is_repeated_from_its_config(train):
     first = train(*CNN, *words("--epochs 1 --lr 0.03 --augment flip"), output="first")
     repeat = ["--config", str(first / "config.json"), "--output-dir"]

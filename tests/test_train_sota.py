@@ -110,6 +110,19 @@ def test_a_dry_run_names_what_a_model_does_not_support(dry_run, name):
 
 
 @pytest.mark.slow
+def test_a_smoke_run_of_options_that_an_epoch_more_would_change(train):
+    options = words("--smoke --device cpu --accumulate 2 --schedule cosine --eval-every 2")
+    assert train_sota.main(["--model", "resnet20", "--lookahead", "2", *options]) == 0
+
+
+@pytest.mark.slow
+def test_a_run_of_train_py_can_be_resumed(train):
+    directory = train("--epochs", 2, stop_after=4)
+    assert train_sota.main(["--resume", str(directory), "--device", "cpu"]) == 0
+    assert summary(directory)["status"] == "finished"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["eva02_large", "eva_giant", "convnext_xxlarge", "timm/resnet18", "vit_custom"]
 )

@@ -1,12 +1,14 @@
 """What the training scripts share.
 
 arguments          options, their layers of values, what is recorded
+config_file        reads --config: JSON or YAML
 checks             what is refused before any work
 initial_model      the model that a run starts from
 inputs             the batches that a run trains, evaluates and tests on
 loop               the step loop: train_epoch, evaluate
 state              everything that changes while a run trains: the contents of last.pt
 optimizers         parameter groups and optimizers
+muon               Muon for convolutions with SGD for the rest
 schedules          learning rate, warmup and averaging over the length of a run
 progressive        smaller inputs early in training
 moving_average     the moving average of weights
@@ -25,4 +27,5 @@ linear_probe       a classifier on features that are computed once
 memory             what a step needs, and splitting batches to fit
 out_of_memory      running out of memory, explained
 preflight          --dry-run and --smoke of train_sota.py
+doctor             what this machine has and can reach
 """

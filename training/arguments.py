@@ -73,7 +73,9 @@ BELOW_ONE = number(low=0, high=0.99)
 
 MODEL = (
     Option("--model", str, "a name from --list-models, or timm/<name>"),
-    Option("--model-arg", list, "KEY=VALUE, an option of the model; repeatable"),
+    Option(
+        "--model-arg", list, "KEY=VALUE, an option of the model such as patch_size=8; repeatable"
+    ),
     Option("--list-models", bool, "print all models and exit"),
 )
 TRANSFER = (
@@ -95,12 +97,21 @@ TRANSFER = (
 DATA = (
     Option("--dataset", DATASETS, "folder: DATA_DIR/train/<class>/*.png; shapes: drawn", "cifar10"),
     Option("--data-dir", str, "directory of the archives or of the folder", "data"),
-    Option("--data-url", str, "download the archive from here instead of the published mirrors"),
+    Option(
+        "--data-url",
+        str,
+        "address of the archive (.../cifar-10-python.tar.gz), instead of the mirrors",
+    ),
     Option("--image-size", number(int, low=8, high=1024), "side of the inputs in pixels", 32),
     Option("--val-size", COUNT, "training images to hold out, to select best.pt on", 0),
     Option("--limit-train", COUNT, "keep this many training images (0: all)", 0),
     Option("--limit-test", COUNT, "keep this many test images (0: all)", 0),
-    Option("--resident", ("auto", "device", "host"), "where the images are kept", "auto"),
+    Option(
+        "--resident",
+        ("auto", "device", "host"),
+        "where the images are kept; auto: on the device if they fit",
+        "auto",
+    ),
     Option("--skip-bad-images", bool, "leave out unreadable images of a folder"),
 )
 TRAINING = (
@@ -126,7 +137,7 @@ TRAINING = (
     Option(
         "--ema-decay",
         number_or_auto(low=0, high=0.999999),
-        "decay of the moving average of weights (0: none); default: a twentieth of the run",
+        "decay of the moving average of weights (0: none); default: over a twentieth of the run",
     ),
     Option(
         "--patience",
@@ -160,13 +171,16 @@ AUGMENTATION = (
     Option("--cutmix", RATE, "CutMix's alpha (0: none)"),
     Option("--mix-prob", SHARE, "share of the images (or batches) that are mixed", 0.5),
     Option(
-        "--mix-per", MIX_PER, "each image, or batch, has its own mixing method and share", "image"
+        "--mix-per",
+        MIX_PER,
+        "draw mixing method and share for each image, or once for a batch",
+        "image",
     ),
     Option("--cutout", COUNT, "side of the square to cut out, in pixels", 0),
     Option("--random-erasing", SHARE, "share of the images that lose a rectangle", 0.0),
     Option("--repeated-augment", POSITIVE, "times that a batch holds each of its images", 1),
     Option(
-        "--tta", ("none", *VIEWS), "average over views of a test image, in extra columns", "none"
+        "--tta", ("none", *VIEWS), "also test with logits averaged over views of each image", "none"
     ),
 )
 MACHINE = (
@@ -185,10 +199,19 @@ RUN = (
     Option(
         "--save-every", COUNT, "epochs between weights that are kept as epoch-N.pt (0: none)", 0
     ),
-    Option("--output-dir", str, "instead of runs/<dataset>-<model>-s<seed>-<time>"),
-    Option("--tag", str, "a word for the name of the run"),
+    Option(
+        "--output-dir",
+        str,
+        "directory of the run; default: runs/<dataset>-<model>[-<tag>]-s<seed>-<time>",
+    ),
+    Option("--tag", str, "a word in the name of the run's directory"),
     Option("--curves", argparse.BooleanOptionalAction, "draw curves.png at the end", True),
-    Option("--resume", str, "a run to continue; alone: the newest that isn't finished", alone=True),
+    Option(
+        "--resume",
+        str,
+        "a run to resume; without a value: the newest unfinished one of runs/",
+        alone=True,
+    ),
     Option("--resume-previous", bool, "with --resume: use previous.pt where last.pt is damaged"),
     Option("--config", str, "take arguments from a run's config.json, or from a YAML file"),
 )
@@ -209,7 +232,7 @@ def training_parser(docstring, recipe, pretrained_model=None):
 
     recipe: the script's RECIPE; pretrained_model: the default model with --pretrained.
     """
-    parser = Parser(docstring.split("\n")[0])
+    parser = Parser(" ".join(docstring.split("\n\n")[0].split()))
     parser.recipe, parser.pretrained_model = recipe, pretrained_model
     add_options(parser, "model", MODEL)
     add_options(parser, "transfer", TRANSFER, "Starting from weights selects a recipe of its own.")

@@ -2,8 +2,10 @@
 
 import os
 
+import torch
+
 import models
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.scopes import words
 from models import lora
 from models.weights import weights_file
@@ -15,13 +17,15 @@ from training.schedules import WITH_FINAL_RATE
 
 def check_arguments(args, saved, ranks):
     """Raises UserError for arguments that contradict each other or the model."""
-    _check_batches(args, ranks)
+    smallest = _check_batches(args, ranks)
     _check_transfer(args, saved)
     _check_optimizer(args)
     _check_augmentation(args)
     if args.cutout >= args.image_size:
         size = args.image_size
-        raise UserError(f"--cutout {args.cutout} removes the whole image of {size} px", 2)
+        raise UserError(f"--cutout {args.cutout} must be less than the image size, {size} px", 2)
+    if args.sync_bn and ranks.world == 1 and saved is None:
+        raise UserError("--sync-bn needs several processes: use torchrun", 2)
     if args.patience and not args.val_size:
         raise UserError(f"--patience {args.patience} needs held-out images: add --val-size", 2)
     warmup = args.warmup_epochs
@@ -37,9 +41,12 @@ def check_arguments(args, saved, ranks):
     # Raises UserError where the model can't be built for this image size.
     models.describe(args.model, 10, args.image_size, model_options(args))
     _check_progressive(args)
+    if smallest == 1:
+        _check_single_images(args)
 
 
 def _check_batches(args, ranks):
+    """Returns the fewest images of a process that a step trains on at once."""
     smallest, whose = args.batch_size, f"of --batch-size {args.batch_size}"
     if ranks.world > 1:
         smallest = 2 * (args.batch_size // 2 // ranks.world)  # see data.rank_rows
@@ -51,6 +58,23 @@ def _check_batches(args, ranks):
     if args.batch_size % args.repeated_augment:
         repeats = f"--repeated-augment {args.repeated_augment}"
         raise UserError(f"--batch-size {args.batch_size} is not a multiple of {repeats}", 2)
+    return smallest // (args.accumulate or 1)
+
+
+def _check_single_images(args):
+    """Raises UserError for batch norm over a single pixel: a part of one image on a 1x1 map."""
+    sizes = [size for size, _ in progressive.parse_stages(args.progressive)]
+    size = min([args.image_size, *sizes])
+    with torch.device("meta"):
+        model = models.create_model(args.model, 10, **model_options(args)).train()
+        try:
+            model(torch.empty(1, 3, size, size))
+        except ValueError as error:
+            raise UserError(
+                f"{args.model} can't train on one image at a time ({first_line(error)}): choose a "
+                "larger --batch-size or a smaller --accumulate",
+                2,
+            ) from error
 
 
 def _check_transfer(args, saved):

@@ -17,8 +17,8 @@ import models
 from common.errors import UserError, first_line
 from common.scopes import SCOPES, flag, names
 
-MOST_YAML = 50_000  # characters; a config.json of all arguments has 4,000
-DEEPEST_YAML = 10  # PyYAML takes time quadratic in the depth
+MAX_YAML_LENGTH = 50_000  # characters; a config.json of all arguments has 4,000
+MAX_YAML_DEPTH = 10  # PyYAML takes time quadratic in the depth
 OTHER_SCRIPTS = {"lora_rank": 0, "micro_batch": 0, "ema_device": "same", "fsdp": False}
 
 
@@ -42,7 +42,8 @@ def read_config(path, parser):
     names_only = isinstance(values, dict) and all(isinstance(key, str) for key in values)
     if not names_only or not isinstance(origin, dict):
         raise UserError(f"--config {path} holds no arguments", 2)
-    # What was chosen automatically is chosen anew.
+    # What was chosen automatically is chosen anew, and what followed from --micro-batch follows.
+    values = {key: value for key, value in values.items() if origin.get(key) != "--micro-batch"}
     values = {key: None if origin.get(key) == "auto" else value for key, value in values.items()}
     if isinstance(values.get("model"), str):
         values["model"] = models.canonical(values["model"])
@@ -59,8 +60,10 @@ def _read_json(text, path):
 
 def _read_yaml(text, path):
     """The value of a YAML file of plain values. Raises UserError."""
-    if len(text) > MOST_YAML:
-        raise UserError(f"--config {path} has {len(text)} characters, more than {MOST_YAML}", 2)
+    if len(text) > MAX_YAML_LENGTH:
+        raise UserError(
+            f"--config {path} has {len(text)} characters, more than {MAX_YAML_LENGTH}", 2
+        )
     try:
         _check_structure(text, path)
         return yaml.safe_load(text)
@@ -83,8 +86,8 @@ def _check_structure(text, path):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        if depth > DEEPEST_YAML:
-            raise UserError(f"--config {path} has more than {DEEPEST_YAML} nested levels", 2)
+        if depth > MAX_YAML_DEPTH:
+            raise UserError(f"--config {path} has more than {MAX_YAML_DEPTH} nested levels", 2)
 
 
 def _check_config(values, parser):

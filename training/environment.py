@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ def environment(device):
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "git": git_state(),
-        "command": " ".join([script_name(), *sys.argv[1:]]),
+        "command": shlex.join([script_name(), *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

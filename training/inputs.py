@@ -1,6 +1,7 @@
 """The batches that a run trains, evaluates and tests on."""
 
 import argparse
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,11 +39,13 @@ class Inputs:
         options = {"seed": args.seed, "repeats": args.repeated_augment}
         if args.freeze_backbone:
             return self._features(model, self.split.train, args.batch_size, **options)
-        size = min(self.split.train.shape[2:])
-        if args.crop_pixels >= size:
-            problem = f"must be smaller than the stored images of {size} px"
-            raise UserError(f"--crop-pixels {args.crop_pixels} {problem}", 2)
         transforms = () if args.augment == "none" else args.augment.split(",")
+        size = min(self.split.train.shape[2:])
+        if "random_resized_crop" in transforms:
+            size = min(size, args.image_size)
+        if args.crop_pixels >= size:
+            problem = f"must be smaller than the images of {size} px that are cropped"
+            raise UserError(f"--crop-pixels {args.crop_pixels} {problem}", 2)
         pipeline = Pipeline(
             *self.normalization,
             args.image_size,
@@ -108,7 +111,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class BatchSplit:
+class BatchParts:
     """How a batch is split. images_at_once: of an evaluation, per rank.
 
     automatic: {argument: value} of what "auto" stood for; derived: of what follows from it.
@@ -120,8 +123,8 @@ class BatchSplit:
     derived: dict
 
 
-def parts_of_batch(args, ranks):
-    """The BatchSplit of --accumulate, the same on all ranks."""
+def batch_parts(args, ranks):
+    """The BatchParts of --accumulate, the same on all ranks."""
     automatic, accumulate = {}, args.accumulate
     if accumulate is None:
         shares = data.rank_shares(args.batch_size, ranks.world)
@@ -129,7 +132,7 @@ def parts_of_batch(args, ranks):
         automatic = {"accumulate": accumulate}
     # Four times those that one process would train on at once: nothing is kept for a backward pass.
     at_once = 4 * max(1, args.batch_size // accumulate)
-    return BatchSplit(accumulate, min(LARGEST_EVALUATION_BATCH, at_once), automatic, {})
+    return BatchParts(accumulate, min(LARGEST_EVALUATION_BATCH, at_once), automatic, {})
 
 
 def cached_parts(args, device, images):
@@ -141,4 +144,4 @@ def cached_parts(args, device, images):
     if device.type != "cpu" or args.freeze_backbone:
         return 1
     largest = max(1, CACHED_PIXELS // args.image_size**2)
-    return max(1, min(-(-images // largest), images // 2))
+    return max(1, min(math.ceil(images / largest), images // 2))

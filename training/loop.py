@@ -24,7 +24,7 @@ from training.distributed import Ranks
 from training.mixed_precision import autocast, fp32_classifier
 
 METRICS = ("loss", "acc", "top5")  # of an evaluation
-MOST_SKIPS = 20  # the scale is halved at each: from 65536 to less than 0.1
+MAX_SKIPS = 20  # the scale is halved at each: from 65536 to less than 0.1
 # Batches of an evaluation after which several ranks ask each other whether to stop: each time they
 # wait for the slowest.
 POLL_EVERY = 4
@@ -151,8 +151,8 @@ def train_epoch(state, batches, step, stop=never, show=None):
                 state.average.update()
         else:
             state.skipped_steps += 1
-            if state.skipped_steps >= MOST_SKIPS:
-                raise _not_finite(f"{MOST_SKIPS} steps in a row overflowed fp16", progress, lr)
+            if state.skipped_steps >= MAX_SKIPS:
+                raise _not_finite(f"{MAX_SKIPS} steps in a row overflowed fp16", progress, lr)
         optimizer.zero_grad(set_to_none=True)
 
         progress.count_step(images, loss_sum, correct, finite)

@@ -10,6 +10,7 @@ storage once; they grow linearly with the batch, so two small batches are enough
 """
 
 import contextlib
+import math
 import unittest.mock
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,7 @@ from datasets.residency import resident_bytes
 from models import lora
 from models.weights import classifier_keys
 from training.initial_model import model_options
-from training.inputs import BatchSplit, parts_of_batch
+from training.inputs import BatchParts, batch_parts
 from training.mixed_precision import autocast
 from training.optimizers import STATES
 from training.out_of_memory import is_out_of_memory
@@ -287,7 +288,7 @@ def need_of_run(args, num_classes, *, device, dtype, world=1):
 
 
 def split_batches(args, model, split, dtype, ranks):
-    """The BatchSplit of a run's arguments, the same on all ranks.
+    """The BatchParts of a run's arguments, the same on all ranks.
 
     --micro-batch auto is found on CUDA by trying, elsewhere by the estimate against the free
     memory. Raises UserError where not even one image fits.
@@ -297,17 +298,17 @@ def split_batches(args, model, split, dtype, ranks):
         micro_batch = 0  # --accumulate was asked for, --micro-batch is a default
     if micro_batch == 0:
         derived = {"micro_batch": 0} if args.micro_batch != 0 else {}
-        return replace(parts_of_batch(args, ranks), derived=derived)
+        return replace(batch_parts(args, ranks), derived=derived)
     shares = data.rank_shares(args.batch_size, ranks.world)
     automatic = {}
     if micro_batch is None:
         micro_batch = _largest_micro_batch(args, model, split, dtype, ranks, max(shares))
         automatic = {"micro_batch": micro_batch}
     if args.freeze_backbone:  # its features are small
-        parts = parts_of_batch(args, ranks)
+        parts = batch_parts(args, ranks)
         return replace(parts, images_at_once=micro_batch, automatic=automatic | parts.automatic)
-    accumulate = min(-(-max(shares) // micro_batch), *shares)
-    return BatchSplit(accumulate, micro_batch, automatic, {"accumulate": accumulate})
+    accumulate = min(math.ceil(max(shares) / micro_batch), *shares)
+    return BatchParts(accumulate, micro_batch, automatic, {"accumulate": accumulate})
 
 
 def _is_more_explicit(origin, name, than):
@@ -347,7 +348,7 @@ def _largest_micro_batch(args, model, split, dtype, ranks, share):
             f"a step of {args.model} with one image needs {one:.2f} GB, and {device} has {gb:.2f} "
             f"GB free: python train_sota.py --dry-run lists what would make it fit"
         )
-    return -(-share // parts)
+    return math.ceil(share / parts)
 
 
 def fewest_parts(images, fits):
@@ -356,13 +357,14 @@ def fewest_parts(images, fits):
     fits(count) is called for few counts: all images, halves until one fits, then in between.
     """
     parts, failed = 1, 0
-    while not fits(-(-images // parts)):
+    while not fits(math.ceil(images / parts)):
         if parts >= images:
             return None
         parts, failed = min(2 * parts, images), parts
     while parts - failed > 1:
         middle = (parts + failed) // 2
-        if -(-images // middle) == -(-images // parts) or fits(-(-images // middle)):
+        largest = math.ceil(images / middle)
+        if largest == math.ceil(images / parts) or fits(largest):
             parts = middle
         else:
             failed = middle

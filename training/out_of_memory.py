@@ -1,6 +1,7 @@
 """Running out of memory: recognised among other errors, and explained."""
 
 import contextlib
+import math
 
 import torch
 
@@ -35,11 +36,13 @@ def explained(args, ranks, accumulate=None):
         if not is_out_of_memory(error):
             raise
         parts = accumulate or args.accumulate or 1
-        images = -(-args.batch_size // (ranks.world * parts))
+        images = math.ceil(args.batch_size / (ranks.world * parts))
         if images == 1:
             advice = "--grad-checkpointing, or --ema-device cpu or --lora-rank 16 of train_sota.py"
         elif hasattr(args, "micro_batch"):
             advice = f"--micro-batch {images // 2}"
+        elif args.resume:
+            advice = "--grad-checkpointing, or a new run with --accumulate"
         else:
             advice = f"--accumulate {2 * parts}"
         raise UserError(

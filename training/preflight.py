@@ -5,6 +5,7 @@ smoke(parser, given, main)
 """
 
 import copy
+import math
 import os
 from pathlib import Path
 
@@ -28,11 +29,17 @@ SMOKE = {
     "batch_size": 16,
     "micro_batch": 8,
     "epochs": 1,
-    "schedule": "constant",
-    "warmup_epochs": 0.0,
     "ema_decay": 0.9,
     "tag": "smoke",
     "curves": False,
+}
+# So that the run can be extended by an epoch.
+EXTENDABLE = {
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "eval_every": 1,
+    "lookahead": 0,
+    "progressive": "none",
 }
 # What makes a step smaller, one line of the table each.
 SMALLER = (
@@ -69,7 +76,7 @@ def print_need(args, num_classes, *, dtype, device, free):
     on_host = "" if device == "cpu" else f"; to save it, {in_gb(need.host)} on the host"
     total, image = in_gb(need.fixed), in_gb(need.image)
     print(f"GB: {listed}, together {total}; activations {image} per image{on_host}")
-    share = -(-args.batch_size // world)
+    share = math.ceil(args.batch_size / world)
     parts = args.accumulate or cached_parts(args, torch.device(device), share)
     print(_verdict(args, need, share, parts, free))
     return need
@@ -81,16 +88,17 @@ def _verdict(args, need, share, parts, free):
     if args.micro_batch:
         wanted = args.micro_batch
     elif args.micro_batch == 0:
-        wanted = -(-share // parts)
+        wanted = math.ceil(share / parts)
     else:  # auto
         wanted = min(share, max(1, most))
     if wanted <= most:
         verdict = "fits"
     else:
         verdict = f"does not fit, {most} at once would" if most else "does not fit"
+    times = _count(math.ceil(share / wanted), "time")
     return (
         f"needs {in_gb(need.total(wanted))} GB for {_count(wanted, 'image')} at once, "
-        f"{_count(-(-share // wanted), 'time')} for a batch of {share}; {in_gb(free)} GB are free, "
+        f"{times} for a batch of {share}; {in_gb(free)} GB are free, "
         f"of which a tenth is kept spare: {verdict}"
     )
 
@@ -116,7 +124,7 @@ def dry_run(args, gpu_memory):
     else:
         here = devices.select_device(args.device)
         device, free = here.type, available(here)
-        dtype = mixed_precision.amp_dtype(args.amp, here)
+        dtype = mixed_precision.amp_dtype_for(args, here)
     num_classes = number_of_classes(args)
     need = print_need(args, num_classes, dtype=dtype, device=device, free=free)
     columns = f"{'GB besides images':>18}{'GB per image':>13}{'images at once':>16}"
@@ -195,9 +203,7 @@ def _small_copy(parser, given):
         given.setdefault("layer_decay", 0.85)
     pairs = [f"{key}={value}" for key, value in options.items()] + given.get("model_arg", [])
     path = run_directory.new_path("runs", "shapes", name, "smoke", given.get("seed", 0))
-    return (
-        SMOKE
-        | {"image_size": size, "output_dir": str(path)}
-        | given
-        | {"model": name, "model_arg": pairs}
-    )
+    small = SMOKE | {"image_size": size, "output_dir": str(path)}
+    if "accumulate" in given:
+        del small["micro_batch"]
+    return small | given | EXTENDABLE | {"model": name, "model_arg": pairs}

@@ -38,7 +38,8 @@ def resolve(defaults, given):
     given = given | {"resume_previous": used_previous, "output_dir": str(path)}
     try:
         training = saved["training"]
-        values, origin = defaults | dict(training["arguments"]), dict(training["origin"])
+        values = defaults | dict(training["arguments"])
+        origin = dict.fromkeys(defaults, "default") | dict(training["origin"])
         training["progress"]["epoch"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{_source(path, used_previous)} is not the last.pt of a run") from error

@@ -54,7 +54,7 @@ def open_run(args, split, state, curve, step, train_batches, saved):
             run.display.close()
             run.directory.close()
         if run.exit_status == 0 and step.ranks.first:
-            run.display.say(f"{final_line(run.figures, args.tta)}  {run.directory.path}")
+            run.display.say(f"{final_line(run.results, args.tta)}  {run.directory.path}")
 
 
 class Run:
@@ -65,7 +65,7 @@ class Run:
         self.ranks, self.stop, self.display = step.ranks, stop, display
         self.show = display.step if self.ranks.first else None
         self.directory = run_directory.NullRunDir()
-        self.figures, self.exit_status = {}, None
+        self.results, self.exit_status = {}, None
         self.earlier_seconds = state.progress.wall_seconds  # of the processes before this one
 
     @property
@@ -202,20 +202,20 @@ class Run:
         if not self.state.history:  # of an old run whose metrics.csv has other columns
             raise UserError("metrics.csv doesn't have the accuracy of the last epoch")
         _, top1, top5 = self.state.history[-1]
-        self.figures = {
+        self.results = {
             "test_acc": top1,
             "test_top5": top5,
             "reported": "best epoch on held-out images" if self.split.val else "last epoch",
             "weights": "moving average" if self.state.average else "as trained",
         } | tested
         if self.args.patience:
-            self.figures["stopped_early"] = self.stopped_early
+            self.results["stopped_early"] = self.stopped_early
         if self.stopped_early:
             best = self.state.best["epoch"]
             print(f"stopped early after epoch {self.state.epoch}: epoch {best} was the best")
         self.directory.write_summary(
             "finished",
-            **self.figures,
+            **self.results,
             **self._standing(),
             parameters=self.parameters,
             gmacs=self.macs / 1e9,
@@ -227,7 +227,7 @@ class Run:
         if self.ranks.first:
             values, _ = self.state.record
             tensorboard.write_end(
-                self.directory, values, self.figures, self.split.classes, self.state
+                self.directory, values, self.results, self.split.classes, self.state
             )
 
     def interrupted(self):

@@ -8,7 +8,7 @@ from torch.utils.tensorboard.summary import hparams
 from common.scopes import names
 from common.text import printable
 
-MOST_NAMES = 20  # classes whose confusion matrix is also written as a table with names
+MAX_NAMES = 20  # classes whose confusion matrix is also written as a table with names
 CELL = 24  # pixels
 FINAL = ("test_acc", "test_top5", "test_tta_acc", "test_tta_top5", "train_clean_acc")
 BLUE = (0.0, 0.27, 0.53)
@@ -39,7 +39,7 @@ def write_end(directory, arguments, figures, classes, state):
         write_hparams(directory.events, arguments, final)
         if counts.any():
             directory.events.add_image("confusion", confusion_image(counts), step)
-            if len(classes) <= MOST_NAMES:
+            if len(classes) <= MAX_NAMES:
                 directory.events.add_text("confusion", confusion_table(counts, classes), step)
         directory.events.flush()
     except OSError as error:

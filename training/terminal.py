@@ -4,6 +4,8 @@ import signal
 
 from tqdm import tqdm
 
+from common.text import printable
+
 
 class StopSignal:
     """Becomes true at the first SIGINT or SIGTERM; the second one ends the process at once.
@@ -61,6 +63,8 @@ class ProgressDisplay:
         if progress.step:
             line += f"; from epoch {progress.epoch + 1}, step {progress.step + 1}"
         self.say(line)
+        for note in split.notes:
+            self.say(printable(f"note: {note}"))
 
     def step(self, progress, loss):
         if self.bar is None:
