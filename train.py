@@ -22,10 +22,11 @@ from analysis.curves import draw_finished
 from common import command_line
 from training import arguments, devices, distributed, doctor, mixed_precision, out_of_memory, resume
 from training.checks import check_arguments
+from training.evaluation import Curve, evaluate_epoch
 from training.initial_model import build_model, model_card
 from training.inputs import Inputs, batch_parts
 from training.lookahead import Lookahead
-from training.loop import Curve, Step, evaluate_epoch, train_epoch
+from training.loop import Step, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
 from training.progressive import size_schedule

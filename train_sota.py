@@ -37,10 +37,11 @@ from training import (
 )
 from training.arguments import Option
 from training.checks import check_arguments, check_fitting
+from training.evaluation import Curve, evaluate_epoch
 from training.initial_model import build_model, model_card
 from training.inputs import Inputs
 from training.lookahead import Lookahead
-from training.loop import Curve, Step, evaluate_epoch, train_epoch
+from training.loop import Step, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
 from training.progressive import size_schedule

@@ -35,9 +35,10 @@ from training import (
     preflight,
 )
 from training.checks import check_arguments
+from training.evaluation import evaluate
 from training.initial_model import build_model
 from training.inputs import Inputs, batch_parts
-from training.loop import Step, evaluate, train_epoch
+from training.loop import Step, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
 from training.progressive import size_schedule

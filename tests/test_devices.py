@@ -9,7 +9,7 @@ import torch.nn as nn
 from helpers.errors import refused
 from helpers.training import CPU
 
-from training import devices, linear_probe, loop, mixed_precision
+from training import devices, evaluation, linear_probe, mixed_precision
 from training.moving_average import MovingAverage
 
 BF16 = torch.bfloat16
@@ -90,6 +90,6 @@ def test_an_evaluation_in_bf16_distinguishes_logits_that_tie_there(kind):
             assert model.eval()(images).argmax(1).tolist() == [0] * 4  # the wrong class
     labels = torch.ones(4, dtype=torch.int64)
     for _ in range(3):
-        assert loop.evaluate(model, [(images, labels)], dtype=BF16)["acc"] == 100
+        assert evaluation.evaluate(model, [(images, labels)], dtype=BF16)["acc"] == 100
     with mixed_precision.autocast(CPU, BF16):
         assert model.train()(images).dtype == BF16  # training is not changed

@@ -14,7 +14,7 @@ import data
 from datasets.examples import Split
 from datasets.pipeline import Pipeline
 from models.weights import load_checkpoint
-from training import loop
+from training import evaluation
 from training.distributed import Ranks
 from training.inputs import Inputs
 
@@ -40,7 +40,9 @@ def on_training_images(path, **options):
     net, card = load_checkpoint(path)
     split = data.load("shapes", limit_train=96, limit_test=50, **options)
     pipeline = Pipeline(card["mean"], card["std"], card["image_size"])
-    metrics = loop.evaluate(net.eval(), data.Batches(split.train, 50, pipeline, shuffle=False))
+    metrics = evaluation.evaluate(
+        net.eval(), data.Batches(split.train, 50, pipeline, shuffle=False)
+    )
     return {f"train_clean_{name}": value for name, value in metrics.items()}
 
 

@@ -15,7 +15,7 @@ from helpers.training import CPU, fit, ordered, random_images, resolve, same, st
 import train
 import train_sota
 import train_vit
-from training import checks, loop, progressive, resume
+from training import checks, evaluation, loop, progressive, resume
 from training.distributed import Ranks
 from training.progressive import parse_stages, size_schedule
 
@@ -117,7 +117,7 @@ def test_training_follows_the_schedule_and_resumes_at_any_step(monkeypatch):
     expected = start(AnySize())
     fit(expected, 3, size_at=size_at)
     assert expected.model.sizes[True] == [size_at(step) for step in range(9)]
-    loop.evaluate(expected.model, ordered(random_images(20)))
+    evaluation.evaluate(expected.model, ordered(random_images(20)))
     assert expected.model.sizes[False] == [8]
     for steps in (1, 3, 5, 7):
         state = start(AnySize())

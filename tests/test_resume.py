@@ -30,7 +30,7 @@ import models
 import train_sota
 from common import checkpoint
 from models.weights import load_checkpoint
-from training import inputs, loop
+from training import evaluation, inputs
 
 pytestmark = pytest.mark.slow
 
@@ -348,14 +348,14 @@ def test_an_infinite_loss_in_an_evaluation_stops_the_run(
     train, uninterrupted, tmp_path, monkeypatch
 ):
     """The training of the second epoch was as good as ever."""
-    evaluate, calls = loop.evaluate, []
+    evaluate, calls = evaluation.evaluate, []
 
     def spoiled(*args, **options):
         calls.append(1)
         return evaluate(*args, **options) | ({"loss": float("nan")} if len(calls) > 2 else {})
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", spoiled)
+        patch.setattr(evaluation, "evaluate", spoiled)
         with refused("the val loss after step 6 (epoch 2) is nan", "last.pt is the last good"):
             train(*OPTIONS)
     cut = tmp_path / "run"

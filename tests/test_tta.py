@@ -17,7 +17,7 @@ import train_sota
 import train_vit
 from datasets.pipeline import Pipeline
 from models.weights import load_checkpoint
-from training import checks, loop
+from training import checks, evaluation
 from training.distributed import Ranks
 from training.test_time_augmentation import VIEWS, flip, flip_shift
 
@@ -62,7 +62,7 @@ def test_an_image_and_its_mirror_image_are_predicted_alike(view):
 
 def test_an_evaluation_counts_every_image_once_with_the_averaged_logits():
     examples, net = random_images(101), model()
-    metrics = loop.evaluate(net, ordered(examples, 30), predict=flip)
+    metrics = evaluation.evaluate(net, ordered(examples, 30), predict=flip)
     ((x, y),) = ordered(examples, 101)
     logits = flip(net, x).detach()
     assert metrics["loss"] == pytest.approx(F.cross_entropy(logits, y).item())
@@ -85,7 +85,7 @@ def result_of(path, view):
     net, card = load_checkpoint(path)
     split = data.load("shapes", limit_test=50)
     batches = data.Batches(split.test, 50, Pipeline(card["mean"], card["std"], 32), shuffle=False)
-    metrics = loop.evaluate(net.eval(), batches, predict=VIEWS[view])
+    metrics = evaluation.evaluate(net.eval(), batches, predict=VIEWS[view])
     return {"test_tta_acc": metrics["acc"], "test_tta_top5": metrics["top5"]}
 
 

@@ -5,7 +5,8 @@ config_file        reads --config: JSON or YAML
 checks             what is refused before any work
 initial_model      the model that a run starts from
 inputs             the batches that a run trains, evaluates and tests on
-loop               the step loop: train_epoch, evaluate
+loop               the step loop: train_epoch
+evaluation         loss and accuracy over every image: evaluate
 state              everything that changes while a run trains: the contents of last.pt
 optimizers         parameter groups and optimizers
 muon               Muon for convolutions with SGD for the rest

@@ -1,8 +1,7 @@
-"""The step loop: `train_epoch` trains, `evaluate` measures. Neither knows a recipe.
+"""The step loop, which knows no recipe.
 
     step = Step(lr_at=lambda step: 0.1, dtype=torch.bfloat16)
-    state, curve = State(model, optimizer), Curve("test", every=1, epochs=10)
-    row = train_epoch(state, train_batches, step) | evaluate_epoch(state, test_batches, curve, step)
+    row = train_epoch(State(model, optimizer), train_batches, step)
 
 The state between two steps is the weights, the optimizer and `Progress`: batches and dropout are
 drawn from functions of (seed, epoch, batch), the learning rate is a function of the step. So a run
@@ -21,13 +20,9 @@ import torch.nn.functional as F
 from common.errors import UserError
 from training import devices, progressive
 from training.distributed import Ranks
-from training.mixed_precision import autocast, fp32_classifier
+from training.mixed_precision import autocast
 
-METRICS = ("loss", "acc", "top5")  # of an evaluation
 MAX_SKIPS = 20  # the scale is halved at each: from 65536 to less than 0.1
-# Batches of an evaluation after which several ranks ask each other whether to stop: each time they
-# wait for the slowest.
-POLL_EVERY = 4
 
 
 class Interrupted(Exception):
@@ -59,24 +54,8 @@ class Step:
     size_at: Callable = progressive.full_size
 
 
-@dataclass(frozen=True)
-class Curve:
-    """What is measured during training: the images ("test" or "val"), every how many epochs."""
-
-    name: str
-    every: int
-    epochs: int
-
-    def is_due(self, epoch):
-        return epoch % self.every == 0 or epoch == self.epochs
-
-
 def never():
     return False
-
-
-def single_view(model, inputs):
-    return model(inputs)
 
 
 def train_epoch(state, batches, step, stop=never, show=None):
@@ -112,53 +91,36 @@ def train_epoch(state, batches, step, stop=never, show=None):
             state.gradient_order_settled = True
         devices.seed_model(step.seed, device, progress.epoch, purpose, progress.batch)
         before_step.take()
-        # A rank that was asked to stop says so with its metrics, and all stop after this step.
-        asked = several and stop()
         images = batches.batch_size if several else len(targets)  # of all ranks
-
-        chunks = (tensor.tensor_split(step.accumulate) for tensor in (inputs, targets))
-        parts, readbacks = list(zip(*chunks)), []
-        for number, (x, y) in enumerate(parts, 1):
-            with _without_synchronisation(model, number < len(parts)):
-                with autocast(device, step.dtype):
-                    logits = model(x)
-                loss = step.loss_fn(logits.float(), y)
-                sums = [loss.detach() * len(y), _count_correct(logits.detach(), y)]
-                if several:
-                    sums.append(torch.full_like(loss, asked))
-                readbacks.append(_Readback(ranks.sum(torch.stack(sums))))
-                with _statistics_unchanged(after_forward):
-                    # Ranks average their gradients: each part counts by its images.
-                    scaler.scale(loss * (len(y) * ranks.world / images)).backward()
-        sums = [sum(values) for values in zip(*(readback.tolist() for readback in readbacks))]
-        loss_sum, correct = sums[:2]
-
+        asked = several and stop()
+        loss_sum, correct, any_asked = _add_gradients(
+            model,
+            inputs,
+            targets,
+            step=step,
+            scaler=scaler,
+            images=images,
+            asked=asked,
+            after_forward=after_forward,
+        )
         finite = math.isfinite(loss_sum)
         if not finite and not scaler.is_enabled():  # the scaler skips such a step
             raise _not_finite(f"the loss is {loss_sum / images}", progress, lr)
-        drop_gradients_at_rate_zero(optimizer)
-        if step.clip_grad:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), step.clip_grad)
-        updated = _update(scaler, optimizer)
+        updated = _update_weights(model, optimizer, scaler, step.clip_grad)
+        state.skipped_steps = 0 if updated else state.skipped_steps + 1
+        if state.skipped_steps >= MAX_SKIPS:
+            raise _not_finite(f"{MAX_SKIPS} steps in a row overflowed fp16", progress, lr)
         if not updated:
             before_step.restore()  # batch norm has seen the overflow, too
         if state.lookahead:
             state.lookahead.update(progress.step + 1)
-        if updated:
-            state.skipped_steps = 0
-            if state.average:
-                state.average.update()
-        else:
-            state.skipped_steps += 1
-            if state.skipped_steps >= MAX_SKIPS:
-                raise _not_finite(f"{MAX_SKIPS} steps in a row overflowed fp16", progress, lr)
-        optimizer.zero_grad(set_to_none=True)
+        if state.average and updated:
+            state.average.update()
 
         progress.count_step(images, loss_sum, correct, finite)
         if show:
             show(progress, loss_sum / images)
-        stop_now = sums[2] > 0 if several else stop()
+        stop_now = any_asked if several else stop()
         if stop_now:
             _check_state(model, optimizer, progress, lr, ranks)  # what is saved now must be good
             progress.seconds = time.perf_counter() - start
@@ -177,90 +139,41 @@ def train_epoch(state, batches, step, stop=never, show=None):
     }
 
 
-def evaluate_epoch(state, batches, curve, step, stop=never):
-    """The columns of metrics.csv for the model, and with "ema_" for the moving average.
+def _add_gradients(model, inputs, targets, *, step, scaler, images, asked, after_forward):
+    """Forward and backward pass of a batch, in parts.
 
-    None in each column where the curve leaves the epoch out. Raises NonFiniteLoss, Interrupted.
+    images: of all ranks; asked: whether this rank was asked to stop, which it tells the others with
+    its metrics; after_forward: a _Snapshot of statistics that the backward pass must not change.
+    Returns (sum of the losses, number of hits, whether any rank was asked to stop), of all ranks.
     """
-    epoch = state.progress.epoch + 1
-    prefixes = ("", "ema_") if state.average else ("",)
-    if not curve.is_due(epoch):
-        return {f"{prefix}{curve.name}_{metric}": None for prefix in prefixes for metric in METRICS}
-
-    def measure(model, prefix, confusion):
-        step.ranks.broadcast(model.buffers())  # each rank has its own statistics of batch norm
-        start = time.perf_counter()
-        metrics = evaluate(
-            model, batches, dtype=step.dtype, stop=stop, ranks=step.ranks, confusion=confusion
-        )
-        state.progress.eval_seconds += time.perf_counter() - start
-        if not math.isfinite(metrics["loss"]):
-            number = state.progress.step
-            raise NonFiniteLoss(
-                f"the {curve.name} loss after step {number} (epoch {epoch}) is {metrics['loss']}, "
-                f"with learning rate {step.lr_at(number - 1):.4g}: stopped; last.pt is the last "
-                f"good state; try a smaller --lr"
-            )
-        return {f"{prefix}{curve.name}_{metric}": metrics[metric] for metric in METRICS}
-
-    # The confusion matrix is that of the weights and images that the test accuracy is of.
-    final = epoch == curve.epochs and curve.name == "test"
-    confusion = state.confusion if final else None
-    if not state.average:
-        return measure(state.model, "", confusion)
-    row = measure(state.model, "", None)
-    with state.average.on_device() as model:
-        return row | measure(model, "ema_", confusion)
+    several, device = step.ranks.world > 1, inputs.device
+    chunks = (tensor.tensor_split(step.accumulate) for tensor in (inputs, targets))
+    parts, readbacks = list(zip(*chunks)), []
+    for number, (x, y) in enumerate(parts, 1):
+        with _without_synchronisation(model, number < len(parts)):
+            with autocast(device, step.dtype):
+                logits = model(x)
+            loss = step.loss_fn(logits.float(), y)
+            sums = [loss.detach() * len(y), _count_correct(logits.detach(), y)]
+            if several:
+                sums.append(torch.full_like(loss, asked))
+            readbacks.append(_Readback(step.ranks.sum(torch.stack(sums))))
+            with _statistics_unchanged(after_forward):
+                # Ranks average their gradients: each part counts by its images.
+                scaler.scale(loss * (len(y) * step.ranks.world / images)).backward()
+    sums = [sum(values) for values in zip(*(readback.tolist() for readback in readbacks))]
+    return sums[0], sums[1], several and sums[2] > 0
 
 
-@torch.no_grad()
-def evaluate(
-    model,
-    batches,
-    *,
-    predict=single_view,
-    loss_fn=F.cross_entropy,
-    dtype=None,
-    stop=never,
-    ranks=None,
-    confusion=None,
-):
-    """{"loss": mean, "acc": top-1 %, "top5": %} over every image once, summed on the device.
-
-    predict(model, inputs): the logits; ranks: the processes that share the batches; each gets the
-    metrics of all images. confusion(predictions, labels): called for each batch, with this rank's
-    part. Raises Interrupted when stop() is true: between two batches, or on all ranks together
-    after POLL_EVERY batches.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    ranks = ranks or Ranks(device)
-    counts, losses = torch.zeros(3, dtype=torch.int64, device=device), []
-    for number, (inputs, labels) in enumerate(batches, 1):
-        if len(labels) == 0 and ranks.sharded:
-            # The other ranks need this rank's shard of the model.
-            predict(model, inputs.new_zeros(1, *inputs.shape[1:]))
-        if len(labels):  # a rank's part of a small last batch may be empty
-            with autocast(device, dtype), fp32_classifier(model, dtype):
-                logits = predict(model, inputs)
-            logits = logits.float()
-            losses.append(loss_fn(logits, labels) * len(labels))
-            predictions = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            hits = predictions == labels[:, None]
-            count = hits.new_full((), len(labels), dtype=torch.int64)
-            counts += torch.stack([hits[:, 0].sum(), hits.sum(), count])
-            if confusion:
-                confusion(predictions[:, 0], labels)
-        if (ranks.world == 1 or number % POLL_EVERY == 0) and ranks.any(stop()):
-            raise Interrupted
-    sums = [*counts.tolist(), sum(torch.stack(losses).tolist()) if losses else 0.0]
-    if ranks.world > 1:
-        sums.append(stop())
-        sums = ranks.sum(torch.tensor(sums, dtype=torch.float64, device=device)).tolist()
-        if sums.pop():
-            raise Interrupted
-    top1, top5, count, loss = sums
-    return {"loss": loss / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}
+def _update_weights(model, optimizer, scaler, clip_grad):
+    """Takes the optimizer's step and drops the gradients; False where fp16 skipped the step."""
+    drop_gradients_at_rate_zero(optimizer)
+    if clip_grad:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+    updated = _optimizer_step(scaler, optimizer)
+    optimizer.zero_grad(set_to_none=True)
+    return updated
 
 
 # ---- parts of a step -----------------------------------------------------------------------------
@@ -300,7 +213,7 @@ def _count_correct(logits, targets):
     return (logits.argmax(1) == labels).sum().float()
 
 
-def _update(scaler, optimizer):
+def _optimizer_step(scaler, optimizer):
     """Updates the weights; False where the scaler skipped it because a gradient overflowed.
 
     A hook of the optimizer tells, without reading the scale, for which the host would wait. Not for

@@ -19,6 +19,7 @@ from training import (
     devices,
     distributed,
     environment,
+    evaluation,
     loop,
     mixed_precision,
     out_of_memory,
@@ -34,7 +35,7 @@ from training.test_time_augmentation import VIEWS
 def open_run(args, split, state, curve, step, train_batches, saved):
     """A block in which a run trains. Ctrl-C and SIGTERM end it after a step and save its state.
 
-    curve: loop.Curve; step: loop.Step; saved: the contents of last.pt of a run that resumes.
+    curve: evaluation.Curve; step: loop.Step; saved: the contents of last.pt of a run that resumes.
     """
     explained = out_of_memory.explained(args, step.ranks, step.accumulate)
     with explained, StopSignal(launched=distributed.is_launched()) as stop:
@@ -156,12 +157,12 @@ class Run:
                 columns |= self._test_time_augmentation(model, batches)
             if self.args.eval_train:
                 metrics = self._evaluate(model, inputs.without_augmentation(train_batches))
-                columns |= {f"train_clean_{name}": metrics[name] for name in loop.METRICS}
+                columns |= {f"train_clean_{name}": metrics[name] for name in evaluation.METRICS}
         return columns
 
     def _evaluate(self, model, batches, **options):
         start = time.perf_counter()
-        metrics = loop.evaluate(
+        metrics = evaluation.evaluate(
             model, batches, dtype=self.step.dtype, stop=self.stop, ranks=self.ranks, **options
         )
         seconds = time.perf_counter() - start

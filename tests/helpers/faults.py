@@ -15,7 +15,7 @@ from pathlib import Path
 import torch.nn.functional as F
 
 from common import files
-from training import loop, run
+from training import evaluation, run
 from training.run_directory import RunDir
 
 
@@ -57,7 +57,7 @@ def die():
 PHASES = {
     "first step": (F, "cross_entropy", 1),
     "training": (F, "cross_entropy", 5),
-    "evaluation": (loop, "evaluate", 1),
+    "evaluation": (evaluation, "evaluate", 1),
     "saving": (RunDir, "_write_last", 2),
     "test": (run.Run, "final_test", 1),
 }

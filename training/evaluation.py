@@ -1,0 +1,123 @@
+"""Evaluation: loss and accuracy over every image once, during training and at its end.
+
+metrics = evaluate(model, batches)      # {"loss": 0.5, "acc": 91.3, "top5": 99.7}
+row |= evaluate_epoch(state, batches, Curve("test", every=1, epochs=10), step)
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from training.distributed import Ranks
+from training.loop import Interrupted, NonFiniteLoss, never
+from training.mixed_precision import autocast, fp32_classifier
+
+METRICS = ("loss", "acc", "top5")
+# Batches of an evaluation after which several ranks ask each other whether to stop: each time they
+# wait for the slowest.
+POLL_EVERY = 4
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is measured during training: the images ("test" or "val"), every how many epochs."""
+
+    name: str
+    every: int
+    epochs: int
+
+    def is_due(self, epoch):
+        return epoch % self.every == 0 or epoch == self.epochs
+
+
+def single_view(model, inputs):
+    return model(inputs)
+
+
+def evaluate_epoch(state, batches, curve, step, stop=never):
+    """The columns of metrics.csv for the model, and with "ema_" for the moving average.
+
+    None in each column where the curve leaves the epoch out. Raises NonFiniteLoss, Interrupted.
+    """
+    epoch = state.progress.epoch + 1
+    prefixes = ("", "ema_") if state.average else ("",)
+    if not curve.is_due(epoch):
+        return {f"{prefix}{curve.name}_{metric}": None for prefix in prefixes for metric in METRICS}
+
+    def measure(model, prefix, confusion):
+        step.ranks.broadcast(model.buffers())  # each rank has its own statistics of batch norm
+        start = time.perf_counter()
+        metrics = evaluate(
+            model, batches, dtype=step.dtype, stop=stop, ranks=step.ranks, confusion=confusion
+        )
+        state.progress.eval_seconds += time.perf_counter() - start
+        if not math.isfinite(metrics["loss"]):
+            number = state.progress.step
+            raise NonFiniteLoss(
+                f"the {curve.name} loss after step {number} (epoch {epoch}) is {metrics['loss']}, "
+                f"with learning rate {step.lr_at(number - 1):.4g}: stopped; last.pt is the last "
+                f"good state; try a smaller --lr"
+            )
+        return {f"{prefix}{curve.name}_{metric}": metrics[metric] for metric in METRICS}
+
+    # The confusion matrix is that of the weights and images that the test accuracy is of.
+    final = epoch == curve.epochs and curve.name == "test"
+    confusion = state.confusion if final else None
+    if not state.average:
+        return measure(state.model, "", confusion)
+    row = measure(state.model, "", None)
+    with state.average.on_device() as model:
+        return row | measure(model, "ema_", confusion)
+
+
+@torch.no_grad()
+def evaluate(
+    model,
+    batches,
+    *,
+    predict=single_view,
+    loss_fn=F.cross_entropy,
+    dtype=None,
+    stop=never,
+    ranks=None,
+    confusion=None,
+):
+    """{"loss": mean, "acc": top-1 %, "top5": %} over every image once, summed on the device.
+
+    predict(model, inputs): the logits; ranks: the processes that share the batches; each gets the
+    metrics of all images. confusion(predictions, labels): called for each batch, with this rank's
+    part. Raises Interrupted when stop() is true: between two batches, or on all ranks together
+    after POLL_EVERY batches.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    ranks = ranks or Ranks(device)
+    counts, losses = torch.zeros(3, dtype=torch.int64, device=device), []
+    for number, (inputs, labels) in enumerate(batches, 1):
+        if len(labels) == 0 and ranks.sharded:
+            # The other ranks need this rank's shard of the model.
+            predict(model, inputs.new_zeros(1, *inputs.shape[1:]))
+        if len(labels):  # a rank's part of a small last batch may be empty
+            with autocast(device, dtype), fp32_classifier(model, dtype):
+                logits = predict(model, inputs)
+            logits = logits.float()
+            losses.append(loss_fn(logits, labels) * len(labels))
+            predictions = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            hits = predictions == labels[:, None]
+            count = hits.new_full((), len(labels), dtype=torch.int64)
+            counts += torch.stack([hits[:, 0].sum(), hits.sum(), count])
+            if confusion:
+                confusion(predictions[:, 0], labels)
+        if (ranks.world == 1 or number % POLL_EVERY == 0) and ranks.any(stop()):
+            raise Interrupted
+    sums = [*counts.tolist(), sum(torch.stack(losses).tolist()) if losses else 0.0]
+    if ranks.world > 1:
+        sums.append(stop())
+        sums = ranks.sum(torch.tensor(sums, dtype=torch.float64, device=device)).tolist()
+        if sums.pop():
+            raise Interrupted
+    top1, top5, count, loss = sums
+    return {"loss": loss / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}
