@@ -144,6 +144,10 @@ def check_files(args):
         if not path.endswith(suffixes) or not Path(path).parent.is_dir():
             kind = f"a {' or '.join(suffixes)} file in an existing directory"
             raise UserError(f"{option} {path}: must be {kind}", status=2)
+    if args.html:
+        from analysis import report
+
+        report.require_plotly()
 
 
 def compare(args):

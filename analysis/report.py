@@ -8,6 +8,7 @@ five megabytes. The page's policy forbids it to load anything. All names are esc
 
 import base64
 import html
+import importlib.util
 import math
 from pathlib import Path
 from string import Template
@@ -27,7 +28,7 @@ IMAGES = ("examples*.png", "errors*.png", "report*.png")  # what show_example.py
 def page(groups, table, title="Runs compared"):
     """(the page as text, a note for each example image that was left out).
 
-    groups: list of replicates.Group; table: their tables.Table. Raises UserError without plotly.
+    groups: list of replicates.Group; table: their tables.Table. Needs plotly.
     """
     plot, every = _plot(groups)
     images, notes = _images(groups)
@@ -65,13 +66,17 @@ def _table(table):
     return f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>"
 
 
+def require_plotly():
+    """Raises UserError where it is not installed."""
+    if not importlib.util.find_spec("plotly"):
+        raise UserError("--html draws its curves with plotly: pip install plotly")
+
+
 def _plot(groups):
     """(the curves as HTML with plotly's script in it, every how many epochs a point is drawn)."""
-    try:
-        import plotly.io
-        from plotly.subplots import make_subplots
-    except ImportError as error:
-        raise UserError("--html draws its curves with plotly: pip install plotly") from error
+    import plotly.io
+    from plotly.subplots import make_subplots
+
     panels = PANELS["curves"]
     points = sum(len(group.band(name)[0]) for group in groups for name in panels)
     every = max(1, math.ceil(points / MAX_POINTS))

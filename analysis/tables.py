@@ -231,7 +231,7 @@ def _sentences(groups, baseline, against, common, shows_best):
         names = "; ".join(test_sets)
         yield printable(f"Accuracies on different test images ({names}) can't be compared.")
     if shows_best and any("test" in group.measured_on for group in groups):
-        yield "best % is the highest of the curve on test images, so it was selected on them."
+        yield "The best % is the highest of the curve on test images, so it was selected on them."
     if baseline:
         yield printable(
             f"Differences are from {baseline.name}, in points of test accuracy: of the seeds that "

@@ -40,6 +40,7 @@ def test_the_page_loads_nothing_and_names_are_escaped(page):
 
 def test_unreadable_example_images_are_left_out_with_a_note(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "_plot", lambda groups: ("", 1))  # needs plotly
+    monkeypatch.setattr(report, "require_plotly", lambda: None)
     runs, page = tmp_path / "runs", tmp_path / "page.html"
     write_seeds(runs, "be", [95.0])
     write_seeds(runs, "c", [50.0])

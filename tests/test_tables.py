@@ -43,7 +43,7 @@ def test_a_row_holds_the_values_of_its_runs(groups):
     }
     assert {title: first[title] for title in expected} == expected and second["lr"] == "0.2"
     text = table.render("text")
-    assert "\nThe same in all: epochs 2.\n\nbest % is the highest of the curve on test" in text
+    assert "\nThe same in all: epochs 2.\n\nThe best % is the highest of the curve on test" in text
     assert text.count("epochs 2") == 1
 
 
