@@ -19,7 +19,6 @@ FROZEN = ("--freeze-backbone", "--weights", __file__)
         (("--batch-size", 4, "--accumulate", 5), "--accumulate 5 is more than the 4 images"),
         (("--repeated-augment", 3), "--batch-size 128 is not a multiple of --repeated-augment 3"),
         (("--cutout", 32), "--cutout 32 must be less than the image size, 32 px"),
-        (("--sync-bn",), "--sync-bn needs several processes: use torchrun"),
         (
             ("--model", "resnest50d", "--batch-size", 2, "--accumulate", 2),
             "resnest50d can't train on one image at a time (Expected more than 1 value",

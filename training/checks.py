@@ -24,8 +24,6 @@ def check_arguments(args, saved, ranks):
     if args.cutout >= args.image_size:
         size = args.image_size
         raise UserError(f"--cutout {args.cutout} must be less than the image size, {size} px", 2)
-    if args.sync_bn and ranks.world == 1 and saved is None:
-        raise UserError("--sync-bn needs several processes: use torchrun", 2)
     if args.patience and not args.val_size:
         raise UserError(f"--patience {args.patience} needs held-out images: add --val-size", 2)
     warmup = args.warmup_epochs
