@@ -29,7 +29,6 @@ from training import (
     devices,
     distributed,
     doctor,
-    memory,
     mixed_precision,
     out_of_memory,
     preflight,
@@ -38,6 +37,7 @@ from training import (
 from training.arguments import Option
 from training.checks import check_arguments, check_fitting
 from training.evaluation import Curve, evaluate_epoch
+from training.fitting import split_batches
 from training.initial_model import build_model, model_card
 from training.inputs import Inputs
 from training.lookahead import Lookahead
@@ -116,7 +116,7 @@ def train(args, saved, ranks):
 
     model, normalization = build_model(args, split, saved, lora_rank=args.lora_rank)
     model, averaged, ranks = distributed.place_large(model, args, ranks, dtype)
-    parts = memory.split_batches(args, model, split, dtype, ranks)
+    parts = split_batches(args, model, split, dtype, ranks)
     inputs = Inputs(args, split, normalization, ranks, dtype, parts.images_at_once)
     train_batches = inputs.training_batches(model)
     eval_batches = inputs.evaluation_batches(model)

@@ -72,7 +72,8 @@ def motion_blur(x, values, generator):
     dy, dx = _offsets(min(math.ceil(length), x.shape[-1] - 1))
     along = dx * angle.cos() + dy * angle.sin()  # distance from the centre, along the line
     across = dy * angle.cos() - dx * angle.sin()  # distance from the line
-    on_line = (1 - across.abs()).clamp(min=0) * (along > -0.5)  # to one side of the centre
+    thickness = (1 - across.abs()).clamp(min=0)
+    on_line = torch.where(along > -0.5, thickness, 0.0)  # to one side of the centre
     kernels = on_line * torch.exp(-0.5 * (along / std) ** 2)
     return _filter(x, kernels / kernels.sum((1, 2), keepdim=True))
 

@@ -15,7 +15,7 @@ import models
 import train_sota
 from common import free_memory
 from models import lora
-from training import inputs, memory, optimizers, out_of_memory
+from training import fitting, inputs, memory, optimizers, out_of_memory
 from training.distributed import Ranks, gather, shard
 
 EVA02, EVA = "timm/eva02_large_patch14_448", "timm/eva_giant_patch14_336"
@@ -165,11 +165,11 @@ def test_adapters_are_counted_as_peft_builds_them():
 def test_a_batch_is_split_into_the_fewest_parts_that_fit(images):
     for limit in range(1, images + 1):
         fits = Mock(side_effect=lambda count, limit=limit: count <= limit)
-        parts = memory.fewest_parts(images, fits)
+        parts = fitting.fewest_parts(images, fits)
         fewest = next(k for k in range(1, images + 1) if math.ceil(images / k) <= limit)
         assert math.ceil(images / parts) == math.ceil(images / fewest)
         assert fits.call_count <= 2 * math.log2(images) + 2
-    assert memory.fewest_parts(images, lambda count: False) is None
+    assert fitting.fewest_parts(images, lambda count: False) is None
 
 
 class Limited(nn.Module):
@@ -191,7 +191,7 @@ class Limited(nn.Module):
 def test_trying_a_step_leaves_the_model_as_it_was(error):
     model = Limited(4, error("CUDA error: out of memory"))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert memory.step_fits(model, 4, 8, None) and not memory.step_fits(model, 5, 8, None)
+    assert fitting.step_fits(model, 4, 8, None) and not fitting.step_fits(model, 5, 8, None)
     # The second pass is beside the gradients of the first one.
     assert model.calls == [(4, False), (4, True), (5, False)]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -201,10 +201,10 @@ def test_trying_a_step_leaves_the_model_as_it_was(error):
 def split_batches(monkeypatch, free, *argv, ranks=None):
     """The BatchParts of a run on a device with `free` bytes before the model was placed."""
     model, _ = build("vit_custom")
-    monkeypatch.setattr(memory, "available", lambda device: free - weights_of(model))
+    monkeypatch.setattr(fitting, "available", lambda device: free - weights_of(model))
     images = SimpleNamespace(nbytes=10**6, cached=False)
     split = SimpleNamespace(num_classes=10, train=images, val=None, test=images)
-    return memory.split_batches(arguments(*argv), model, split, None, ranks or Ranks(CPU))
+    return fitting.split_batches(arguments(*argv), model, split, None, ranks or Ranks(CPU))
 
 
 def test_auto_splits_a_batch_by_the_free_memory(monkeypatch):
@@ -245,8 +245,8 @@ def test_automatic_parts_for_the_caches_are_asked_for_explicitly(monkeypatch):
 def test_a_gpu_tries_a_step_unless_another_rank_would_wait(monkeypatch, world, sync_bn):
     """It leaves room for the optimizer's state, the average, the images, and a tenth."""
     step_fits = Mock(return_value=True)
-    monkeypatch.setattr(memory, "step_fits", step_fits)
-    monkeypatch.setattr(memory, "resident_bytes", lambda *_: 10**6)
+    monkeypatch.setattr(fitting, "step_fits", step_fits)
+    monkeypatch.setattr(fitting, "resident_bytes", lambda *_: 10**6)
     monkeypatch.setattr(Ranks, "any", lambda self, flag: flag)
     ranks, options = Ranks(torch.device("cuda"), world=world), ["--sync-bn"] if sync_bn else []
     split = split_batches(monkeypatch, 10**9, "--micro-batch", "auto", *options, ranks=ranks)
@@ -267,7 +267,7 @@ def test_a_shard_of_a_model_is_counted_as_a_shard():
     try:
         model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64))
         model = shard(model, Ranks(CPU, rank=1, world=4))
-        assert memory._bytes(model.parameters()) == 4 * (64 * 64 + 3 * 64) // 4
+        assert memory.tensor_bytes(model.parameters()) == 4 * (64 * 64 + 3 * 64) // 4
         state = gather(model.state_dict())  # on the first rank, which writes files
         assert state["0.weight"] is None and state["1.running_var"].shape == (64,)
         # torch has no fused kernel for shards.

@@ -26,7 +26,7 @@ import models
 import train_sota
 from models import lora
 from models.weights import load_checkpoint, load_weights
-from training import memory
+from training import fitting, memory
 
 EVA = "timm/eva_giant_patch14_336"
 OPTIONS = dict(depth=2, embed_dim=48, num_heads=3)
@@ -176,12 +176,12 @@ def test_automatic_parts_stay_when_a_run_resumes_with_more_memory(train_small, t
     need = memory.training_need(model, 56, device="cpu", dtype=None, optimizer="adamw")
     need = replace(need, snapshot=need.host)  # on a CPU, a save's copy takes the same memory
     free = need.total(10) / memory.USABLE - need.parameters + 100
-    monkeypatch.setattr(memory, "available", lambda device: free)
+    monkeypatch.setattr(fitting, "available", lambda device: free)
     options = words("--epochs 2 --amp off --drop-path 0.2 --grad-checkpointing")
     expected = train_small(*options, output="expected")
     assert arguments(expected)["micro_batch"] >= 10 and arguments(expected)["accumulate"] > 1
     cut = train_small(*options, output="cut", stop_after=4)
-    monkeypatch.setattr(memory, "available", lambda device: 1e12)
+    monkeypatch.setattr(fitting, "available", lambda device: 1e12)
     train("--resume", cut, script=train_sota)
     assert_same_training(cut, expected)
     # Another run with this config finds its own parts.
@@ -192,7 +192,7 @@ def test_automatic_parts_stay_when_a_run_resumes_with_more_memory(train_small, t
 def test_too_little_memory_is_refused_before_anything_is_written(
     train_small, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    monkeypatch.setattr(fitting, "available", lambda device: 1000)
     message = (f"a step of {EVA} with one image needs", "--dry-run lists what would make it fit")
     with refused(*message):
         train_small("--epochs", 1)

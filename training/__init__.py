@@ -25,7 +25,8 @@ environment        what a run is on: versions, device, commit
 tensorboard        images, hyper-parameters and confusion matrix
 terminal           progress display and signal handling
 linear_probe       a classifier on features that are computed once
-memory             what a step needs, and splitting batches to fit
+memory             the memory that a step needs
+fitting            splits batches so that they fit
 out_of_memory      running out of memory, explained
 preflight          --dry-run and --smoke of train_sota.py
 doctor             what this machine has and can reach

@@ -10,7 +10,6 @@ storage once; they grow linearly with the batch, so two small batches are enough
 """
 
 import contextlib
-import math
 import unittest.mock
 from dataclasses import dataclass, replace
 
@@ -22,18 +21,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import data
 import models
-from common.errors import UserError
-from common.free_memory import available
-from datasets.residency import resident_bytes
 from models import lora
 from models.weights import classifier_keys
 from training.initial_model import model_options
-from training.inputs import BatchParts, batch_parts
 from training.mixed_precision import autocast
 from training.optimizers import STATES
-from training.out_of_memory import is_out_of_memory
 
 USABLE = 0.9  # share of the free memory to plan with; see `activations` for what is not counted
 GB = 1e9
@@ -74,10 +67,10 @@ def training_need(
     device: "cpu" or "cuda", need not be present; dtype: autocast's, None for fp32; trained: names
     of the parameters that are trained (default: those that require gradients).
     """
-    parameters = _bytes([*model.parameters(), *model.buffers()])
+    parameters = tensor_bytes([*model.parameters(), *model.buffers()])
     if trained is None:
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    trainable = _bytes(p for name, p in model.named_parameters() if name in trained)
+    trainable = tensor_bytes(p for name, p in model.named_parameters() if name in trained)
     states = STATES.get(optimizer, 2) * trainable  # most of timm's keep two
     average = parameters if ema else 0
     average_on_host = average if ema_on_host and device != "cpu" else 0
@@ -117,7 +110,7 @@ def inference_need(model, image_size, *, device, dtype):
 
     Activations are the most bytes that exist at once. Not counted: what `activations` leaves out.
     """
-    parameters = _bytes([*model.parameters(), *model.buffers()])
+    parameters = tensor_bytes([*model.parameters(), *model.buffers()])
     peaks = []
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         _replace_tensors(model.eval(), lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
@@ -243,7 +236,7 @@ def _storage(tensor):
     return tensor.untyped_storage()._cdata
 
 
-def _bytes(tensors):
+def tensor_bytes(tensors):
     local = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)  # of a sharded one
     return sum(t.numel() * t.element_size() for t in local)
 
@@ -285,120 +278,3 @@ def need_of_run(args, num_classes, *, device, dtype, world=1):
         return need
     shared = ("parameters", "gradients", "optimizer", "average")
     return replace(need, **{name: getattr(need, name) // world for name in shared})
-
-
-def split_batches(args, model, split, dtype, ranks):
-    """The BatchParts of a run's arguments, the same on all ranks.
-
-    --micro-batch auto is found on CUDA by trying, elsewhere by the estimate against the free
-    memory. Raises UserError where not even one image fits.
-    """
-    micro_batch = args.micro_batch
-    if _is_more_explicit(args.origin, "accumulate", "micro_batch"):
-        micro_batch = 0  # --accumulate was asked for, --micro-batch is a default
-    if micro_batch == 0:
-        derived = {"micro_batch": 0} if args.micro_batch != 0 else {}
-        return replace(batch_parts(args, ranks), derived=derived)
-    shares = data.rank_shares(args.batch_size, ranks.world)
-    automatic = {}
-    if micro_batch is None:
-        micro_batch = _largest_micro_batch(args, model, split, dtype, ranks, max(shares))
-        automatic = {"micro_batch": micro_batch}
-    if args.freeze_backbone:  # its features are small
-        parts = batch_parts(args, ranks)
-        return replace(parts, images_at_once=micro_batch, automatic=automatic | parts.automatic)
-    accumulate = min(math.ceil(max(shares) / micro_batch), *shares)
-    return BatchParts(accumulate, micro_batch, automatic, {"accumulate": accumulate})
-
-
-def _is_more_explicit(origin, name, than):
-    order = {"config": 1, "command line": 2}
-    return order.get(origin[name], 0) > order.get(origin[than], 0)
-
-
-def _largest_micro_batch(args, model, split, dtype, ranks, share):
-    """The images of a part if `share` images are split into as few parts as fit.
-
-    Raises UserError if not even one image fits.
-    """
-    device = ranks.device
-    need = need_of_run(args, split.num_classes, device=device.type, dtype=dtype, world=ranks.world)
-    resident = sum(
-        resident_bytes(part, device, args.resident)
-        for part in (split.train, split.val or split.test)
-    )
-    loaded = _bytes([*model.parameters(), *model.buffers()])
-    free = max(0, available(device) + loaded - resident)
-    # What is not allocated yet, and the share of the memory that is not planned with.
-    reserve = need.optimizer + need.average + resident + int((1 - USABLE) * free)
-    # A rank that ran out of memory would leave the others waiting.
-    synchronised = ranks.world > 1 and (ranks.sharded or args.sync_bn)
-
-    def fits(images):
-        if device.type == "cuda" and not synchronised and not args.freeze_backbone:
-            good = step_fits(model, images, args.image_size, dtype, reserve)
-        else:
-            good = images <= need.largest(free)
-        return not ranks.any(not good)
-
-    parts = fewest_parts(share, fits)
-    if parts is None:
-        one, gb = need.total(1) / GB, free / GB
-        raise UserError(
-            f"a step of {args.model} with one image needs {one:.2f} GB, and {device} has {gb:.2f} "
-            f"GB free: python train_sota.py --dry-run lists what would make it fit"
-        )
-    return math.ceil(share / parts)
-
-
-def fewest_parts(images, fits):
-    """The smallest number of parts of a batch so that the largest part fits, or None.
-
-    fits(count) is called for few counts: all images, halves until one fits, then in between.
-    """
-    parts, failed = 1, 0
-    while not fits(math.ceil(images / parts)):
-        if parts >= images:
-            return None
-        parts, failed = min(2 * parts, images), parts
-    while parts - failed > 1:
-        middle = (parts + failed) // 2
-        largest = math.ceil(images / middle)
-        if largest == math.ceil(images / parts) or fits(largest):
-            parts = middle
-        else:
-            failed = middle
-    return parts
-
-
-def step_fits(model, images, image_size, dtype, reserve=0):
-    """Whether a forward and backward pass of `images` fits besides `reserve` bytes, by trying.
-
-    The model stays as it was, with its statistics and gradients.
-    """
-    device = next(model.parameters()).device
-    statistics = [buffer.clone() for buffer in model.buffers()]
-
-    def step():
-        held = torch.empty(reserve, dtype=torch.uint8, device=device)
-        for _ in range(2):  # the gradients of the first pass are there during the second
-            inputs = torch.zeros(images, 3, image_size, image_size, device=device)
-            with autocast(device, dtype):
-                logits = model(inputs.contiguous(memory_format=torch.channels_last))
-            F.cross_entropy(logits.float(), logits.argmax(1)).backward()
-        del held
-
-    model.train()
-    try:
-        step()
-        return True
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    finally:
-        model.zero_grad(set_to_none=True)
-        for buffer, value in zip(model.buffers(), statistics):
-            buffer.copy_(value)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
