@@ -174,7 +174,7 @@ class Batches:
         distinct = self.batch_size // self.repeats
         index = order[number * distinct : (number + 1) * distinct]
         if self.repeats > 1:
-            # The copies of an image don't follow each other, because neighbours are mixed.
+            # The copies of an image don't follow each other, because neighbors are mixed.
             index = index.repeat(self.repeats)
         if self.world == 1:
             return index

@@ -8,7 +8,7 @@ panels      what can be drawn: panels, x axes and sizes
 curves      figures of groups of runs; curves with bands over seeds
 charts      accuracy as bars, by family, and against cost
 styles      how curves differ; axes and legends
-figures     matplotlib's settings: colours, saving, windows, text
+figures     matplotlib's settings: colors, saving, windows, text
 report      an HTML page with a sortable table and interactive curves
 published   an experiment of results/: checks, tables and facts
 results_page  an HTML page of all published experiments

@@ -133,10 +133,10 @@ def families(plt, groups, size):
     length = 40 if size.columns > 1 else 22
     for row, family in enumerate(best_first):
         accuracies = [accuracy for accuracy, _ in members[family]]
-        colour = figures.COLOURS[row % len(figures.COLOURS)]
-        axis.plot(accuracies, [row] * len(accuracies), "o", color=colour, alpha=0.7, **DOT_STYLE)
+        color = figures.COLORS[row % len(figures.COLORS)]
+        axis.plot(accuracies, [row] * len(accuracies), "o", color=color, alpha=0.7, **DOT_STYLE)
         mean = sum(accuracies) / len(accuracies)
-        axis.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=1.5)
+        axis.plot([mean, mean], [row - 0.3, row + 0.3], color=color, linewidth=1.5)
         best, name = max(members[family])
         text = figures.plain(f"{best:.2f}  {name}", length)
         place = dict(xytext=(1.02, row), textcoords=axis.get_yaxis_transform())

@@ -127,8 +127,8 @@ def _draw_panel(axis, name, groups, options):
         if len(std):
             std = _smoothed(std, options.smooth)
             lowest = 1e-9 + 0.5 * smooth.min() if logarithmic else -np.inf
-            low, colour = np.maximum(smooth - std, lowest), style["color"]
-            axis.fill_between(x, low, smooth + std, color=colour, alpha=0.15, linewidth=0)
+            low, color = np.maximum(smooth - std, lowest), style["color"]
+            axis.fill_between(x, low, smooth + std, color=color, alpha=0.15, linewidth=0)
         label = group.label
         if len(measured_on) > 1 and len(groups) <= MOST and group.measured_on:
             label += f", {group.measured_on}"
@@ -148,7 +148,7 @@ def _draw_panel(axis, name, groups, options):
 
 
 def _smoothed(values, window):
-    """Centred moving mean over `window` values, over fewer at the ends."""
+    """Centered moving mean over `window` values, over fewer at the ends."""
     if window <= 1 or len(values) < 2:
         return values
     kernel = np.ones(min(window, len(values)))
@@ -166,17 +166,17 @@ def _annotate_ends(axis, curves, digits, size):
     last_x = max((curve.x for curve in curves), default=0)
     notes = []
     for curve in curves:
-        text, colour = f"{curve.last:.{digits}f}", curve.line.get_color()
+        text, color = f"{curve.last:.{digits}f}", curve.line.get_color()
         # Dotted after an early end: not to be taken for a curve that continues.
-        arrow |= {"color": colour, "linestyle": "-" if curve.x > 0.98 * last_x else ":"}
-        style |= {"color": _darker(colour), "arrowprops": arrow.copy()}
+        arrow |= {"color": color, "linestyle": "-" if curve.x > 0.98 * last_x else ":"}
+        style |= {"color": _darker(color), "arrowprops": arrow.copy()}
         end = (curve.x, curve.y)
         notes.append(axis.annotate(text, end, xytext=(1, 0.5), annotation_clip=False, **style))
     return notes
 
 
-def _darker(colour):
-    return tuple(0.7 * int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+def _darker(color):
+    return tuple(0.7 * int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
 
 
 def _separate(axis, annotations):
@@ -204,7 +204,7 @@ def _separate(axis, annotations):
 def spread(wanted, gap, low, high):
     """Places at least `gap` apart, from low to high if they fit, as near as possible to `wanted`.
 
-    wanted is sorted. Neighbours that are too near form a block around their mean (pool adjacent
+    wanted is sorted. Neighbors that are too near form a block around their mean (pool adjacent
     violators).
     """
     blocks = []  # [sum of the starts that its members want, number of members]

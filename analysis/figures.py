@@ -1,4 +1,4 @@
-"""Drawing: matplotlib's settings, colours, windows, and files that are complete or absent.
+"""Drawing: matplotlib's settings, colors, windows, and files that are complete or absent.
 
 matplotlib is imported when something is drawn.
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 from common import files
 from common.errors import UserError
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colors, which color-blind readers can tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # RIGHT and WRONG also differ in lightness.
 RIGHT, WRONG, OTHER, QUIET = "#0072B2", "#D55E00", "#999999", "#BBBBBB"
 SUFFIXES = (".png", ".svg", ".pdf")

@@ -3,7 +3,7 @@
     run = Run("runs/x/metrics.csv")
     epochs, accuracies = run.curve("eval_acc")
 
-Columns are recognised by their names: a file of another program needs an epoch and a loss or an
+Columns are recognized by their names: a file of another program needs an epoch and a loss or an
 accuracy.
 """
 

@@ -111,7 +111,7 @@ def _traces(group, i, name, every):
     x, mean, std = (_thinned(values, every) for values in group.band(name))
     if not x:
         return []
-    colour = figures.COLOURS[i % len(figures.COLOURS)]
+    color = figures.COLORS[i % len(figures.COLORS)]
     digits = ".2f" if name.endswith("acc") else ".4f"
     deviation = f" ± %{{customdata:{digits}}}" if std else ""
     curve = Scatter(
@@ -121,7 +121,7 @@ def _traces(group, i, name, every):
         legendgroup=str(i),
         mode="lines" if len(x) > 1 else "markers",
         customdata=std or None,
-        line=dict(color=colour, dash=DASHES[i % len(DASHES)], width=2),
+        line=dict(color=color, dash=DASHES[i % len(DASHES)], width=2),
         hovertemplate=f"%{{y:{digits}}}{deviation} at epoch %{{x}}",
     )
     if not std:
@@ -130,7 +130,7 @@ def _traces(group, i, name, every):
         x=x + x[::-1],
         y=[m + s for m, s in zip(mean, std)] + [m - s for m, s in zip(mean, std)][::-1],
         fill="toself",
-        fillcolor=colour,
+        fillcolor=color,
         opacity=0.15,
         line=dict(width=0),
         mode="lines",

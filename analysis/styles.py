@@ -1,6 +1,6 @@
 """What figures of groups of runs share: the style of each group, axes, and the legend.
 
-Curves differ in colour, line style and, from the fifth on, marker: they can be told apart in grey.
+Curves differ in color, line style and, from the fifth on, marker: they can be told apart in gray.
 """
 
 import math
@@ -9,7 +9,7 @@ from analysis import figures
 
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.2, 1, 1.2)), (0, (1, 1)))
 MARKERS = (None, "o", "s", "^", "D", "v", "P")
-MOST = 24  # groups with a colour and a name of their own; of more groups, only the TOP best
+MOST = 24  # groups with a color and a name of their own; of more groups, only the TOP best
 TOP = 12
 
 
@@ -32,7 +32,7 @@ def accuracy_of(group):
 
 
 def style_numbers(groups):
-    """For each group the number of its line style; None for groups that are only drawn in grey."""
+    """For each group the number of its line style; None for groups that are only drawn in gray."""
     if len(groups) <= MOST:
         return list(range(len(groups)))
     best = sorted(range(len(groups)), key=lambda i: -accuracy_of(groups[i]))[:TOP]
@@ -44,7 +44,7 @@ def line_style(number):
     if number is None:
         return dict(color=figures.QUIET, linestyle="-", linewidth=0.6, alpha=0.6, zorder=1)
     return dict(
-        color=figures.COLOURS[number % len(figures.COLOURS)],
+        color=figures.COLORS[number % len(figures.COLORS)],
         linestyle=LINE_STYLES[number % len(LINE_STYLES)],
         marker=MARKERS[number // len(LINE_STYLES) % len(MARKERS)],
         markersize=3.5,
@@ -63,8 +63,8 @@ def add_legend(figure, handles, groups, size):
         accuracies = {group.label: accuracy_of(group) for group in groups}
         best_first = sorted(handles, key=lambda label: -accuracies.get(label, -math.inf))
         handles = {label: handles[label] for label in best_first}
-        grey = Line2D([], [], color=figures.QUIET, linewidth=0.8)
-        handles[f"{len(groups) - TOP} others"] = grey
+        gray = Line2D([], [], color=figures.QUIET, linewidth=0.8)
+        handles[f"{len(groups) - TOP} others"] = gray
     wide = size.columns > 1
     labels = [figures.plain(label, 70 if wide else 44) for label in handles]
     width = size.font * (0.56 * max(map(len, labels)) + 5.5)  # points

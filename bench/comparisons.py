@@ -95,7 +95,7 @@ def measure_data(args, device):
                 inputs.to(device), labels.to(device)
 
         title = ", ".join(names).replace("_", " ")
-        print(f"{title}, normalise, batch {args.batch_size}, {args.images:,} images:")
+        print(f"{title}, normalize, batch {args.batch_size}, {args.images:,} images:")
         seconds = measure.in_turn(device, args.rounds, ours=ours, DataLoader=theirs)
         _report(seconds, len(batches) * args.batch_size, "ours")
 

@@ -115,7 +115,7 @@ def step_flops(name, classes, image_size, options=None):
 
 
 def ready_batch(size, image_size, classes, device):
-    """Noise as normalised inputs (B, 3, H, W) in channels_last, and random labels."""
+    """Noise as normalized inputs (B, 3, H, W) in channels_last, and random labels."""
     inputs = torch.randn(size, 3, image_size, image_size, device=device)
     labels = torch.randint(0, classes, (size,), device=device)
     return inputs.contiguous(memory_format=torch.channels_last), labels

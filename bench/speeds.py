@@ -346,7 +346,7 @@ def draw(rows, path, heading, accuracy=None):
         axis.set_yscale("log")
         figures.plain_numbers(axis.yaxis)
     for i, (x, y, name) in enumerate(points):
-        axis.plot(x, y, "o", color=figures.COLOURS[i % len(figures.COLOURS)], markersize=5)
+        axis.plot(x, y, "o", color=figures.COLORS[i % len(figures.COLORS)], markersize=5)
         style = dict(xytext=(4, 3), textcoords="offset points", fontsize=7)
         axis.annotate(figures.plain(name, 30), (x, y), **style)
     axis.set_xlabel(f"{'training' if trained else 'inference'} images per second")

@@ -1,6 +1,6 @@
 """Time to accuracy: trains a model's recipe several times to the end, each as a process of its own.
 
-Everything is charged: the start of Python, imports, loading the data, initialisation, augmentation
+Everything is charged: the start of Python, imports, loading the data, initialization, augmentation
 and saving. Evaluations are listed separately. The download of the data and the decoding of a folder
 come before the first run. A run that was interrupted resumes, and is charged for each of its
 processes until its last save.

@@ -180,18 +180,18 @@ def _resize_matrices(start, length, full, size):
     scale = length.float() / size
     stretch = scale.clamp(min=1)  # antialiasing: when shrinking, the kernel grows with the step
     target = constant(torch.arange, size, device=start.device).view(1, -1, 1)
-    centre = start + scale * (target + 0.5)
+    center = start + scale * (target + 0.5)
     source = constant(torch.arange, full, device=start.device).view(1, 1, -1)
-    weights = (1 - ((source + 0.5 - centre) / stretch).abs()).clamp_(min=0)
+    weights = (1 - ((source + 0.5 - center) / stretch).abs()).clamp_(min=0)
     weights *= (source >= start) & (source < start + length)
     return weights / weights.sum(2, keepdim=True)
 
 
-# ---- colour: adjust_* take float pixel values (0 to 255), which they may overwrite ----
+# ---- color: adjust_* take float pixel values (0 to 255), which they may overwrite ----
 
 
 def float_planes(images):
-    """A float copy, contiguous: colour arithmetic is slower on channels_last."""
+    """A float copy, contiguous: color arithmetic is slower on channels_last."""
     return images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
@@ -250,7 +250,7 @@ def adjust_color(images, *factors):
     return like(x, images)
 
 
-# ---- normalisation and erasing ----
+# ---- normalization and erasing ----
 
 
 def normalize(images, mean, std):
@@ -268,12 +268,12 @@ def _scale_and_bias(mean, std, pixels):
     return (1 / (255 * std)).repeat(pixels), (-mean / std).repeat(pixels)
 
 
-def box_edges(centres, sides):
-    """The first pixel inside and the first one behind, (N, 2, 2), of boxes around `centres`.
+def box_edges(centers, sides):
+    """The first pixel inside and the first one behind, (N, 2, 2), of boxes around `centers`.
 
-    centres, sides: (N, 2).
+    centers, sides: (N, 2).
     """
-    start = centres - (sides / 2).floor()
+    start = centers - (sides / 2).floor()
     return torch.stack([start, start + sides], dim=1)
 
 
@@ -294,15 +294,15 @@ def box_masks(edges, images, dtype=torch.float32):
 
 
 def erase(images, edges):
-    """Sets boxes to zero, which is the mean colour of normalised images."""
+    """Sets boxes to zero, which is the mean color of normalized images."""
     inside = box_masks(edges, images, torch.uint8).view(torch.bool)
     return torch.where(inside, torch.zeros((), dtype=images.dtype, device=images.device), images)
 
 
 def draw_cutout(generator, count, shape, size):
     """A square of `size` pixels around a random pixel of each image."""
-    centres = (rand(generator, count, 2) * torch.tensor(shape)).floor()
-    return (box_edges(centres, torch.full((count, 2), float(size))),)
+    centers = (rand(generator, count, 2) * torch.tensor(shape)).floor()
+    return (box_edges(centers, torch.full((count, 2), float(size))),)
 
 
 def draw_erasing(generator, count, shape, probability, area=(0.02, 1 / 3), aspect=0.3):

@@ -134,7 +134,7 @@ def _operate_once(images, counts, matrices, factor, rest, kept_bits, threshold):
 
 
 def _transform(x, matrices):
-    """The geometric operations, as one nearest-neighbour affine resampling."""
+    """The geometric operations, as one nearest-neighbor affine resampling."""
     height, width = x.shape[-2:]
     # F.affine_grid would make the coordinates anew.
     places = constant(_coordinates, height, width, device=x.device).expand(len(x), -1, -1)

@@ -281,11 +281,11 @@ def decode(path, size):
 
 
 def square(image, size):
-    """A PIL image as uint8 (size, size, 3): upright, RGB, resized, the centre cut out."""
+    """A PIL image as uint8 (size, size, 3): upright, RGB, resized, the center cut out."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey, which convert would clip at 255
+    if image.mode.startswith("I"):  # 16 bits of gray, which convert would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     image = image.convert("RGB")
     if image.size != (size, size):

@@ -1,6 +1,6 @@
-"""MixUp and CutMix of a batch: each image, and its target, is mixed with its neighbour's.
+"""MixUp and CutMix of a batch: each image, and its target, is mixed with its neighbor's.
 
-Row 2i is mixed with row 2i + 1. A batch is a random permutation, so neighbours are random pairs; a
+Row 2i is mixed with row 2i + 1. A batch is a random permutation, so neighbors are random pairs; a
 rank's rows start at an even row, so it holds both images of each pair.
 Images are float (B, C, H, W), targets float (B, K) with rows that sum to one.
 """
@@ -18,11 +18,11 @@ def draw_mixing(generator, count, shape, mixup_alpha, cutmix_alpha, probability,
 
     per: "image", or "batch" for one choice, one share and one box for all images.
 
-    MixUp (arXiv 1710.09412) keeps a share Beta(alpha, alpha) of the image and adds its neighbour's.
-    CutMix (arXiv 1905.04899) pastes a box of the neighbour; targets are weighted by the areas.
+    MixUp (arXiv 1710.09412) keeps a share Beta(alpha, alpha) of the image and adds its neighbor's.
+    CutMix (arXiv 1905.04899) pastes a box of the neighbor; targets are weighted by the areas.
     """
-    # An odd last row is its own neighbour.
-    neighbour = (torch.arange(count) ^ 1).clamp_(max=count - 1)
+    # An odd last row is its own neighbor.
+    neighbor = (torch.arange(count) ^ 1).clamp_(max=count - 1)
     if per == "batch":
         count, generator = 1, of_the_batch(generator)
     draws = rand(generator, count, 2)
@@ -33,29 +33,29 @@ def draw_mixing(generator, count, shape, mixup_alpha, cutmix_alpha, probability,
         beta = rand_beta(generator, count, mixup_alpha)
         kept = torch.where(mixed & prefers_mixup, beta, kept)
     if not cutmix_alpha:
-        return neighbour, per_image(kept), None
-    centres, sides = _cutmix_boxes(generator, count, shape, cutmix_alpha)
+        return neighbor, per_image(kept), None
+    centers, sides = _cutmix_boxes(generator, count, shape, cutmix_alpha)
     cut = mixed & ~prefers_mixup if mixup_alpha else mixed
     # The box of an image that isn't cut is empty.
-    return neighbour, per_image(kept), box_edges(centres, sides * cut[:, None])
+    return neighbor, per_image(kept), box_edges(centers, sides * cut[:, None])
 
 
 def _cutmix_boxes(generator, count, shape, alpha):
-    """Centres and sides (count, 2) of boxes whose area, unclipped, is 1 - Beta(alpha, alpha)."""
+    """Centers and sides (count, 2) of boxes whose area, unclipped, is 1 - Beta(alpha, alpha)."""
     kept = rand_beta(generator, count, alpha)
     size = torch.tensor(shape)
-    centres = (rand(generator, count, 2) * size).floor()
-    return centres, ((1 - kept).sqrt()[:, None] * size).floor()
+    centers = (rand(generator, count, 2) * size).floor()
+    return centers, ((1 - kept).sqrt()[:, None] * size).floor()
 
 
-def blend(images, targets, neighbour, kept, edges):
-    """kept * own + (1 - kept) * neighbour's, and the neighbour's inside the boxes.
+def blend(images, targets, neighbor, kept, edges):
+    """kept * own + (1 - kept) * neighbor's, and the neighbor's inside the boxes.
 
-    neighbour: rows (B,); kept: (B or 1, 1, 1, 1); edges: (B or 1, 2, 2) of the boxes, or None.
+    neighbor: rows (B,); kept: (B or 1, 1, 1, 1); edges: (B or 1, 2, 2) of the boxes, or None.
     """
     if edges is not None:
         kept = kept - box_masks(edges, images)
-    others = to_nhwc(images).index_select(0, neighbour).permute(0, 3, 1, 2)
+    others = to_nhwc(images).index_select(0, neighbor).permute(0, 3, 1, 2)
     kept_targets = kept.mean((1, 2, 3))[:, None]
-    other_targets = targets.index_select(0, neighbour)
+    other_targets = targets.index_select(0, neighbor)
     return torch.lerp(others, images, kept), torch.lerp(other_targets, targets, kept_targets)

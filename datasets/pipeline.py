@@ -23,7 +23,7 @@ class Pipeline:
     """(uint8 images (B, 3, h, w), int64 labels (B,), generator) -> (float32 (B, 3, S, S), targets).
 
     mirrored: bool (B,), the images that alternating_flip mirrors, where it is among the transforms.
-    Steps: the transforms in their order, resizing to S = image_size, normalisation, Cutout, random
+    Steps: the transforms in their order, resizing to S = image_size, normalization, Cutout, random
     erasing, mixing. Targets are the labels, or float (B, num_classes) if images are mixed.
     """
 

@@ -20,7 +20,7 @@ def load_shapes(train=10_000, test=2_000):
 def make_shapes(count, seed, size=32):
     """Examples of SHAPES: one shape per image, on a noisy background with clutter.
 
-    Place, size, rotation and colours are random.
+    Place, size, rotation and colors are random.
     """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % len(SHAPES)
@@ -40,9 +40,9 @@ def _draw(labels, size, generator):
     def uniform(*shape, low=0.0, high=1.0):
         return torch.rand(n, *shape, generator=generator) * (high - low) + low
 
-    def paint(images, distance, colour):
+    def paint(images, distance, color):
         cover = (0.5 - distance).clamp(0, 1)[..., None]  # the edge is soft by half a pixel
-        return images.lerp(colour[:, None, None], cover)
+        return images.lerp(color[:, None, None], cover)
 
     back, other = uniform(3, high=0.9), uniform(3, high=0.9)
     slope = uniform(1, 1) * x / size + uniform(1, 1) * y / size
@@ -59,10 +59,10 @@ def _draw(labels, size, generator):
     u = ((x - cx) * angle.cos() + (y - cy) * angle.sin()) / radius
     v = ((y - cy) * angle.cos() - (x - cx) * angle.sin()) / radius
     distance = _distances(u, v)[labels, torch.arange(n)] * radius
-    # The colour differs from the background's, in a random direction of colour space.
+    # The color differs from the background's, in a random direction of color space.
     direction = F.normalize(torch.randn(n, 3, generator=generator), dim=1)
-    colour = back.lerp(other, 0.5) + direction * uniform(1, low=0.4, high=0.8)
-    images = paint(images, distance, colour.clamp(0, 1))
+    color = back.lerp(other, 0.5) + direction * uniform(1, low=0.4, high=0.8)
+    images = paint(images, distance, color.clamp(0, 1))
     noise = torch.randn(images.shape, generator=generator)
     return images + noise * uniform(1, 1, 1, low=0.01, high=0.06)
 

@@ -20,8 +20,8 @@ from models.layers import Conv3x3
 
 IMAGE_SIZE = 32
 PATCH = 3 * 2 * 2  # values of a 2x2 patch
-MIN_IMAGES = 2 * PATCH  # fewer, of which neighbouring patches are alike, give no covariance
-EPSILON = 5e-4  # added to the variances of patches, of normalised images
+MIN_IMAGES = 2 * PATCH  # fewer, of which neighboring patches are alike, give no covariance
+EPSILON = 5e-4  # added to the variances of patches, of normalized images
 # Rates of biases and classifier relative to --lr, the rate of the convolutions, with Muon. The
 # published ones (0.24; 0.053 and 0.67) are for a loss that is summed over a batch of 2,000 images.
 # Ours is the mean, with a gradient that is 2,000 times smaller: a rate 2,000 times as large gives
@@ -125,7 +125,7 @@ class Airbench(nn.Module):
                 self.fc.weight.div_(self.fc.weight.std())
 
     def initialize(self, images):
-        """Sets the whitening layer. images: normalised, of the training set (N, 3, H, W).
+        """Sets the whitening layer. images: normalized, of the training set (N, 3, H, W).
 
         Raises UserError if these are too few.
         """

@@ -71,7 +71,7 @@ class HorNet(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.fc = nn.Linear(width, num_classes)
-        for module in self.modules():  # the authors' initialisation
+        for module in self.modules():  # the authors' initialization
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)

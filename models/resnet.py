@@ -112,7 +112,7 @@ class ResNet(nn.Module):
 
 
 def init_weights(model):
-    """He initialisation of convolutions (arXiv 1502.01852), and a classifier near zero."""
+    """He initialization of convolutions (arXiv 1502.01852), and a classifier near zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -6,7 +6,7 @@ excludes a token's attention to itself.
 
 Without options it is timm's VisionTransformer with the same parameter names, so that weights are
 interchangeable. Departures from arXiv 2010.11929, as in timm: no hidden layer in the head, no
-dropout, initialisation by a truncated normal of 0.02.
+dropout, initialization by a truncated normal of 0.02.
 
 Shapes: B images, N tokens (the class token, then the patches row by row), D width, P patch size.
 """
@@ -31,7 +31,7 @@ class PatchEmbed(nn.Module):
 
 
 class ShiftedPatchEmbed(nn.Module):
-    """Patches of the image and of its four diagonal shifts by half a patch, normalised, projected.
+    """Patches of the image and of its four diagonal shifts by half a patch, normalized, projected.
 
     (B, 3, H, W) -> (B, N, D). arXiv 2112.13492 §3.1.
     """

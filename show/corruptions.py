@@ -70,16 +70,16 @@ def motion_blur(x, values, generator):
     length, std = (value * x.shape[-1] / 32 for value in values)
     angle = 2 * math.pi * torch.rand(len(x), 1, 1, generator=generator)
     dy, dx = _offsets(min(math.ceil(length), x.shape[-1] - 1))
-    along = dx * angle.cos() + dy * angle.sin()  # distance from the centre, along the line
+    along = dx * angle.cos() + dy * angle.sin()  # distance from the center, along the line
     across = dy * angle.cos() - dx * angle.sin()  # distance from the line
     thickness = (1 - across.abs()).clamp(min=0)
-    on_line = torch.where(along > -0.5, thickness, 0.0)  # to one side of the centre
+    on_line = torch.where(along > -0.5, thickness, 0.0)  # to one side of the center
     kernels = on_line * torch.exp(-0.5 * (along / std) ** 2)
     return _filter(x, kernels / kernels.sum((1, 2), keepdim=True))
 
 
 def _offsets(radius):
-    """(vertical, horizontal) distances from the centre of a square kernel, in pixels."""
+    """(vertical, horizontal) distances from the center of a square kernel, in pixels."""
     index = torch.arange(-radius, radius + 1, dtype=torch.float32)
     return torch.meshgrid(index, index, indexing="ij")
 
@@ -101,7 +101,7 @@ def zoom_blur(x, largest, generator):
 
 
 def _resample(x, zoom=1.0, shift=0.0):
-    """x, enlarged about its centre; shift (B, H, W, 2): of each pixel, where the side is 2."""
+    """x, enlarged about its center; shift (B, H, W, 2): of each pixel, where the side is 2."""
     theta = torch.tensor([[1 / zoom, 0, 0], [0, 1 / zoom, 0]], device=x.device)
     grid = F.affine_grid(theta.expand(len(x), -1, -1), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid + shift, padding_mode="reflection", align_corners=False)
@@ -122,13 +122,13 @@ def fog(x, values, generator):
 
 
 def brightness(x, amount, generator):
-    """Adds to HSV's value; the colours keep their proportions."""
+    """Adds to HSV's value; the colors keep their proportions."""
     value = x.amax(1, keepdim=True)
     return torch.where(value > 0, x * (value + amount).clamp(max=1) / value.clamp(min=1e-6), amount)
 
 
 def saturate(x, values, generator):
-    """HSV's saturation times a factor, plus a term; grey stays grey."""
+    """HSV's saturation times a factor, plus a term; gray stays gray."""
     factor, term = values
     value = x.amax(1, keepdim=True)
     saturation = 1 - x.amin(1, keepdim=True) / value.clamp(min=1e-6)

@@ -21,7 +21,7 @@ from common.errors import UserError
 def explain(model, inputs, classes):
     """(heat (B, H, W) in [0, 1] on the CPU, the method's name).
 
-    inputs: normalised, (B, 3, H, W); classes: int64 (B,). Raises UserError for a model that is
+    inputs: normalized, (B, 3, H, W); classes: int64 (B,). Raises UserError for a model that is
     neither a plain transformer nor has a feature map before its classifier.
     """
     was_training = model.training

@@ -3,7 +3,7 @@
     message = export(predictor, "onnx", Path("runs/x/export-onnx"))
 
 ONNX and TorchScript files take uint8 RGB images (B, 3, S, S) and give logits (B, K): they contain
-the normalisation. safetensors holds the weights only; its metadata and README describe the rest.
+the normalization. safetensors holds the weights only; its metadata and README describe the rest.
 Each file is read back and its logits compared with the checkpoint's before it counts as written.
 """
 
@@ -28,7 +28,7 @@ TOLERANCE = 1e-3  # of logits, relative to the largest: runtimes sum in differen
 
 
 class Deployed(torch.nn.Module):
-    """A model with its normalisation. uint8 (B, 3, S, S) -> logits (B, K)"""
+    """A model with its normalization. uint8 (B, 3, S, S) -> logits (B, K)"""
 
     def __init__(self, model, card):
         super().__init__()
@@ -253,7 +253,7 @@ def readme(predictor, kind):
     if isinstance(test_acc, float):
         limit = metrics.read_arguments(predictor.path.parent).get("limit_test")
         accuracy = f"{test_acc:.2f} %" + (f" ({limit} images)" if limit else "")
-    code, inside = FORMATS[kind].code, "; the normalisation is inside"
+    code, inside = FORMATS[kind].code, "; the normalization is inside"
     values = {key: card[key] for key in CARD_KEYS} | {"dataset": printable(card["dataset"])}
     if kind == "safetensors":
         code, inside = code.format(**values), ""

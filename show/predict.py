@@ -55,7 +55,7 @@ class Predictor:
         return None, f"epoch {epoch}"
 
     def inputs(self, images):
-        """Normalised float (N, 3, S, S) on the model's device."""
+        """Normalized float (N, 3, S, S) on the model's device."""
         return self.pipeline(images.to(self.device), None)[0]
 
     @torch.no_grad()

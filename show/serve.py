@@ -62,5 +62,5 @@ def classify(predictor, image, topk):
     except UserError:
         return named, None
     heat = F.interpolate(heat[None], (SIDE, SIDE), mode="bilinear")[0, 0, :, :, None].numpy()
-    grey = np.array(Image.fromarray(image_folder.square(image, SIDE)).convert("L"))[..., None]
-    return named, (grey * (1 - 0.65 * heat) + HIGHLIGHT * 0.65 * heat).astype(np.uint8)
+    gray = np.array(Image.fromarray(image_folder.square(image, SIDE)).convert("L"))[..., None]
+    return named, (gray * (1 - 0.65 * heat) + HIGHLIGHT * 0.65 * heat).astype(np.uint8)

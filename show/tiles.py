@@ -150,16 +150,16 @@ class Tile:
         self.axes(x, y + TITLE, side, side).imshow(self.image, interpolation="nearest")
 
     def draw_heat(self, x, y, side, answer):
-        """The image in grey; over it, in colour and more opaque, where the model looks."""
+        """The image in gray; over it, in color and more opaque, where the model looks."""
         import matplotlib
 
         axis, pixels = self.axes(x, y, side, side), len(self.image)
         place = dict(interpolation="nearest", extent=(0, pixels, pixels, 0))
         axis.imshow(self.image.mean(2), cmap="gray", vmin=0, vmax=255, **place)
         heat = answer.heat[self.i].numpy()
-        coloured = matplotlib.colormaps["inferno"](heat)
-        coloured[..., 3] = 0.15 + 0.6 * heat
-        axis.imshow(coloured, **place)
+        colored = matplotlib.colormaps["inferno"](heat)
+        colored[..., 3] = 0.15 + 0.6 * heat
+        axis.imshow(colored, **place)
 
     def draw_bars(self, x, y, width, answer, marked=False):
         """For each of the top classes its name, its probability, and a bar below them."""
@@ -168,18 +168,18 @@ class Tile:
         axis.set(xlim=(0, 1), ylim=(len(classes), 0))
         most_letters = int(width * 72 / 4.9) - 9  # beside the percentage
         for k, (label, probability) in enumerate(zip(classes, probabilities.tolist())):
-            colour = figures.OTHER
+            color = figures.OTHER
             if label == self.true:
-                colour = figures.RIGHT
+                color = figures.RIGHT
             elif k == 0 and self.true is not None:
-                colour = figures.WRONG
+                color = figures.WRONG
             mark = self.mark(answer) if marked and k == 0 else ""
             name, height = figures.plain(self.classes[label], most_letters), k + 0.36
             axis.text(0, height, name + mark, fontsize=8, va="center")
             percent = f"{100 * probability:.1f} %"
             axis.text(1, height, percent, fontsize=8, va="center", ha="right")
             axis.barh(k + 0.78, 1, height=0.2, color="#EEEEEE")
-            axis.barh(k + 0.78, probability, height=0.2, color=colour)
+            axis.barh(k + 0.78, probability, height=0.2, color=color)
 
 
 def _add_legend(figure, answers, truth_is_known):

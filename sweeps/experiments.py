@@ -48,7 +48,7 @@ EXPERIMENTS = {
          "crop-flip-jitter": JITTER,
          "crop-flip-jitter-mix": f"{JITTER} --mixup 1 --cutmix 1 --mix-prob 1 --mix-per batch"},
         (("do crop and flip help?", "crop-flip", "none"),
-         ("does colour jitter help after that?", "crop-flip-jitter", "crop-flip"),
+         ("does color jitter help after that?", "crop-flip-jitter", "crop-flip"),
          ("do CutMix and MixUp help after that?", "crop-flip-jitter-mix", "crop-flip-jitter")),
         "--model resnet20 --epochs 15"),
     "degradation": Experiment(

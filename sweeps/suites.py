@@ -83,7 +83,7 @@ SUITES = {
          ("are 18 plain layers better than 34?", "plain18", "plain34")],
         "--epochs 150 --eval-train", "--optimizer sgd --lr 0.1 --batch-size 256", ranked=True),
     "degradation": Suite(
-        "Do deeper plain networks fit and generalise worse, and do shortcuts prevent it?",
+        "Do deeper plain networks fit and generalize worse, and do shortcuts prevent it?",
         for_each("plain18 plain34 resnet18 resnet34 plain20 plain32 plain44 plain56 "
              "resnet20 resnet32 resnet44 resnet56"),
         [("is the deeper plain network worse?", "plain34", "plain18"),
@@ -145,7 +145,7 @@ SUITES = {
          "crop-flip-jitter-mix": f"{JITTERED} {BATCH_MIXING}"},
         [("is SGD with a cosine better than Adam?", "sgd-cosine", "adam"),
          ("do crop and flip help?", "crop-flip", "sgd-cosine"),
-         ("does colour jitter help after that?", "crop-flip-jitter", "crop-flip"),
+         ("does color jitter help after that?", "crop-flip-jitter", "crop-flip"),
          ("do CutMix and MixUp help after that?", "crop-flip-jitter-mix", "crop-flip-jitter"),
          ("do all of them help?", "crop-flip-jitter-mix", "sgd-cosine")],
         "--model resnet34 --epochs 500 --eval-train", BARE),

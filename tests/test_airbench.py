@@ -28,7 +28,7 @@ MEAN, STD = (0.5, 0.4, 0.6), (0.2, 0.3, 0.25)
 
 
 def smooth_images(number=60, size=32):
-    """Images whose neighbouring pixels and channels are correlated, as those of photographs."""
+    """Images whose neighboring pixels and channels are correlated, as those of photographs."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(number, 3, size // 4, size // 4, generator=generator)
     images = F.interpolate(images, size=(size, size), mode="bilinear")
@@ -157,7 +157,7 @@ def split_of(number):
     return Split("noise", examples, None, random_examples(20), classes, MEAN, STD)
 
 
-def test_a_fresh_model_is_initialised_with_its_training_images():
+def test_a_fresh_model_is_initialized_with_its_training_images():
     split = split_of(40)
     model, normalization = build_model(options(), split, None)
     assert normalization == (MEAN, STD)
@@ -168,11 +168,11 @@ def test_a_fresh_model_is_initialised_with_its_training_images():
     assert torch.equal(model.whitening.weight, again.whitening.weight)
 
 
-def test_weights_from_a_file_or_a_run_are_not_initialised(tmp_path, monkeypatch):
+def test_weights_from_a_file_or_a_run_are_not_initialized(tmp_path, monkeypatch):
     split, saved = split_of(40), {"card": {"mean": MEAN, "std": STD}}
     model, _ = build_model(options(), split, None)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    monkeypatch.setattr(Airbench, "initialize", lambda *_: pytest.fail("initialised again"))
+    monkeypatch.setattr(Airbench, "initialize", lambda *_: pytest.fail("initialized again"))
     build_model(options(), split, saved)
     loaded, _ = build_model(options("--weights", str(tmp_path / "weights.pt")), split, None)
     for key, value in model.state_dict().items():

@@ -199,7 +199,7 @@ def test_mean_and_std_are_those_of_the_real_data(name):
 
 
 class Server:
-    """Serves one file at every address. The first part of the path names the server's behaviour."""
+    """Serves one file at every address. The first part of the path names the server's behavior."""
 
     STATUS = {"missing": 404, "elsewhere": 302, "liar": 206}
 
@@ -219,34 +219,34 @@ class Server:
         options = {"poll_interval": 0.01}
         threading.Thread(target=self.http.serve_forever, kwargs=options, daemon=True).start()
 
-    def url(self, behaviour):
-        return f"http://127.0.0.1:{self.http.server_port}/{behaviour}/"
+    def url(self, behavior):
+        return f"http://127.0.0.1:{self.http.server_port}/{behavior}/"
 
     def answer(self, handler):
-        behaviour, requested = handler.path.split("/")[1], handler.headers.get("Range")
-        self.requests.append((behaviour, requested))
+        behavior, requested = handler.path.split("/")[1], handler.headers.get("Range")
+        self.requests.append((behavior, requested))
         if len(self.requests) > 20:  # a client that never gives up
-            behaviour = "missing"
+            behavior = "missing"
         start = 0
-        if requested and behaviour != "no-ranges":
+        if requested and behavior != "no-ranges":
             start = int(requested.removeprefix("bytes=").removesuffix("-"))
-        body = b"<html>log in first</html>" if behaviour == "portal" else self.content[start:]
-        if behaviour in ("wrong", "liar"):
+        body = b"<html>log in first</html>" if behavior == "portal" else self.content[start:]
+        if behavior in ("wrong", "liar"):
             body = body[::-1]
-        handler.send_response(self.STATUS.get(behaviour, 206 if start else 200))
-        if behaviour == "elsewhere":
+        handler.send_response(self.STATUS.get(behavior, 206 if start else 200))
+        if behavior == "elsewhere":
             handler.send_header("Location", self.redirect)
-        if behaviour != "no-length":
+        if behavior != "no-length":
             handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         limits = {"closes": len(self.content) // 2, "no-length": 20, "stalls": 100}
-        body = body[: limits.get(behaviour)]
-        step = len(body) // 20 if behaviour == "slow" else max(1, len(body))
+        body = body[: limits.get(behavior)]
+        step = len(body) // 20 if behavior == "slow" else max(1, len(body))
         for place in range(0, len(body), step):
             handler.wfile.write(body[place : place + step])
-            if behaviour == "slow":
+            if behavior == "slow":
                 self.closed.wait(0.01)
-        if behaviour == "stalls":
+        if behavior == "stalls":
             self.closed.wait(60)
 
     def close(self):
@@ -295,13 +295,13 @@ def test_data_url_replaces_the_mirrors(served, mirrors):
     assert path.read_bytes() == raw and server.requests == [("good", None)]
 
 
-@pytest.mark.parametrize("behaviour", ["good", "no-ranges"])
-def test_a_download_is_resumed_or_started_again(served, mirrors, behaviour):
+@pytest.mark.parametrize("behavior", ["good", "no-ranges"])
+def test_a_download_is_resumed_or_started_again(served, mirrors, behavior):
     server, raw, path = served
-    mirrors(server.url(behaviour))
+    mirrors(server.url(behavior))
     write_part(path, raw[:1000])
     data.load("cifar10", path.parent)
-    assert path.read_bytes() == raw and server.requests == [(behaviour, "bytes=1000-")]
+    assert path.read_bytes() == raw and server.requests == [(behavior, "bytes=1000-")]
     assert os.listdir(path.parent) == [path.name]
 
 
@@ -330,10 +330,10 @@ def test_a_broken_download_is_resumed_from_the_next_mirror(served, mirrors):
     assert server.requests == [("closes", None), ("good", f"bytes={len(raw) // 2}-")]
 
 
-@pytest.mark.parametrize("behaviour", ["missing", "portal", "wrong", "no-length", "liar"])
-def test_a_mirror_with_something_else_is_skipped(served, mirrors, behaviour):
+@pytest.mark.parametrize("behavior", ["missing", "portal", "wrong", "no-length", "liar"])
+def test_a_mirror_with_something_else_is_skipped(served, mirrors, behavior):
     server, raw, path = served
-    mirrors(server.url(behaviour), server.url("good"))
+    mirrors(server.url(behavior), server.url("good"))
     write_part(path, raw[:1000])
     data.load("cifar10", path.parent)
     assert path.read_bytes() == raw

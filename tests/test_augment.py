@@ -141,8 +141,8 @@ def test_crop(height, width, mode, padding):
 
 def test_crop_reaches_each_place_equally_often():
     numbered = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(3000, 3, -1, -1)
-    centres = augment.crop(numbered, seeded(), 2)[:, 0, 8, 8].long()
-    counts = centres.bincount()
+    centers = augment.crop(numbered, seeded(), 2)[:, 0, 8, 8].long()
+    counts = centers.bincount()
     counts = counts[counts > 0]
     # 120 are expected, with a standard deviation of 11.
     assert len(counts) == 25 and counts.min() > 70 and counts.max() < 180
@@ -249,7 +249,7 @@ def test_central_box_if_none_fits_is_torchvisions(ratio):
     assert torch.equal(boxes, torchvision_boxes(5, 32, 40, (1, 1), ratio))
 
 
-# ---- colour ----
+# ---- color ----
 
 JITTERS = [
     (0.4, 0, 0, 0), (0, 0.4, 0, 0), (0, 0, 0.4, 0), (0, 0, 0, 0.5),
@@ -277,7 +277,7 @@ def test_color_jitter_without_strength_changes_nothing():
     assert torch.equal(augment.color_jitter(make_images(), seeded(), 0, 0, 0, 0), make_images())
 
 
-# ---- normalisation and erasing ----
+# ---- normalization and erasing ----
 
 
 def test_normalize_is_the_formula():
@@ -293,16 +293,16 @@ def test_normalize_is_the_formula():
 @pytest.mark.parametrize("size", [1, 8, 9, 50])
 def test_cutout(size):
     images = augment.normalize(make_images(32, 24, 40), MEAN, STD)
-    centres = (rand(seeded(), 32, 2) * torch.tensor([24, 40])).long()
+    centers = (rand(seeded(), 32, 2) * torch.tensor([24, 40])).long()
 
-    def reference(image, centre):
-        start = centre - size // 2
+    def reference(image, center):
+        start = center - size // 2
         (top, left), (bottom, right) = start.clamp(min=0), (start + size).clamp(min=0)
         image = image.clone()
         image[:, top:bottom, left:right] = 0
         return image
 
-    expected = one_by_one(reference, images, centres)
+    expected = one_by_one(reference, images, centers)
     assert torch.equal(augment.cutout(images, seeded(), size), expected)
 
 

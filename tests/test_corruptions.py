@@ -15,31 +15,31 @@ def test_a_corruption_is_deterministic_and_grows(few_shapes, name):
     assert all(each.dtype == torch.uint8 and each.shape == images.shape for each in corrupted)
     distances = [(each.float() - images.float()).abs().mean().item() for each in corrupted]
     assert min(distances) > 0
-    if name != "saturate":  # its first two strengths remove colour, the others add it
+    if name != "saturate":  # its first two strengths remove color, the others add it
         assert distances[4] > distances[0]
         assert all(b > 0.9 * a for a, b in zip(distances, distances[1:]))
     assert corrupt(images.new_zeros(2, 3, 48, 48), name, 5).shape == (2, 3, 48, 48)
 
 
-GREY = torch.full((8, 3, 32, 32), 128, dtype=torch.uint8)
+GRAY = torch.full((8, 3, 32, 32), 128, dtype=torch.uint8)
 
 
 def test_noise_has_the_stated_strength():
-    noisy = corrupt(GREY, "gaussian_noise", 1).float()
+    noisy = corrupt(GRAY, "gaussian_noise", 1).float()
     assert noisy.std().item() == pytest.approx(0.04 * 255, rel=0.03)
-    photons = corrupt(GREY, "shot_noise", 5).float()
+    photons = corrupt(GRAY, "shot_noise", 5).float()
     assert photons.var().item() == pytest.approx(255**2 * 128 / 255 / 50, rel=0.05)
-    changed = (corrupt(GREY, "impulse_noise", 5) != 128).float().mean().item()
+    changed = (corrupt(GRAY, "impulse_noise", 5) != 128).float().mean().item()
     assert changed == pytest.approx(0.07, rel=0.1)
-    assert (corrupt(GREY, "brightness", 1) == round(128 + 0.05 * 255)).all()
+    assert (corrupt(GRAY, "brightness", 1) == round(128 + 0.05 * 255)).all()
 
 
 UNCHANGED = "defocus_blur motion_blur zoom_blur contrast elastic pixelate saturate"
 
 
 @pytest.mark.parametrize("name", UNCHANGED.split())
-def test_uniform_grey_has_nothing_to_blur_or_move(name):
-    assert (corrupt(GREY, name, 5).int() - 128).abs().max() <= 1
+def test_uniform_gray_has_nothing_to_blur_or_move(name):
+    assert (corrupt(GRAY, name, 5).int() - 128).abs().max() <= 1
 
 
 def test_defocus_blur_spreads_a_point_evenly():

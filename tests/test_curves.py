@@ -100,7 +100,7 @@ def test_every_axis_names_what_it_shows(tmp_path, drawn):
         assert axis.get_xlabel() and axis.get_ylabel()
 
 
-def test_curves_differ_in_grey():
+def test_curves_differ_in_gray():
     looks = [styles.line_style(place) for place in range(styles.MOST)]
     assert len({(str(look["linestyle"]), look["marker"]) for look in looks}) == styles.MOST
 

@@ -68,7 +68,7 @@ def ghost(ratio):
 
 # {suite: {experiment: resolved arguments that the documents give}}
 DOCUMENTED = {
-    # A1: networks of 18 to 152 layers, Adam, normalisation only.
+    # A1: networks of 18 to 152 layers, Adam, normalization only.
     "depth": for_each("resnet18 resnet34 resnet50 resnet101 resnet152", DEPTH),
     # A2: the ladder of ResNet-34.
     "augmentation": {

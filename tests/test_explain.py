@@ -77,7 +77,7 @@ def unchanged(model):
 
 
 def randomised(name, **options):
-    """A model whose every parameter matters: many are initialised with a constant."""
+    """A model whose every parameter matters: many are initialized with a constant."""
     torch.manual_seed(0)
     model = create_model(name, 10, **options).eval()
     with torch.no_grad():

@@ -62,8 +62,8 @@ def test_drop_path_drops_images_and_keeps_the_mean():
 def test_layer_norm_is_over_channels():
     x = torch.randn(2, 5, 3, 4)
     norm = randomize(LayerNorm2d(5))
-    centred = x - x.mean(1, keepdim=True)
-    expected = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    centered = x - x.mean(1, keepdim=True)
+    expected = centered / (centered.square().mean(1, keepdim=True) + 1e-6).sqrt()
     expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
     torch.testing.assert_close(norm(x), expected)
 
@@ -80,15 +80,15 @@ def test_eca_kernel_is_timms():
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 9])
-def test_eca_is_a_sum_over_neighbouring_channels(kernel):
+def test_eca_is_a_sum_over_neighboring_channels(kernel):
     B, C = 2, 7
     x = torch.randn(B, C, 3, 4)
     eca = randomize(ECA(kernel))
     weight, means = eca.conv.weight.flatten(), x.mean((2, 3))
     expected = torch.empty_like(x)
     for b, c in itertools.product(range(B), range(C)):
-        neighbours = [(i, c + i - kernel // 2) for i in range(kernel)]
-        total = sum(weight[i] * means[b, j] for i, j in neighbours if 0 <= j < C)
+        neighbors = [(i, c + i - kernel // 2) for i in range(kernel)]
+        total = sum(weight[i] * means[b, j] for i, j in neighbors if 0 <= j < C)
         expected[b, c] = x[b, c] * torch.sigmoid(total)
     torch.testing.assert_close(eca(x), expected)
 

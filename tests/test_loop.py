@@ -38,7 +38,7 @@ def test_a_rank_stops_if_the_shard_of_another_rank_is_not_finite():
         fit(start(network()), ranks=bad)
 
 
-def test_only_the_last_part_of_a_batch_synchronises_gradients():
+def test_only_the_last_part_of_a_batch_synchronizes_gradients():
     """DistributedDataParallel decides in the forward pass whether the backward pass sends."""
 
     class Parallel(nn.Linear):

@@ -16,7 +16,7 @@ def one_hot(count, classes=7):
     return F.one_hot(torch.arange(count) % classes, classes).float()
 
 
-def neighbour(i, count):
+def neighbor(i, count):
     return i ^ 1 if i ^ 1 < count else i
 
 
@@ -31,7 +31,7 @@ def test_mixup(count, alpha):
         rand(generator, count, 2)  # whether an image is mixed, and how
         torch.testing.assert_close(kept[:8], rand(generator, count)[:8])
     for i in range(count):
-        j = neighbour(i, count)
+        j = neighbor(i, count)
         torch.testing.assert_close(mixed[i], kept[i] * images[i] + (1 - kept[i]) * images[j])
         torch.testing.assert_close(shares[i], kept[i] * targets[i] + (1 - kept[i]) * targets[j])
     torch.testing.assert_close(shares.sum(1), torch.ones(count))
@@ -45,7 +45,7 @@ def test_cutmix(count, height, width):
     kept, places = rand(generator, count), rand(generator, count, 2)
     mixed, shares = mix(images, targets, seeded(), 0.0, 1.0, 1.0)
     for i in range(count):
-        j = neighbour(i, count)
+        j = neighbor(i, count)
         h, w = (int((1 - kept[i]).sqrt() * side) for side in (height, width))
         top, left = int(places[i, 0] * height) - h // 2, int(places[i, 1] * width) - w // 2
         inside = torch.zeros(height, width, dtype=torch.bool)

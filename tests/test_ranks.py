@@ -157,7 +157,7 @@ def test_an_error_of_all_ranks_is_printed_once(tmp_path):
 # ---- units ---------------------------------------------------------------------------------------
 
 
-def test_synchronised_batch_norm_of_one_process_is_batch_norm(tmp_path):
+def test_synchronized_batch_norm_of_one_process_is_batch_norm(tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:

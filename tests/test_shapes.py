@@ -24,8 +24,8 @@ def test_shapes_are_not_trivial_to_tell_apart():
     pixels, others = train.images.flatten(1).float(), test.images.flatten(1).float()
     means = torch.stack([pixels[train.labels == label].mean(0) for label in range(10)])
     nearest_mean = torch.cdist(others, means).argmin(1)
-    nearest_neighbour = train.labels[torch.cdist(others, pixels).argmin(1)]
-    for prediction in (nearest_mean, nearest_neighbour):
+    nearest_neighbor = train.labels[torch.cdist(others, pixels).argmin(1)]
+    for prediction in (nearest_mean, nearest_neighbor):
         assert (prediction == test.labels).float().mean() < 0.45
 
 

@@ -75,10 +75,10 @@ def test_random_images_follow_the_seed(path, show):
 
 
 def test_image_files_of_any_size_and_mode_are_shown(path, tmp_path, show):
-    Image.new("L", (90, 40), 100).save(tmp_path / "grey.png")
+    Image.new("L", (90, 40), 100).save(tmp_path / "gray.png")
     Image.new("RGBA", (10, 300), (1, 2, 3, 4)).save(tmp_path / "tall.png")
-    lines = show(path, "--image", "grey.png", "tall.png", "--explain", "--output", "x.png")
-    assert re.match(r"grey.png: .*\ntall.png: ", lines) and (tmp_path / "x.png").exists()
+    lines = show(path, "--image", "gray.png", "tall.png", "--explain", "--output", "x.png")
+    assert re.match(r"gray.png: .*\ntall.png: ", lines) and (tmp_path / "x.png").exists()
 
 
 def test_mistakes_are_shown_the_most_confident_first(path, show):

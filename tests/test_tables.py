@@ -57,8 +57,8 @@ def test_columns_sorting_and_the_baseline(groups):
     first, second = table.cells()
     assert (first["difference"], first["std error"], second["difference"]) == ("+4.50", "0.50", "-")
     assert first["95 % interval"] == "-1.85 to +10.85" and first["verdict"] == "not resolved"
-    for call in (lambda: tables.compare(groups, ["colour"]), lambda: table.sort("colour")):
-        with pytest.raises(UserError, match="colour: .*run"):
+    for call in (lambda: tables.compare(groups, ["color"]), lambda: table.sort("color")):
+        with pytest.raises(UserError, match="color: .*run"):
             call()
 
 

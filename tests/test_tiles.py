@@ -27,7 +27,7 @@ def test_no_text_covers_another_and_none_is_cut(tmp_path, drawn, count, models, 
     assert overlaps(boxes) == [] and cut_texts(figure, boxes) == []
 
 
-def test_images_are_not_blurred_and_colours_say_what_is_right(tmp_path, drawn):  # noqa: F811
+def test_images_are_not_blurred_and_colors_say_what_is_right(tmp_path, drawn):  # noqa: F811
     probabilities, labels = torch.tensor([[0.7, 0.2], [0.6, 0.3]]), torch.tensor([[0, 1], [1, 0]])
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     selection = tiles.Selection(images, ["a", "b"], [0, 0])
@@ -36,10 +36,10 @@ def test_images_are_not_blurred_and_colours_say_what_is_right(tmp_path, drawn): 
     (figure,) = drawn
     images = [image for axis in figure.axes for image in axis.images]
     assert len(images) == 2 and {image.get_interpolation() for image in images} == {"nearest"}
-    colours = [
+    colors = [
         [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in axis.patches][1::2]
         for axis in figure.axes
         if axis.patches
     ]
-    assert colours == [[figures.RIGHT, figures.OTHER], [figures.WRONG, figures.RIGHT]]
+    assert colors == [[figures.RIGHT, figures.OTHER], [figures.WRONG, figures.RIGHT]]
     assert [text.get_text() for text in figure.texts] == ["a", "yes ✓", "b", "yes ✗"]

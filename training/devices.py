@@ -72,7 +72,7 @@ def keep_freed_memory():
 
 
 def seed_model(seed, device, *place):
-    """Seeds what modules draw from (initialisation, dropout, drop-path).
+    """Seeds what modules draw from (initialization, dropout, drop-path).
 
     place: what derive_seed takes after the seed, e.g. an epoch, a purpose and a batch.
     """

@@ -64,10 +64,10 @@ def _largest_micro_batch(args, model, split, dtype, ranks, share):
     # What is not allocated yet, and the share of the memory that is not planned with.
     reserve = need.optimizer + need.average + resident + int((1 - USABLE) * free)
     # A rank that ran out of memory would leave the others waiting.
-    synchronised = ranks.world > 1 and (ranks.sharded or args.sync_bn)
+    synchronized = ranks.world > 1 and (ranks.sharded or args.sync_bn)
 
     def fits(images):
-        if device.type == "cuda" and not synchronised and not args.freeze_backbone:
+        if device.type == "cuda" and not synchronized and not args.freeze_backbone:
             good = step_fits(model, images, args.image_size, dtype, reserve)
         else:
             good = images <= need.largest(free)

@@ -11,7 +11,7 @@ from models import lora
 from models.weights import load_weights
 from training import devices, linear_probe, resume
 
-INITIAL_IMAGES = 5000  # that a model may be initialised with
+INITIAL_IMAGES = 5000  # that a model may be initialized with
 
 
 def build_model(args, split, saved, lora_rank=0):

@@ -150,7 +150,7 @@ def _add_gradients(model, inputs, targets, *, step, scaler, images, asked, after
     chunks = (tensor.tensor_split(step.accumulate) for tensor in (inputs, targets))
     parts, readbacks = list(zip(*chunks)), []
     for number, (x, y) in enumerate(parts, 1):
-        with _without_synchronisation(model, number < len(parts)):
+        with _without_synchronization(model, number < len(parts)):
             with autocast(device, step.dtype):
                 logits = model(x)
             loss = step.loss_fn(logits.float(), y)
@@ -232,7 +232,7 @@ def _optimizer_step(scaler, optimizer):
     return bool(updates)
 
 
-def _without_synchronisation(model, wanted):
+def _without_synchronization(model, wanted):
     """DistributedDataParallel's no_sync, for all parts of a batch but the last one.
 
     Not for a sharded model: gradients kept for later would be those of the whole model.

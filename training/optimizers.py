@@ -96,7 +96,7 @@ def create_optimizer(args, model, saved=None, dtype=None):
         groups = muon_groups(groups, model, saved["training"]["optimizer"] if saved else None)
     elif args.optimizer == "muon_sgd":
         groups = muon_sgd_groups(groups, model, args.lr)
-    # torch's fused SGD, if a GradScaler skips its first step, starts from uninitialised momentum.
+    # torch's fused SGD, if a GradScaler skips its first step, starts from uninitialized momentum.
     fused = dtype != torch.float16
     return build_optimizer(
         args.optimizer, groups, args.lr, args.momentum, fused, nesterov=args.nesterov

@@ -1,4 +1,4 @@
-"""Running out of memory: recognised among other errors, and explained."""
+"""Running out of memory: recognized among other errors, and explained."""
 
 import contextlib
 import math

@@ -56,7 +56,7 @@ def default_ema_decay(steps):
     """A decay whose horizon, 1 / (1 - decay) steps, is a twentieth of the run, at most 10,000
     steps.
 
-    A fixed decay fits one length only: 0.9999 remembers the random initialisation of a run of 5
+    A fixed decay fits one length only: 0.9999 remembers the random initialization of a run of 5
     epochs. Runs of up to 20 steps get 0: no average.
     """
     return 1 - 1 / min(10_000, max(1.0, steps / 20))

@@ -32,8 +32,8 @@ class SyncBatchNorm(nn.BatchNorm2d):
         dist.all_reduce(count)
         x32 = x.float()
         mean = _SumOverRanks.apply(x32.sum((0, 2, 3))) / count
-        centred = x32 - mean[:, None, None]
-        var = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
+        centered = x32 - mean[:, None, None]
+        var = _SumOverRanks.apply(centered.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             momentum = self.momentum
@@ -41,7 +41,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
                 momentum = 1 / self.num_batches_tracked.item()
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(var * count / (count - 1), momentum)
-        out = centred * (var + self.eps).rsqrt()[:, None, None]
+        out = centered * (var + self.eps).rsqrt()[:, None, None]
         return (out * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 

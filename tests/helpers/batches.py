@@ -42,7 +42,7 @@ def channels_last(images):
 
 
 def make_images(count=16, height=32, width=32):
-    """Soft random colours with noise; the first image is one grey, the second has no colour."""
+    """Soft random colors with noise; the first image is one gray, the second has no color."""
     generator = seeded(count)
     coarse = torch.rand(count, 3, 5, 5, generator=generator)
     images = F.interpolate(coarse, (height, width), mode="bicubic") * 300 - 20
