@@ -19,18 +19,26 @@ HEAD = """\
 
 `python sweep.py report` makes this page from the files beside it. Each run has its `config.json`
 (arguments, versions, machine, commit), `metrics.csv` and `summary.json`, but no weights.
-`python compare_runs.py results/<experiment>/*` compares the runs of an experiment.
+`python compare_runs.py results/<experiment>/*` compares the runs of an experiment. Intervals are
+95 %, by Student's t, over seeds: they describe other seeds, not other images, and hold for each row
+alone.
 
-A single run is repeated with its own arguments: on the same kind of machine, the same `metrics.csv`
-but for its clocks.
+## Repeat a run
 
-    python train.py --config results/<experiment>/<run>/config.json
+The images are those of the official archives, as PNG files in a folder for each class (commits
+a828d74f and b105b30e of these repositories):
 
-Add `--data-dir` with the place of the images, and `--weights` where the run starts from weights.
-The folders cifar10-png and cifar100-png hold the images of the archives as PNG files, by class.
-Runs on the archives themselves see the images in another order, and differ as other seeds do.
-Transformers take `train_vit.py`. Intervals are 95 %, by Student's t, over seeds: they describe
-other seeds, not other images, and hold for each row alone.
+    git clone https://github.com/cyizhuo/CIFAR-10-dataset data/cifar10-png
+    git clone https://github.com/cyizhuo/CIFAR-100-dataset data/cifar100-png
+
+A run is repeated with its own arguments:
+
+    python train.py --config results/augmentation/none-s0/config.json --data-dir data/cifar10-png
+
+On the same kind of machine and with the same versions, its `metrics.csv` is the same, except for
+the columns of time and memory. Transformers take `train_vit.py`, and runs that start from weights
+need `--weights`. With the official archive (`--dataset cifar10 --data-dir data`), the images come
+in another order, and results differ as between seeds.
 """
 
 
