@@ -145,6 +145,7 @@ def main(argv=None):
         if args.quick:
             args.batch_size, args.rounds = 16, 3
     device = devices.select_device(args.device)
+    devices.configure_backends(deterministic=False)  # as in training
     machine = measure.machine(device)
     print(f"{machine}; median (least to most) of {args.rounds} rounds", flush=True)
     command(args, device)

@@ -72,8 +72,8 @@ def train(args, saved, ranks):
     if resume.is_finished(args, saved):
         return 0
     check_arguments(args, saved, ranks)
-    devices.make_deterministic(args.deterministic)
-    device, dtype = ranks.device, mixed_precision.amp_dtype_for(args, ranks.device)
+    devices.configure_backends(deterministic=args.deterministic)
+    device, dtype = ranks.device, mixed_precision.amp_dtype_for(args.model, args.amp, ranks.device)
 
     with ranks.local_first():
         split = data.load(args.dataset, args.data_dir, **arguments.data_options(args))

@@ -124,6 +124,8 @@ class Run:
         config = read_json(path.parent / "config.json") if self.in_directory else {}
         self.arguments = _dict_or_empty(config.get("arguments"))
         self.origins = _dict_or_empty(config.get("from"))  # where each argument's value came from
+        started = config.get("started")
+        self.started = started if isinstance(started, str) else ""  # ISO 8601
         family = config.get("family")  # of its model
         self.family = printable(family) if isinstance(family, str) else ""
         self.problem, self.epochs, self.columns, self.evaluation = "", [], {}, ""

@@ -47,8 +47,8 @@ def summarize(values):
 class Group:
     """Runs of one experiment, shown as one row and one curve. A single run is a group, too.
 
-    Only finished runs count, if there are any. Of runs with equal seed and arguments only the last
-    counts: they are not independent.
+    Only finished runs count, if there are any. Of runs with equal seed and arguments only the one
+    that was started last counts: they are not independent.
     """
 
     def __init__(self, name, runs):
@@ -56,8 +56,10 @@ class Group:
         self._bands = {}  # results of band
         finished = [run for run in runs if run.status == "finished"]
         candidates = finished or [run for run in runs if run.epochs] or runs
-        by_experiment = {(_key(run, ("arguments",)), run.seed): run for run in candidates}
-        self.counted = list(by_experiment.values())
+        latest = {}
+        for run in sorted(candidates, key=lambda run: run.started):
+            latest[_key(run, ("arguments",)), run.seed] = run
+        self.counted = [run for run in candidates if run in latest.values()]
         self.repeats = len(candidates) - len(self.counted)
 
     @property

@@ -104,8 +104,8 @@ def measure_data(args, device):
 
 
 def measure_epoch(args, device):
-    dtype = mixed_precision.amp_dtype(args.amp, device)
     name, size = models.canonical(args.model), args.image_size
+    dtype = mixed_precision.amp_dtype_for(name, args.amp, device)
     examples = random_examples(args.images)
     pipeline = Pipeline(MEAN, STD, size, ("crop", "flip"), num_classes=10)
     batches = Batches(examples, args.batch_size, pipeline, device=device)
@@ -191,7 +191,8 @@ def measure_checkpoint(args, device):
     Training waits while the state is copied; the files are written while it continues. "in the
     foreground" is the same work with training waiting for all of it.
     """
-    name, dtype = models.canonical(args.model), mixed_precision.amp_dtype(args.amp, device)
+    name = models.canonical(args.model)
+    dtype = mixed_precision.amp_dtype_for(name, args.amp, device)
     model = measure.to_device(models.create_model(name, 10), device, dtype)
     optimizer, ema = measure.create_optimizer(model), MovingAverage(model, 0.999)
     update = measure.training_step(model, optimizer, device, dtype)

@@ -73,8 +73,7 @@ class Case:
         self.size = args.image_size or published
         self.classes = args.classes or (listed.classes if listed else 1000)
         self.options = models.parse_options([], name, self.size)
-        in_fp32 = args.amp == "auto" and models.prefers_fp32(name, device)
-        self.dtype = None if in_fp32 else mixed_precision.amp_dtype(args.amp, device)
+        self.dtype = mixed_precision.amp_dtype_for(name, args.amp, device)
         self.optimizer = models.recipe(name).get("optimizer", "sgd" if listed else "adamw")
 
     def describe(self):
@@ -109,7 +108,9 @@ def print_table(args, device):
             case.describe()  # wrong sizes are refused before anything is measured
     types = dict.fromkeys((None, mixed_precision.amp_dtype(args.amp, device)))
     ceilings = {dtype: measure.flop_ceiling(device, dtype, args.rounds) for dtype in types}
-    pairs = [f"{flops / 1e12:.2f} TFLOP/s in {_type_name(t)}" for t, flops in ceilings.items()]
+    pairs = [
+        f"{flops / 1e12:.2f} TFLOP/s in {mixed_precision.name(t)}" for t, flops in ceilings.items()
+    ]
     ceiling = f"ceiling, measured with products of square matrices: {', '.join(pairs)}"
     print(f"{ceiling}\n{source}")
     rows = []
@@ -193,7 +194,7 @@ def measure_model(case, args, ceilings, published=None):
         "parameters": parameters,
         "gmacs": macs / 1e9,
         "published_top1": (published or {}).get(models.weights_name(case.name)),
-        "precision": _type_name(case.dtype),
+        "precision": mixed_precision.name(case.dtype),
         "optimizer": case.optimizer,
     }
     batch_sizes = {"inference": args.inference_batch_size or args.batch_size}
@@ -259,10 +260,6 @@ def _speed(case, part, batch_size, rounds):
         "flops_per_second": flops * batch_size / median,
         "peak_memory_bytes": measure.peak(device),
     }
-
-
-def _type_name(dtype):
-    return str(dtype or torch.float32).removeprefix("torch.")
 
 
 # ---- what is written -----------------------------------------------------------------------------

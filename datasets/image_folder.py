@@ -131,14 +131,18 @@ def _list_folder(root, decoding):
     return Listing(paths, labels, sum(map(len, train.values())), tuple(train), digest.hexdigest())
 
 
+def class_names(directory):
+    """Sorted names of the directories in a directory, without hidden ones."""
+    with os.scandir(directory) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
 def _list_classes(directory, root):
     """{class: its image files, see _list_images} of a directory with a directory per class."""
     for needed in (root, directory):
         if not needed.is_dir():
             raise UserError(f"there is no folder {needed}: {root} must hold {LAYOUT}")
-    with os.scandir(directory) as entries:
-        names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
-    files = {name: _list_images(directory / name) for name in sorted(names)}
+    files = {name: _list_images(directory / name) for name in class_names(directory)}
     empty = [directory / name for name in files if not files[name]]
     if empty or not files:
         where = empty[0] if empty else directory

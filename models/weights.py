@@ -4,6 +4,7 @@ line, card = load_weights(model, "runs/x")      # the classifier may have other 
 model, card = load_checkpoint("runs/x/best.pt")
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -66,9 +67,20 @@ def _read_safetensors(path):
 def _card_with_statistics(contents):
     """The card of a run's checkpoint, or None if it lacks the mean and std of the images."""
     card = contents.get("card") if isinstance(contents, dict) else None
-    if isinstance(card, dict) and all(len(card.get(key, ())) == 3 for key in ("mean", "std")):
+    if isinstance(card, dict) and are_statistics(card.get("mean"), card.get("std")):
         return card
     return None
+
+
+def are_statistics(mean, std):
+    """Whether these are mean and std of three channels: finite numbers, std above zero."""
+    return _is_triple(mean) and _is_triple(std) and min(std) > 0
+
+
+def _is_triple(values):
+    if not isinstance(values, (list, tuple)) or len(values) != 3:
+        return False
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
 
 
 def _without_wrappers(state):

@@ -5,7 +5,6 @@ logits = predictor.logits(images)             # uint8 (N, 3, h, w), any size -> 
 test = test_split([predictor]).test
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from common.errors import UserError
 from common.text import printable
 from datasets import image_folder
 from datasets.pipeline import Pipeline
-from models.weights import load_checkpoint
+from models.weights import are_statistics, load_checkpoint
 
 BATCH = 250
 EXPLAINED = 16  # images at a time: gradients, or an attention matrix for each head
@@ -77,8 +76,7 @@ def _check_card(card, path):
     """Raises UserError for a card with unusable values: a checkpoint may come from anybody."""
     classes = card["classes"]
     valid = {
-        "mean": _is_triple(card["mean"]),
-        "std": _is_triple(card["std"]) and min(card["std"]) > 0,
+        "mean and std": are_statistics(card["mean"], card["std"]),
         "image_size": type(card["image_size"]) is int and 1 <= card["image_size"] <= MAX_SIDE,
         "classes": isinstance(classes, (list, tuple))
         and len(classes) == card["num_classes"]
@@ -89,13 +87,6 @@ def _check_card(card, path):
     invalid = [key for key, is_valid in valid.items() if not is_valid]
     if invalid:
         raise UserError(f"{path} was refused: its card has no valid {' and '.join(invalid)}")
-
-
-def _is_triple(values):
-    """Whether these are three finite numbers, one for each channel."""
-    if not isinstance(values, (list, tuple)) or len(values) != 3:
-        return False
-    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
 
 
 def load_all(paths, device):

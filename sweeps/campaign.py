@@ -153,7 +153,8 @@ class Campaign:
     def _kind(self, run):
         """Runs of the same kind have the same speed: those that are timed have all threads."""
         args, timed = run.args, self._is_timed(run)
-        return args.model, tuple(args.model_arg), args.progressive, args.freeze_backbone, timed
+        model = (args.model, tuple(args.model_arg))
+        return *model, args.optimizer, args.progressive, args.freeze_backbone, timed
 
     def _update_speeds(self):
         """Multiply-accumulates per second of the finished runs."""

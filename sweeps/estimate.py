@@ -36,6 +36,7 @@ from training import (
 )
 from training.checks import check_arguments
 from training.evaluation import evaluate
+from training.fitting import requested_micro_batch
 from training.initial_model import build_model
 from training.inputs import Inputs, batch_parts
 from training.loop import Step, train_epoch
@@ -92,8 +93,9 @@ def cost(args):
         raise UserError("the cost of --freeze-backbone is not estimated")
     ranks = distributed.Ranks(devices.select_device(args.device))
     check_arguments(args, None, ranks)
+    devices.configure_backends(deterministic=args.deterministic)
     train_images, eval_images, classes = _sizes(args)
-    dtype = mixed_precision.amp_dtype_for(args, ranks.device)
+    dtype = mixed_precision.amp_dtype_for(args.model, args.amp, ranks.device)
     largest = _images_at_once(args, classes, ranks.device, dtype)
     images = 2  # batch norm can't train on one
     with out_of_memory.explained(args, ranks):
@@ -134,10 +136,11 @@ def _images_at_once(args, classes, device, dtype):
     parts = batch_parts(args, distributed.Ranks(device)).accumulate
     images, free = math.ceil(args.batch_size / parts), available(device)
     need = memory.need_of_run(args, classes, device=device.type, dtype=dtype)
-    if args.micro_batch is None:
+    micro_batch = requested_micro_batch(args)
+    if micro_batch is None:
         images = min(images, need.largest(free))
-    elif args.micro_batch:
-        images = min(images, args.micro_batch)
+    elif micro_batch:
+        images = min(images, micro_batch)
     if max(1, images) > need.largest(free):
         images = max(1, images)
         needed, free = preflight.in_gb(need.total(images)), preflight.in_gb(free)

@@ -24,6 +24,7 @@ PUBLIC = (
     *("python", "torch", "torchvision", "timm", "numpy"),
     *("cuda", "cudnn", "device", "cores", "threads", "git", "command", "started", "resumed"),
 )
+ON_BY_DEFAULT = ("nesterov", "curves")  # switches: only these can be turned off
 
 
 def about(title, comparisons, command, **more):
@@ -181,7 +182,9 @@ def asked(config):
     arguments, origin = public_arguments(config["arguments"]), config.get("from", {})
     call, given = scopes.names("call"), {}
     for name, value in arguments.items():
-        from_config = origin.get(name) == "config" and value not in (None, False, [])
+        # A config may also hold what the command line can't say: nothing, or a switch as it is.
+        is_said = value not in (None, []) and (value is not False or name in ON_BY_DEFAULT)
+        from_config = origin.get(name) == "config" and is_said
         if name not in call and (origin.get(name) == "command line" or from_config):
             given[name] = value
     return Path(str(config.get("command", "train.py")).split(" ")[0]).name, given

@@ -30,7 +30,7 @@ SHORT = {
 # What a short training on other images can't have, or doesn't need.
 WITHOUT = (
     *("data_dir", "data_url", "val_size", "patience", "eval_every", "tag"),
-    *("weights", "pretrained", "freeze_backbone"),
+    *("weights", "pretrained", "freeze_backbone", "fsdp", "micro_batch"),
 )
 CODE = ("train*.py", "data.py", "common", "datasets", "models", "training", "requirements.txt")
 CLOCKS = ("epoch_seconds", "eval_seconds", "total_seconds", "images_per_second", "peak_memory_mb")
@@ -39,6 +39,8 @@ CLOCKS = ("epoch_seconds", "eval_seconds", "total_seconds", "images_per_second",
 def short_training(script, given):
     """The command of the short training for a run with these arguments."""
     kept = {name: value for name, value in given.items() if name not in WITHOUT}
+    if (kept.get("accumulate") or 1) > SHORT["batch_size"] // 2:  # batch norm needs two images
+        del kept["accumulate"]
     return shlex.join([script, *words(kept | SHORT)])
 
 

@@ -127,6 +127,20 @@ def test_another_choice_replaces_what_came_with_the_choice_of_a_config(configure
     assert values(args("--model", "vit_custom"), "mixup", "epochs") == (0.8, 7)
 
 
+def test_a_config_of_a_run_that_had_a_config_is_as_the_first_one(configured):
+    """Values of the first run's recipe are not taken for values that were asked for."""
+    recorded = arguments.record(resolve(train, "--model", "airbench94", "--epochs", 7), {})
+    again = configured(recorded[0], "--seed", 1, origin=recorded[1])
+    assert values(again, "lr", "epochs") == (0.24, 7)
+    assert (again.origin["lr"], again.origin["epochs"]) == ("recipe", "config")
+    recorded = arguments.record(again, {})
+    other = configured(recorded[0], "--model", "resnet18", origin=recorded[1])
+    assert values(other, "optimizer", "lr", "batch_size", "progressive", "epochs") == (
+        *("sgd", 0.1, 128, "none"),
+        7,
+    )
+
+
 def test_what_followed_from_another_option_is_not_taken_from_a_config(configured):
     origin = {"accumulate": "--micro-batch", "batch_size": "command line"}
     args = configured({"accumulate": 16, "batch_size": 8}, origin=origin)
@@ -202,6 +216,7 @@ def test_help_shows_every_argument_and_its_default(script, capsys):
         ({"model": 3}, "model: has a value of the wrong type"),
         ({"model_arg": [1]}, "model_arg: must be a list of strings"),
         ({"augment": None}, "augment"),
+        ({"data_dir": None}, "data_dir: has a value of the wrong type, None"),
         ({"lora_rank": 8}, "--lora-rank 8 needs train_sota.py"),
     ],
 )

@@ -271,7 +271,7 @@ def test_accuracy_is_drawn_against_speed(tmp_path):
 )
 def test_bf16_is_compared_with_fp32(run, option):
     text = run(f"models --models resnet20 vit_tiny {option}")
-    assert len(re.findall(r"^(?:resnet20|vit_tiny) .* \d\.\d\d \(", text, re.M)) == 2
+    assert len(re.findall(r"^(?:resnet20|vit_tiny) .* \d+\.\d\d \(", text, re.M)) == 2
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import sweep
 from analysis import published
 from sweeps import campaign, commands, estimate, launch
 from sweeps.experiments import EXPERIMENTS, Experiment
+from training import arguments as resolved
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3h", 10800), ("1h30m", 5400), ("0.5m", 30)])
@@ -89,6 +90,32 @@ def run(monkeypatch, stand_in_runs):
         return sweep.main(["campaign", "--output-dir", "out", "--device", "cpu", *arguments])
 
     return run
+
+
+def test_an_estimate_follows_from_finished_runs_of_the_same_kind(tmp_path, monkeypatch):
+    """Not from runs of another optimizer; what an interrupted run has done is not counted."""
+    both = {"a": f"{ONE} --epochs 4", "b": f"{ONE} --epochs 4 --optimizer adamw"}
+    table = {"two": LONG._replace(trainings=both)}
+    for module in (campaign, commands):
+        monkeypatch.setattr(module, "EXPERIMENTS", table)
+    monkeypatch.setattr(campaign, "measured_speed", lambda run, environment: math.inf)
+    options = campaign.Options(tmp_path, tmp_path / "results", {}, {"device": "cpu"})
+    by_name = {run.path.name: run for run in campaign.plan("two", options)}
+    for name, left in (
+        ("a-s0", {"status": "finished", "epochs": 4, "train_seconds": 30, "eval_seconds": 10}),
+        ("a-s1", {"status": "interrupted", "epochs": 2}),
+    ):
+        path, recorded = by_name[name].path, resolved.record(by_name[name].args, {})[0]
+        path.mkdir(parents=True)
+        (path / "config.json").write_text(json.dumps({"arguments": recorded}))
+        (path / "last.pt").touch()
+        (path / "summary.json").write_text(json.dumps(left))
+    planned = campaign.Campaign(["two"], options)
+    times = {
+        run.path.name: planned.seconds(run) - campaign.START_SECONDS for run in planned.runs["two"]
+    }
+    assert times["a-s1"] == pytest.approx(20)
+    assert times["b-s0"] == times["b-s1"] == 0  # timed: at infinite speed
 
 
 def started(out):

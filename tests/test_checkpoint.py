@@ -214,6 +214,17 @@ def test_tensors_without_their_elements_are_refused(path, kind):
         read_weights(path)
 
 
+@pytest.mark.parametrize("mean", [0.5, "abc", [0.5, 0.5], [0.5, 0.5, float("nan")], None])
+def test_statistics_that_are_no_three_numbers_are_not_used(path, mean):
+    card = {"model": "resnet20", "mean": mean, "std": [0.2, 0.2, 0.2]}
+    contents = {"state_dict": {"fc.bias": torch.zeros(10)}, "card": card}
+    checkpoint.save(contents, path)
+    assert read_weights(path)[1] is None
+    card["mean"] = [0.5, 0.5, 0.5]
+    checkpoint.save(contents, path)
+    assert read_weights(path)[1] == card
+
+
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(path):
     bomb = path.with_name("bomb.pt")
     with zipfile.ZipFile(path) as plain, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:

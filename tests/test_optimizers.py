@@ -147,6 +147,24 @@ def test_a_state_of_another_shape_is_refused():
         optimizers.load_optimizer(after, before.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("sgd", lambda group: group["momentum"]),
+        ("adam", lambda group: group["betas"][0]),
+        ("adamw", lambda group: group["betas"][0]),
+        ("muon", lambda group: group["momentum"]),
+        ("muon_sgd", lambda group: group["momentum"]),
+        ("timm/lamb", lambda group: group["betas"][0]),
+        ("timm/rmsproptf", lambda group: group["momentum"]),
+    ],
+)
+def test_momentum_reaches_the_optimizer(name, read):
+    groups = param_groups(models.create_model("resnet20", 10), 5e-4)
+    optimizer = build_optimizer(name, groups, 0.01, momentum=0.55)
+    assert {read(group) for group in optimizer.param_groups} == {0.55}
+
+
 def test_an_unknown_optimizer_is_refused():
     with refused("--optimizer: must be one of sgd, adam", "not 'sgdd'; did you mean sgd?"):
         build_optimizer("sgdd", [dict(params=[torch.zeros(1)])], 0.1)

@@ -60,6 +60,16 @@ def test_a_repeated_seed_counts_once(tmp_path):
     assert group.repeats == 1 and len(group.counted) == 2
 
 
+def test_of_runs_that_repeat_a_seed_the_one_that_started_last_counts(tmp_path):
+    for name, started, accuracy in (("b", "2026-01-01", 80.0), ("a", "2026-02-01", 90.0)):
+        arguments = {"model": "resnet20", "seed": 0}
+        path = write(tmp_path / name, arguments=arguments, status="finished", test_acc=accuracy)
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(config | {"started": started}))
+    (group,) = groups_in(tmp_path)
+    assert group.accuracy.mean == 90 and group.repeats == 1
+
+
 def test_different_runs_of_one_seed_all_count_and_pair_with_nothing(tmp_path):
     write_seeds(tmp_path, "a", [90.0])
     write_seeds(tmp_path, "b", [80.0])

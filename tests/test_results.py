@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.errors import refused
 from helpers.paths import ROOT
 from helpers.runs import arguments
@@ -16,9 +17,12 @@ from helpers.samples import write_seeds
 import sweep
 import train
 from analysis import published
+from common.scopes import words
 from sweeps import publish, reference, results
 from training import environment
-from training.arguments import resolve
+from training.arguments import record, resolve
+from training.checks import check_arguments
+from training.distributed import Ranks
 
 A, B = "a" * 40, "b" * 40
 COMPARISON = [("is be better?", "be", "alpha")]
@@ -75,6 +79,25 @@ def test_published_runs_hold_no_weights_and_no_place(runs):
     assert config["arguments"]["data_dir"] == "cifar10-png"
     assert config["arguments"]["weights"] == "best.pt"
     assert sorted(Path("results").iterdir()) == [Path("results/x")]
+
+
+def test_a_run_that_had_a_config_is_published_with_a_command_that_repeats_it(tmp_path):
+    first = "--model resnet20 --no-nesterov --mixup 0 --tta flip --seed 3"
+    parser, path = train.build_parser(), tmp_path / "config.json"
+
+    def recorded(*argv):
+        values, origin = record(resolve(parser, argv)[0], {})
+        return {"arguments": values, "from": origin, "command": "train.py"}
+
+    path.write_text(json.dumps(recorded(*first.split())))
+    config = recorded("--config", str(path), "--seed", "4")
+    script, given = publish.asked(config)
+    assert script == "train.py" and given["seed"] == 4 and "lr" not in given
+    repeated, _ = resolve(parser, words(given))
+    check_arguments(repeated, None, Ranks(torch.device("cpu")))
+    assert record(repeated, {})[0] | {"config": str(path)} == config["arguments"]
+    short, _ = resolve(parser, shlex.split(reference.short_training(script, given))[1:])
+    assert short.nesterov is False and short.mixup == 0
 
 
 def test_publishing_again_adds_seeds_and_keeps_the_notes(runs):

@@ -140,9 +140,12 @@ def test_epochs_with_other_steps_from_the_start_are_refused(tmp_path, epochs, ar
         check_epochs(tmp_path, epochs, *argv)
 
 
-def split(count=20, classes=("a", "b")):
-    examples = Examples(torch.zeros(count, 3, 8, 8, dtype=torch.uint8), torch.zeros(count))
-    return Split("name", examples, None, examples, classes, (), ())
+def split(count=20, tested=20, classes=("a", "b")):
+    train, test = (
+        Examples(torch.zeros(n, 3, 8, 8, dtype=torch.uint8), torch.zeros(n))
+        for n in (count, tested)
+    )
+    return Split("name", train, None, test, classes, (), ())
 
 
 def test_other_data_is_refused():
@@ -150,6 +153,10 @@ def test_other_data_is_refused():
     resume.check_data(split(), saved)
     with refused("can't resume: the data has changed", "train images: 20 there, 30 here"):
         resume.check_data(split(30), saved)
+    with refused("can't resume", "test images: 20 there, 30 here"):
+        resume.check_data(split(tested=30), saved)
+    del saved["training"]["facts"]["test_images"]  # as in runs of earlier versions
+    resume.check_data(split(tested=30), saved)
     with refused("can't resume", "classes: 2 (a, b) there, 2 (a, c) here"):
         resume.check_data(split(classes=("a", "c")), saved)
 

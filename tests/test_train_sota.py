@@ -95,8 +95,13 @@ def test_a_dry_run_follows_the_arguments(dry_run, tmp_path):
     text = dry_run(*MODEL, *words("--gpu-memory 24 --micro-batch 16 --batch-size 64 --amp off"))
     assert "for 16 images at once, 4 times for a batch of 64" in text
     assert "float32 on cuda" in text and text.count("fits") == 1
+    text = dry_run(*MODEL, *words("--gpu-memory 24 --accumulate 4 --batch-size 64"))
+    assert "for 16 images at once, 4 times for a batch of 64" in text
+    text = dry_run(*MODEL, *words("--gpu-memory 24 --micro-batch 1000 --batch-size 64"))
+    assert "for 64 images at once, 1 time for a batch of 64" in text
     for name in ("cats", "dogs", "newts"):
         (tmp_path / "train" / name).mkdir(parents=True)
+    (tmp_path / "train" / ".hidden").mkdir()
     text = dry_run(*MODEL, *words("--device cpu --dataset folder --data-dir"), tmp_path)
     assert "3 classes" in text
 

@@ -67,6 +67,7 @@ def input_sizes(text):
     return text
 
 
+EXPLICIT = ("command line", "config")  # sources of values that somebody asked for
 COUNT, POSITIVE = number(int, low=0), number(int, low=1)
 RATE, SHARE = number(low=0), number(low=0, high=1)
 BELOW_ONE = number(low=0, high=0.99)
@@ -299,6 +300,10 @@ def resolve(parser, argv=None, given=None):
         return resume.resolve(defaults(parser), given)
     config, config_origin = read_config(given["config"], parser) if "config" in given else ({}, {})
     args = merge(layers(parser, given, config, config_origin), defaults(parser))
+    for name in [name for name, source in args.origin.items() if source == "config"]:
+        # What a recipe or a default gave to the config's run was not asked for by anybody.
+        if config_origin.get(name, "config") not in EXPLICIT:
+            args.origin[name] = config_origin[name]
     if args.lr is None:
         raise UserError(f"--optimizer {args.optimizer} has no default learning rate: add --lr", 2)
     return args, None
@@ -325,12 +330,11 @@ def layers(parser, given, config, config_origin):
     recipe = recipe_for(default | config | given, parser.recipe)
     if config and recipe != recipe_for(default | config, parser.recipe):
         # Another model, or another way to start: only what was asked for in the config applies.
-        asked_for = ("command line", "config")
         same_model = {"model"} if given.get("pretrained") is False else set()
         config = {
             name: value
             for name, value in config.items()
-            if name in same_model or config_origin.get(name, "config") in asked_for
+            if name in same_model or config_origin.get(name, "config") in EXPLICIT
         }
     native = recipe["optimizer"]
     chosen = (config | given).get("optimizer", native)

@@ -125,7 +125,7 @@ def _check_value(action, value):
         return value
     if value is False and "off" in (action.choices or ()):
         return "off"  # as YAML reads this word
-    if value is None and action.type:
+    if value is None and action.type not in (None, str):
         return action.type("auto")  # only what accepts auto accepts this
     wanted = (str, int, float) if action.type not in (None, str) else (str,)
     if not isinstance(value, wanted) or isinstance(value, bool):

@@ -28,9 +28,8 @@ def select_device(name):
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("Expected one of those below")
         if name == "cuda" and torch.cuda.is_available():
-            return (
-                device  # trying it would take memory of the first GPU in each of several processes
-            )
+            # Trying it would take memory of the first GPU in each of several processes.
+            return device
         torch.empty(1, device=device)
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
@@ -41,18 +40,18 @@ def select_device(name):
     return device
 
 
-def make_deterministic(on):
-    """Bitwise reproducible for the same seed, machine and versions (on), or the fastest
-    convolutions.
+def configure_backends(deterministic):
+    """Makes results bitwise reproducible for the same seed, machine and versions, or lets cuDNN
+    choose the fastest convolutions.
 
     Either way fp32 is fp32: by default torch lets convolutions round to TF32. Call it before the
     first matrix product on a GPU, which is when cuBLAS reads its setting.
     """
-    if on:
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = not on
+    torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(on)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def keep_freed_memory():

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from common.free_memory import available
+from datasets import image_folder
 from datasets.archives import ARCHIVES, MIRRORS
 from training import devices, distributed, environment, mixed_precision
 
@@ -97,7 +98,8 @@ def _data(directory):
             yield name
         else:
             yield f"{path.name} of {path.stat().st_size} bytes, not {archive.size}"
-    classes = [path for path in directory.glob("train/*") if path.is_dir()]
+    train = directory / "train"
+    classes = image_folder.class_names(train) if train.is_dir() else []
     yield f"a folder of {len(classes)} classes" if classes else "no folder of images"
 
 

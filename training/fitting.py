@@ -25,9 +25,7 @@ def split_batches(args, model, split, dtype, ranks):
     --micro-batch auto is found on CUDA by trying, elsewhere by the estimate against the free
     memory. Raises UserError where not even one image fits.
     """
-    micro_batch = args.micro_batch
-    if _is_more_explicit(args.origin, "accumulate", "micro_batch"):
-        micro_batch = 0  # --accumulate was asked for, --micro-batch is a default
+    micro_batch = requested_micro_batch(args)
     if micro_batch == 0:
         derived = {"micro_batch": 0} if args.micro_batch != 0 else {}
         return replace(batch_parts(args, ranks), derived=derived)
@@ -43,9 +41,16 @@ def split_batches(args, model, split, dtype, ranks):
     return BatchParts(accumulate, micro_batch, automatic, {"accumulate": accumulate})
 
 
-def _is_more_explicit(origin, name, than):
+def requested_micro_batch(args):
+    """--micro-batch: a number of images, 0 for --accumulate, None for auto.
+
+    An --accumulate that was asked for more explicitly than --micro-batch decides.
+    """
     order = {"config": 1, "command line": 2}
-    return order.get(origin[name], 0) > order.get(origin[than], 0)
+    accumulate, micro_batch = (
+        order.get(args.origin.get(name), 0) for name in ("accumulate", "micro_batch")
+    )
+    return 0 if accumulate > micro_batch else args.micro_batch
 
 
 def _largest_micro_batch(args, model, split, dtype, ranks, share):

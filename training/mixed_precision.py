@@ -18,11 +18,11 @@ def amp_dtype(amp, device):
     return torch.bfloat16 if has_bf16 else None
 
 
-def amp_dtype_for(args, device):
+def amp_dtype_for(model_name, amp, device):
     """amp_dtype of a run: with auto, a model that is slower in bf16 there stays in fp32."""
-    if args.amp == "auto" and models.prefers_fp32(args.model, device):
+    if amp == "auto" and models.prefers_fp32(model_name, device):
         return None
-    return amp_dtype(args.amp, device)
+    return amp_dtype(amp, device)
 
 
 def _cpu_has_bf16():

@@ -15,9 +15,11 @@ import models
 from common.errors import UserError
 from common.free_memory import available
 from common.scopes import flag, words
+from datasets import image_folder
 from models.published import smallest
 from models.weights import load_checkpoint
 from training import devices, distributed, memory, mixed_precision, run_directory
+from training.fitting import requested_micro_batch
 from training.initial_model import model_options
 from training.inputs import cached_parts
 from training.memory import GB
@@ -85,9 +87,10 @@ def print_need(args, num_classes, *, dtype, device, free):
 def _verdict(args, need, share, parts, free):
     """Whether a step of `share` images fits into `free` bytes, as a sentence."""
     most = need.largest(free)
-    if args.micro_batch:
-        wanted = args.micro_batch
-    elif args.micro_batch == 0:
+    micro_batch = requested_micro_batch(args)
+    if micro_batch:
+        wanted = min(share, micro_batch)
+    elif micro_batch == 0:
         wanted = math.ceil(share / parts)
     else:  # auto
         wanted = min(share, max(1, most))
@@ -124,7 +127,7 @@ def dry_run(args, gpu_memory):
     else:
         here = devices.select_device(args.device)
         device, free = here.type, available(here)
-        dtype = mixed_precision.amp_dtype_for(args, here)
+        dtype = mixed_precision.amp_dtype_for(args.model, args.amp, here)
     num_classes = number_of_classes(args)
     need = print_need(args, num_classes, dtype=dtype, device=device, free=free)
     columns = f"{'GB besides images':>18}{'GB per image':>13}{'images at once':>16}"
@@ -151,7 +154,8 @@ def number_of_classes(args):
     if args.origin["dataset"] == "default":
         return models.MODELS[args.model].classes if args.model in models.MODELS else 1000
     if args.dataset == "folder":
-        classes = [path for path in (Path(args.data_dir) / "train").glob("*") if path.is_dir()]
+        directory = Path(args.data_dir) / "train"
+        classes = image_folder.class_names(directory) if directory.is_dir() else []
         if not classes:
             raise UserError(f"--data-dir {args.data_dir} has no train/<class>/", 2)
         return len(classes)

@@ -137,7 +137,11 @@ def is_finished(args, saved):
 
 def data_facts(split):
     """What must be the same when a run resumes."""
-    return {"train_images": len(split.train), "classes": list(split.classes)}
+    return {
+        "train_images": len(split.train),
+        "test_images": len(split.test),
+        "classes": list(split.classes),
+    }
 
 
 @refuse_misfits
@@ -149,7 +153,7 @@ def check_data(split, saved):
     differences = "; ".join(
         f"{name.replace('_', ' ')}: {_shorten(before[name])} there, {_shorten(value)} here"
         for name, value in facts.items()
-        if before[name] != value
+        if before.get(name, value) != value  # runs of earlier versions lack some
     )
     if differences:
         raise UserError(f"can't resume: the data has changed since the start ({differences})", 2)

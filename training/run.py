@@ -213,7 +213,9 @@ class Run:
             self.results["stopped_early"] = self.stopped_early
         if self.stopped_early:
             best = self.state.best["epoch"]
-            print(f"stopped early after epoch {self.state.epoch}: epoch {best} was the best")
+            self.display.say(
+                f"stopped early after epoch {self.state.epoch}: epoch {best} was the best"
+            )
         self.directory.write_summary(
             "finished",
             **self.results,
