@@ -1,4 +1,4 @@
-"""Measures speed: ratios of two things measured in turn in one run, as median with spread.
+"""Measures speed in alternating rounds; prints the median and the range of the ratios.
 
 python benchmark.py data        # our batches against a torchvision DataLoader with PIL transforms
 python benchmark.py epoch       # our epoch against the bare training step and a plain loop

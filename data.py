@@ -72,19 +72,19 @@ def derive_seed(seed, epoch, purpose, index=0):
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
-def rank_rows(total, rank, world):
+def rank_rows(total, rank, world_size):
     """The slice of a global batch of `total` images that a rank works on.
 
     Slices are as equal as possible, but start at even rows: mixing pairs row 2i with row 2i + 1.
     """
     pairs = (total + 1) // 2
-    start, stop = (min(total, 2 * (pairs * i // world)) for i in (rank, rank + 1))
+    start, stop = (min(total, 2 * (pairs * i // world_size)) for i in (rank, rank + 1))
     return slice(start, stop)
 
 
-def rank_shares(total, world):
+def rank_shares(total, world_size):
     """The number of images of each rank in a global batch of `total` images."""
-    rows = (rank_rows(total, rank, world) for rank in range(world))
+    rows = (rank_rows(total, rank, world_size) for rank in range(world_size))
     return [part.stop - part.start for part in rows]
 
 
@@ -105,7 +105,7 @@ class Batches:
     shuffle: bool = True
     repeats: int = 1  # times that a batch augments each of its images (arXiv 1901.09335)
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     resident: str = "auto"  # "device", "host", or "auto": the device if the images fit there
 
     def __post_init__(self):
@@ -127,8 +127,8 @@ class Batches:
         count, flag = len(self.examples), f"--batch-size {self.batch_size}"
         if self.batch_size > count:
             raise UserError(f"{flag} is larger than the training set ({count} images)", status=2)
-        if self.world > 1 and self.batch_size < 2 * self.world:
-            message = f"{flag} is too small for {self.world} processes: each needs two images"
+        if self.world_size > 1 and self.batch_size < 2 * self.world_size:
+            message = f"{flag} is too small for {self.world_size} processes: each needs two images"
             raise UserError(message, status=2)
 
     def __len__(self):
@@ -176,18 +176,18 @@ class Batches:
         if self.repeats > 1:
             # The copies of an image don't follow each other, because neighbors are mixed.
             index = index.repeat(self.repeats)
-        if self.world == 1:
+        if self.world_size == 1:
             return index
-        return index[rank_rows(len(index), self.rank, self.world)]
+        return index[rank_rows(len(index), self.rank, self.world_size)]
 
     def _generator(self, epoch, number):
         """The generator for the augmentation of a batch on this rank."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "augment", number))
-        if self.world == 1:
+        if self.world_size == 1:
             return generator
         distinct = self.batch_size // self.repeats
         total = self.repeats * min(distinct, len(self.labels) - number * distinct)
-        return RankGenerator(generator, rank_rows(total, self.rank, self.world), total)
+        return RankGenerator(generator, rank_rows(total, self.rank, self.world_size), total)
 
     def _draw_first_flips(self):
         seed = derive_seed(self.seed, 0, "alternating_flip")

@@ -40,24 +40,32 @@ def build_parser():
     add("--errors", action="store_true", help="the most confident mistakes on the test images")
     count = "how many (default: 16; of several checkpoints 8)"
     add("--count", type=number(int, low=1, high=100), metavar="N", help=count)
-    add("--seed", type=number(int, low=0), default=0, metavar="N", help="of the random choice")
-    add("--dataset", choices=DATASETS, help="instead of the run's own")
-    add("--data-dir", metavar="DIR", help="instead of the run's own")
+    add("--seed", type=number(int, low=0), default=0, metavar="N", help="seed of the random choice")
+    add("--dataset", choices=DATASETS, help="default: that of the run")
+    add("--data-dir", metavar="DIR", help="default: that of the run")
 
     add = parser.add_argument_group("what is shown").add_argument
     add("--topk", type=number(int, low=1, high=20), default=3, metavar="K", help="classes to show")
-    explain = "where it looks: Grad-CAM, or attention rollout for transformers"
+    explain = "draw what predictions depend on: Grad-CAM, or attention rollout for transformers"
     add("--explain", action="store_true", help=explain)
     add("--json", action="store_true", help="JSON on standard output instead of text")
-    add("--report", action="store_true", help="all test images: report.png and report.json")
+    add(
+        "--report", action="store_true", help="evaluate all test images: report.png and report.json"
+    )
     corrupted = "test images that --report corrupts, stratified by class (0: all)"
     add("--corrupted", type=number(int, low=0), default=500, metavar="N", help=corrupted)
     formats = ("onnx", "torchscript", "safetensors")
     add("--export", choices=formats, help="the model with its preprocessing")
     page = "a local page to try images on (needs pip install gradio)"
     add("--serve", action="store_true", help=page)
-    add("--host", default="127.0.0.1", help="of --serve; 0.0.0.0: for other machines, too")
-    add("--port", type=number(int, low=0, high=65535), default=7860, metavar="N", help="of --serve")
+    add("--host", default="127.0.0.1", help="address of --serve (0.0.0.0: any)")
+    add(
+        "--port",
+        type=number(int, low=0, high=65535),
+        default=7860,
+        metavar="N",
+        help="port of --serve",
+    )
     return parser
 
 

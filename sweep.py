@@ -1,4 +1,4 @@
-"""Runs a list of experiments over several seeds and tests their differences.
+"""Runs a list of experiments over several seeds and compares them.
 
     python sweep.py eca --seeds 0 1 2                              # three runs of each experiment
     python sweep.py degradation --only plain20 plain56 resnet20 resnet56 --epochs 30
@@ -150,11 +150,10 @@ def main(argv=None):
     runs = plans.plan(args.suite, given, args.seeds, directory, args.only, args.own_recipes)
     root = runs[0].path.parent
     todo = [run for run in runs if run.state != "finished"]
-    places = todo  # SLURM has a place for each, unless --jobs limits them
     if args.launcher == "local":
         places = launch.places(runs[0].args.device, args.jobs or 1)
-    elif args.jobs:
-        places = todo[: args.jobs]
+    else:  # SLURM has a place for each run, unless --jobs limits them
+        places = [None] * min(args.jobs or len(todo), len(todo))
     parameters = slurm_parameters(args, root.name, len(todo))
     states = [run.state for run in runs]
     finished, interrupted, new = map(states.count, ("finished", "interrupted", "new"))

@@ -42,8 +42,9 @@ def print_table():
 
 
 def _recipe_in_words(recipe):
-    """Optimizer, learning rate and mixing; an empty recipe stands for that of train.py."""
-    recipe = recipe or {"optimizer": "sgd", "lr": 0.1, "cutmix": 1.0}
+    """Optimizer, learning rate and mixing."""
+    if not recipe:
+        return "the script's"
     words = f"{recipe['optimizer']} {recipe['lr']:g}"
     return f"{words}, mixing" if recipe["cutmix"] else words
 

@@ -46,11 +46,8 @@ def export(predictor, kind, directory):
 
     kind: a key of FORMATS. Raises UserError, also for a README.md that no export wrote.
     """
-    card, file, readme_file = (
-        predictor.card,
-        directory / FORMATS[kind].file,
-        directory / "README.md",
-    )
+    card, file = predictor.card, directory / FORMATS[kind].file
+    readme_file = directory / "README.md"
     _check_readme(readme_file)
     model = Deployed(copy.deepcopy(predictor.model).cpu(), card).eval()
     temporary, is_new = directory / f".{file.name}.tmp", not directory.exists()

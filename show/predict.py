@@ -13,6 +13,7 @@ import torch
 import data
 from analysis import metrics
 from common.errors import UserError
+from common.files import read_json
 from common.text import printable
 from datasets import image_folder
 from datasets.pipeline import Pipeline
@@ -42,7 +43,7 @@ class Predictor:
     def standing(self):
         """(test accuracy of these weights in percent, from their run, or None; which weights)."""
         metric, epoch = self.card["metric"], self.card["epoch"]
-        summary = metrics.read_json(self.path.parent / "summary.json")
+        summary = read_json(self.path.parent / "summary.json")
         if metric and metric["selected_on"] == "test":
             return metric["value"], f"epoch {epoch}, the best on these test images"
         if metric:

@@ -242,7 +242,8 @@ class Campaign:
 
         def run_ended(run, seconds, failure):
             progress.report(run, seconds, failure)
-            self.failed |= {run: failure} if failure else {}
+            if failure:
+                self.failed[run] = failure
             self._update_speeds()
             self._publish(run.path.parent.name, with_training=False)
 

@@ -167,7 +167,8 @@ def execute(choose, start, places, report, end=math.inf):
                     free.append(job.place)
                     if run.finished or not passed_on:
                         failure = "" if run.finished else failure_reason(run, job.process, status)
-                        failed |= {run: failure} if failure else {}
+                        if failure:
+                            failed[run] = failure
                         report(run, time.monotonic() - job.started, failure)
                 if ended:
                     start_runs()

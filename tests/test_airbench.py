@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from helpers.batches import random_examples
 from helpers.errors import refused
-from helpers.networks import count, randomize
+from helpers.networks import randomize
 
 import train
 from datasets.examples import Split
@@ -20,8 +20,7 @@ from training.checks import check_arguments
 from training.initial_model import build_model
 from training.loop import set_learning_rates
 from training.optimizers import create_optimizer
-from training.schedules import learning_rate
-from training.state import State
+from training.schedules import lr_schedule
 
 NAMES = [name for name, entry in MODELS.items() if entry.constructor is Airbench]
 MEAN, STD = (0.5, 0.4, 0.6), (0.2, 0.3, 0.25)
@@ -51,7 +50,7 @@ def groups_of(name, *words):
     """{parameter: its group, at the highest rate} of the model `name`."""
     model, args = create_model(name, 10), options(*words, model=name)
     optimizer = create_optimizer(args, model)
-    set_learning_rates(optimizer, learning_rate("constant", args.lr, 200), 0)
+    set_learning_rates(optimizer, lr_schedule("constant", args.lr, 200), 0)
     owners = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert not any(id(p) in owners for p in model.parameters() if not p.requires_grad)
     return {key: owners[id(p)] for key, p in model.named_parameters() if p.requires_grad}
@@ -188,7 +187,7 @@ def test_too_few_images_for_the_whitening_are_refused():
 def test_another_image_size_is_refused():
     args = options("--image-size", "64")
     with refused("airbench94: image_size must be 32 px, not 64") as error:
-        check_arguments(args, None, SimpleNamespace(world=1, first=True))
+        check_arguments(args, None, SimpleNamespace(world_size=1, is_main=True))
     assert error.value.status == 2
 
 
@@ -242,7 +241,7 @@ def test_the_whitening_bias_trains_in_the_first_epochs_only(optimizer):
     model = small().train()
     args = options("--lr", "1e-4", "--optimizer", optimizer)
     optimizer = create_optimizer(args, model)
-    lr_at = learning_rate("linear", args.lr, 10)
+    lr_at = lr_schedule("linear", args.lr, 10)
     images, labels = smooth_images(16), torch.arange(16) % 4
     frozen = model.whitening.weight.clone()
     moved = []
@@ -263,7 +262,7 @@ def test_one_batch_is_overfitted(residual):
     images, labels = smooth_images(32), torch.arange(32) % 4
     model.initialize(images)
     optimizer = create_optimizer(options("--lr", "0.03"), model)
-    lr_at = learning_rate("linear", 0.03, 20)
+    lr_at = lr_schedule("linear", 0.03, 20)
     losses = []
     for step in range(20):
         set_learning_rates(optimizer, lr_at, step)
@@ -273,29 +272,3 @@ def test_one_batch_is_overfitted(residual):
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(math.log(4), abs=0.1) and losses[-1] < 0.01, losses
-
-
-def test_state_resumes_bit_identical():
-    def start():
-        model = small().train()
-        return State(model, create_optimizer(options("--lr", "0.05"), model))
-
-    def steps(state, numbers):
-        for step in numbers:
-            set_learning_rates(state.optimizer, lr_at, step)
-            state.optimizer.zero_grad()
-            F.cross_entropy(state.model(images), labels).backward()
-            state.optimizer.step()
-
-    lr_at = learning_rate("linear", 0.05, 6)
-    images, labels = smooth_images(16), torch.arange(16) % 4
-    whole, part, resumed = start(), start(), start()
-    whole.model.initialize(smooth_images(30))
-    part.model.initialize(smooth_images(30))
-    steps(whole, range(6))
-    steps(part, range(3))
-    resumed.restore(part.contents())
-    steps(resumed, range(3, 6))
-    for key, value in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[key], value), key
-    assert count(resumed.model) == count(whole.model)

@@ -69,7 +69,7 @@ def test_batches_are_the_same_after_a_resume_on_ranks_and_from_the_host(transfor
     expected = list(batches(transforms).epoch(epoch))
     assert same_batches(batches(transforms).epoch(epoch, start=2), expected[2:])
     assert same_batches(batches(transforms, resident="host").epoch(epoch), expected)
-    ranks = [batches(transforms, rank=rank, world=3).epoch(epoch) for rank in range(3)]
+    ranks = [batches(transforms, rank=rank, world_size=3).epoch(epoch) for rank in range(3)]
     joined = [[torch.cat(parts) for parts in zip(*shares)] for shares in zip(*ranks)]
     assert same_batches(joined, expected)
 

@@ -66,7 +66,7 @@ def test_arguments_that_go_together_are_accepted():
 def test_each_rank_needs_an_image_for_each_part_of_a_batch():
     with refused("--accumulate 3 is more than the 2 images", "that a process has"):
         argv = ("--batch-size", 8, "--accumulate", 3)
-        check_arguments(resolve(train, *argv), None, Ranks(CPU, world=4))
+        check_arguments(resolve(train, *argv), None, Ranks(CPU, world_size=4))
 
 
 @pytest.mark.parametrize(

@@ -89,21 +89,21 @@ def test_an_epoch_can_start_at_any_batch(start):
 
 
 @pytest.mark.parametrize("pipeline", [EVERYTHING, MIXED_PER_BATCH], ids=["image", "batch"])
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("batch_size", [12, 13, 25])
-def test_ranks_share_the_batches_of_one_process(world, batch_size, pipeline):
+def test_ranks_share_the_batches_of_one_process(world_size, batch_size, pipeline):
     examples = random_examples(52)
     expected = Batches(examples, batch_size, pipeline, seed=4).epoch(1)
     ranks = [
-        Batches(examples, batch_size, pipeline, seed=4, rank=rank, world=world).epoch(1)
-        for rank in range(world)
+        Batches(examples, batch_size, pipeline, seed=4, rank=rank, world_size=world_size).epoch(1)
+        for rank in range(world_size)
     ]
     gathered = [tuple(map(torch.cat, zip(*parts))) for parts in zip(*ranks, strict=True)]
     assert same_batches(gathered, expected)
 
 
 @pytest.mark.parametrize(
-    "options", [dict(), dict(repeats=2), dict(shuffle=False), dict(rank=1, world=2)], ids=str
+    "options", [dict(), dict(repeats=2), dict(shuffle=False), dict(rank=1, world_size=2)], ids=str
 )
 def test_streamed_batches_are_bit_identical(options):
     examples, pipeline = random_examples(52), Pipeline(MEAN, STD, 40, ("crop", "flip"), **MIXED)
@@ -165,22 +165,22 @@ def test_repeats_augment_each_image_of_a_batch_anew():
     assert not torch.equal(inputs[:4], inputs[4:8])
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_an_evaluation_counts_every_image_once(world):
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_an_evaluation_counts_every_image_once(world_size):
     # The last batch has one image: a rank may have none.
-    options = dict(shuffle=False, world=world)
+    options = dict(shuffle=False, world_size=world_size)
     ranks = [
-        Batches(numbered(10001), 500, UNCHANGED, rank=rank, **options) for rank in range(world)
+        Batches(numbered(10001), 500, UNCHANGED, rank=rank, **options) for rank in range(world_size)
     ]
     assert len(ranks[0]) == 21
     seen = torch.cat([read_numbers(batches) for batches in ranks])
-    assert torch.equal(seen.sort().values if world > 1 else seen, torch.arange(10001))
+    assert torch.equal(seen.sort().values if world_size > 1 else seen, torch.arange(10001))
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 12, 13, 128, 500])
-@pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_rank_rows_start_even_and_cover_the_batch(total, world):
-    runs = [range(total)[data.rank_rows(total, rank, world)] for rank in range(world)]
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_rank_rows_start_even_and_cover_the_batch(total, world_size):
+    runs = [range(total)[data.rank_rows(total, rank, world_size)] for rank in range(world_size)]
     assert [row for run in runs for row in run] == list(range(total))
     assert all(run.start % 2 == 0 for run in runs if run)
     sizes = [len(run) + len(run) % 2 for run in runs]
@@ -192,10 +192,10 @@ def test_unsuitable_batch_sizes_are_refused():
     with refused("--batch-size 51 is larger than the training set (50 images)"):
         Batches(examples, 51, UNCHANGED)
     with refused("--batch-size 5 is too small for 3 processes"):
-        Batches(examples, 5, UNCHANGED, world=3)
+        Batches(examples, 5, UNCHANGED, world_size=3)
     lengths = {(50, 1): 1, (6, 3): 8, (1, 1): 50}
-    for (size, world), length in lengths.items():
-        assert len(Batches(examples, size, UNCHANGED, world=world)) == length
+    for (size, world_size), length in lengths.items():
+        assert len(Batches(examples, size, UNCHANGED, world_size=world_size)) == length
     assert len(Batches(examples, 51, UNCHANGED, shuffle=False)) == 1
 
 

@@ -55,7 +55,7 @@ CROPS = Pipeline(MEAN, STD, 32, ("crop", "alternating_flip"), **MIXED, mix_per="
 
 @pytest.mark.parametrize("pipeline", [EVERYTHING, CROPS], ids=["everything", "crops"])
 @pytest.mark.parametrize(
-    "options", [dict(repeats=2), dict(shuffle=False), dict(rank=1, world=2)], ids=str
+    "options", [dict(repeats=2), dict(shuffle=False), dict(rank=1, world_size=2)], ids=str
 )
 def test_batches_of_draws_that_were_sent_in_groups_are_the_same(pipeline, options, monkeypatch):
     monkeypatch.setattr(draws, "MAX_BATCHES", 3)

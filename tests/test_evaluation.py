@@ -70,7 +70,8 @@ def test_the_columns_of_the_accuracy_curve_and_the_confusion_matrix(name, ema_de
     assert [row[f"{name}_acc"] is None for row in rows] == [True, False, False]
     assert rows[0] == dict.fromkeys(rows[1]) and len(rows[1]) == (6 if ema_decay else 3)
     if name == "test":
-        assert state.confusion.counts.trace() == pytest.approx(rows[2][state.headline("test")])
+        reported = rows[2][state.reported_columns("test") + "_acc"]
+        assert state.confusion.counts.trace() == pytest.approx(reported)
 
 
 class ThreadRanks:
@@ -103,7 +104,7 @@ class ThreadRanks:
             self.labels += labels.tolist()
 
         def batches():
-            for batch in ordered(examples, 1000, rank=rank, world=2):
+            for batch in ordered(examples, 1000, rank=rank, world_size=2):
                 self.batches[rank] += 1
                 yield batch
 

@@ -90,7 +90,7 @@ def test_an_evaluation_has_every_image_once_in_order_and_normalized():
 
 
 def test_ranks_share_a_training_batch_and_evaluate_as_many_images_at_once():
-    parts = [inputs(*PLAIN, ranks=Ranks(CPU, rank, world=2)) for rank in range(2)]
+    parts = [inputs(*PLAIN, ranks=Ranks(CPU, rank, world_size=2)) for rank in range(2)]
     shares = [next(part.training_batches(None).epoch(0))[0] for part in parts]
     assert torch.equal(torch.cat(shares), first_batch(*PLAIN)[0])
     sizes = [[len(labels) for _, labels in part.test_batches()] for part in parts]
@@ -117,7 +117,7 @@ def test_automatic_parts_fit_the_caches_of_a_cpu(images, size, parts):
 
 def test_ranks_split_their_share_alike():
     args = resolve(train, "--batch-size", 2050, "--accumulate", "auto")
-    splits = [batch_parts(args, Ranks(CPU, rank, world=4)) for rank in range(4)]
+    splits = [batch_parts(args, Ranks(CPU, rank, world_size=4)) for rank in range(4)]
     assert {split.accumulate for split in splits} == {2}
 
 

@@ -104,9 +104,9 @@ def arguments(*argv):
     return resolve(train_sota, *common, *argv)
 
 
-def need_of(*argv, world=1):
+def need_of(*argv, world_size=1):
     args = arguments(*argv)
-    return memory.need_of_run(args, 10, device="cuda", dtype=torch.bfloat16, world=world)
+    return memory.need_of_run(args, 10, device="cuda", dtype=torch.bfloat16, world_size=world_size)
 
 
 def test_weights_gradients_optimizer_state_and_average_are_counted():
@@ -124,8 +124,8 @@ def test_weights_gradients_optimizer_state_and_average_are_counted():
     assert counted("--ema-device", "cpu")[3:] == (0, need.host + weights)
     frozen = ("--freeze-backbone", "--weights", "x.pt", "--optimizer", "adamw")
     assert counted(*frozen)[:3] == (weights, head, 2 * head)
-    assert counted("--fsdp", world=4)[:3] == (weights // 4, weights // 4, weights // 2)
-    assert need_of("--fsdp", world=4).image == need.image
+    assert counted("--fsdp", world_size=4)[:3] == (weights // 4, weights // 4, weights // 2)
+    assert need_of("--fsdp", world_size=4).image == need.image
 
 
 def test_a_module_that_is_used_twice_is_counted_once():
@@ -241,23 +241,24 @@ def test_automatic_parts_for_the_caches_are_asked_for_explicitly(monkeypatch):
     assert split.derived == {"micro_batch": 0}
 
 
-@pytest.mark.parametrize(("world", "sync_bn"), [(1, True), (2, False), (2, True)])
-def test_a_gpu_tries_a_step_unless_another_rank_would_wait(monkeypatch, world, sync_bn):
+@pytest.mark.parametrize(("world_size", "sync_bn"), [(1, True), (2, False), (2, True)])
+def test_a_gpu_tries_a_step_unless_another_rank_would_wait(monkeypatch, world_size, sync_bn):
     """It leaves room for the optimizer's state, the average, the images, and a tenth."""
     step_fits = Mock(return_value=True)
     monkeypatch.setattr(fitting, "step_fits", step_fits)
     monkeypatch.setattr(fitting, "resident_bytes", lambda *_: 10**6)
     monkeypatch.setattr(Ranks, "any", lambda self, flag: flag)
-    ranks, options = Ranks(torch.device("cuda"), world=world), ["--sync-bn"] if sync_bn else []
+    ranks = Ranks(torch.device("cuda"), world_size=world_size)
+    options = ["--sync-bn"] if sync_bn else []
     split = split_batches(monkeypatch, 10**9, "--micro-batch", "auto", *options, ranks=ranks)
-    assert split.images_at_once == 32 // world
-    if world > 1 and sync_bn:
+    assert split.images_at_once == 32 // world_size
+    if world_size > 1 and sync_bn:
         step_fits.assert_not_called()
     else:
         weights, resident = weights_of(build("vit_custom")[0]), 2 * 10**6
         spare = int((1 - memory.USABLE) * (10**9 - resident))
         _, images, _, _, reserve = step_fits.call_args.args
-        assert (images, reserve) == (32 // world, 3 * weights + resident + spare)
+        assert (images, reserve) == (32 // world_size, 3 * weights + resident + spare)
 
 
 def test_a_shard_of_a_model_is_counted_as_a_shard():
@@ -266,7 +267,7 @@ def test_a_shard_of_a_model_is_counted_as_a_shard():
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
     try:
         model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64))
-        model = shard(model, Ranks(CPU, rank=1, world=4))
+        model = shard(model, Ranks(CPU, rank=1, world_size=4))
         assert memory.tensor_bytes(model.parameters()) == 4 * (64 * 64 + 3 * 64) // 4
         state = gather(model.state_dict())  # on the first rank, which writes files
         assert state["0.weight"] is None and state["1.running_var"].shape == (64,)
@@ -278,11 +279,11 @@ def test_a_shard_of_a_model_is_counted_as_a_shard():
         torch.distributed.destroy_process_group()
 
 
-def explained(error, world=1, **changes):
+def explained(error, world_size=1, **changes):
     args = Namespace(
         **{"batch_size": 64, "accumulate": 2, "image_size": 448, "resume": None} | changes
     )
-    with out_of_memory.explained(args, Ranks(CPU, world=world)):
+    with out_of_memory.explained(args, Ranks(CPU, world_size=world_size)):
         raise error
 
 
@@ -296,7 +297,7 @@ def test_running_out_of_memory_says_what_to_try():
     with refused(f"{message} --micro-batch 16"):
         explained(error, micro_batch=None)
     with refused("out of memory with 1 images", "--grad-checkpointing"):
-        explained(MemoryError(), world=32)
+        explained(MemoryError(), world_size=32)
     for text in out_of_memory.MESSAGES:
         with refused(message):
             explained(RuntimeError(f"[enforce fail at x.cpp:1] {text} when calling f"))

@@ -221,4 +221,4 @@ def test_a_model_with_scalar_parameters_is_not_sharded():
     with torch.device("meta"):
         model = create_model("nfnet_f0", 10)
     with refused("--fsdp can't shard", "skipinit_gain", "a single number"):
-        shard(model, Ranks(torch.device("cpu"), world=2))
+        shard(model, Ranks(torch.device("cpu"), world_size=2))

@@ -23,7 +23,7 @@ from training.config_file import read_config
 from training.optimizers import OPTIMIZERS, optimizer_defaults, problem_with
 from training.progressive import parse_stages
 from training.schedules import SCHEDULES
-from training.test_time_augmentation import VIEWS
+from training.tta import VIEWS
 
 
 class Option(NamedTuple):
@@ -96,7 +96,12 @@ TRANSFER = (
     ),
 )
 DATA = (
-    Option("--dataset", DATASETS, "folder: DATA_DIR/train/<class>/*.png; shapes: drawn", "cifar10"),
+    Option(
+        "--dataset",
+        DATASETS,
+        "folder: DATA_DIR/train/<class>/*.png; shapes: generated images",
+        "cifar10",
+    ),
     Option("--data-dir", str, "directory of the archives or of the folder", "data"),
     Option(
         "--data-url",
@@ -117,21 +122,23 @@ DATA = (
 )
 TRAINING = (
     Option("--epochs", POSITIVE, "in total, also with --resume"),
-    Option("--batch-size", number_or_auto(kind=int, low=1), "images, over all processes"),
+    Option(
+        "--batch-size", number_or_auto(kind=int, low=1), "images per step, across all processes"
+    ),
     Option(
         "--optimizer",
         optimizer,
         f"{', '.join(OPTIMIZERS)}, or timm/<name>; each has its own default rates",
     ),
     Option("--lr", RATE, "highest learning rate"),
-    Option("--momentum", number(low=0, high=0.9999), "also Adam's first beta", 0.9),
-    Option("--nesterov", argparse.BooleanOptionalAction, "of SGD's and Muon's momentum", True),
-    Option("--weight-decay", RATE, "of weights, not of norms and biases (except in airbench*)"),
-    Option("--schedule", SCHEDULES, "of the learning rate after the warmup"),
+    Option("--momentum", number(low=0, high=0.9999), "momentum, or Adam's first beta", 0.9),
+    Option("--nesterov", argparse.BooleanOptionalAction, "Nesterov momentum in SGD and Muon", True),
+    Option("--weight-decay", RATE, "norms and biases have none, except in airbench*"),
+    Option("--schedule", SCHEDULES, "of the learning rate, after the warmup"),
     Option(
         "--warmup-epochs",
         number_or_auto(low=0),
-        "default: a tenth of the run, at most 5; with one_cycle a quarter",
+        "epochs of linear warmup; default: a tenth of the run, at most 5; with one_cycle a quarter",
     ),
     Option("--final-lr", SHARE, "rate at the end of the schedule, as share of the highest", 0.0),
     Option("--label-smoothing", BELOW_ONE, "share of the target spread over all classes"),
@@ -147,7 +154,12 @@ TRAINING = (
         0,
     ),
     Option("--drop-path", BELOW_ONE, "highest rate of stochastic depth; default: the model's"),
-    Option("--lookahead", COUNT, "steps between averagings of the trained weights (0: none)", 0),
+    Option(
+        "--lookahead",
+        COUNT,
+        "set the weights to their moving average after every N steps (0: never)",
+        0,
+    ),
     Option("--clip-grad", RATE, "largest gradient norm (0: no limit)", 0.0),
     Option(
         "--accumulate",
@@ -164,7 +176,11 @@ TRAINING = (
     ),
 )
 AUGMENTATION = (
-    Option("--augment", augmentations, f"none, or a list of {', '.join(AUGMENTATIONS)}"),
+    Option(
+        "--augment",
+        augmentations,
+        f"none, or names separated by commas: {', '.join(AUGMENTATIONS)}",
+    ),
     Option("--crop-padding", ("reflect", "zero"), "border that crop adds", "reflect"),
     Option("--crop-pixels", COUNT, "largest shift by crop (0: an eighth of the image)", 0),
     Option("--jitter", RATE, "strength of color_jitter: factors of 1 - JITTER to 1 + JITTER", 0.2),
@@ -192,13 +208,20 @@ MACHINE = (
     Option("--sync-bn", bool, "batch norm over the batches of all processes (torchrun)"),
     Option("--doctor", bool, "print versions, devices, speed and what can be reached, and exit"),
     Option("--deterministic", bool, "bitwise reproducible on the same machine and versions"),
-    Option("--seed", COUNT, "of everything that is drawn at random", 0),
+    Option("--seed", COUNT, "seed of all random draws", 0),
 )
 RUN = (
     Option("--eval-every", POSITIVE, "epochs between evaluations", 1),
-    Option("--eval-train", bool, "at the end, also evaluate on training images, not augmented"),
     Option(
-        "--save-every", COUNT, "epochs between weights that are kept as epoch-N.pt (0: none)", 0
+        "--eval-train",
+        bool,
+        "at the end, also evaluate on the training images, without augmentation",
+    ),
+    Option(
+        "--save-every",
+        COUNT,
+        "keep the weights of every N-th epoch, as epoch-<number>.pt (0: none)",
+        0,
     ),
     Option(
         "--output-dir",
@@ -221,10 +244,10 @@ FITTING = (  # of train_sota.py
     Option(
         "--micro-batch",
         number_or_auto(kind=int, low=0),
-        "most images per device at once (0: see --accumulate; auto: as many as fit)",
+        "most images per device at once; 0: split by --accumulate; default: auto, as many as fit",
     ),
     Option("--ema-device", ("same", "cpu"), "where the moving average is kept", "same"),
-    Option("--fsdp", argparse.BooleanOptionalAction, "shard the model over the processes", False),
+    Option("--fsdp", argparse.BooleanOptionalAction, "shard the model across the processes", False),
 )
 
 
@@ -238,7 +261,12 @@ def training_parser(docstring, recipe, pretrained_model=None):
     add_options(parser, "model", MODEL)
     add_options(parser, "transfer", TRANSFER, "Starting from weights selects a recipe of its own.")
     add_options(parser, "data", DATA)
-    add_options(parser, "training", TRAINING, "A model's own recipe replaces these defaults.")
+    add_options(
+        parser,
+        "training",
+        TRAINING,
+        "A model's own recipe replaces these defaults, and those of other groups.",
+    )
     add_options(parser, "augmentation", AUGMENTATION, "--augment none also disables mixing.")
     add_options(parser, "machine", MACHINE)
     add_options(parser, "run", RUN)

@@ -34,7 +34,7 @@ def check_arguments(args, saved, ranks):
     if asked and args.final_lr and args.schedule not in WITH_FINAL_RATE:
         known = ", ".join(WITH_FINAL_RATE)
         raise UserError(f"--final-lr needs --schedule {known}, not {args.schedule}", 2)
-    if args.output_dir and saved is None and ranks.first:
+    if args.output_dir and saved is None and ranks.is_main:
         run_directory.refuse_if_taken(args.output_dir)
     # Raises UserError where the model can't be built for this image size.
     models.describe(args.model, 10, args.image_size, model_options(args))
@@ -46,8 +46,8 @@ def check_arguments(args, saved, ranks):
 def _check_batches(args, ranks):
     """Returns the fewest images of a process that a step trains on at once."""
     smallest, whose = args.batch_size, f"of --batch-size {args.batch_size}"
-    if ranks.world > 1:
-        smallest = 2 * (args.batch_size // 2 // ranks.world)  # see data.rank_rows
+    if ranks.world_size > 1:
+        smallest = 2 * (args.batch_size // 2 // ranks.world_size)  # see data.rank_rows
         whose += " that a process has"
     if (args.accumulate or 1) > smallest:  # auto fits
         raise UserError(

@@ -37,66 +37,68 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by t
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world` of them.
+    """This process among `world_size` of them.
 
-    local: its number on this machine; sharded: whether each has a shard of the model.
+    local_rank: its number on this machine; sharded: whether each has a shard of the model.
     """
 
     device: torch.device
     rank: int = 0
-    world: int = 1
-    local: int = 0
+    world_size: int = 1
+    local_rank: int = 0
     sharded: bool = False
 
     def __str__(self):
-        return str(self.device) if self.world == 1 else f"{self.world} x {self.device.type}"
+        return (
+            str(self.device) if self.world_size == 1 else f"{self.world_size} x {self.device.type}"
+        )
 
     @property
-    def first(self):
+    def is_main(self):
         return self.rank == 0
 
     def sum(self, values):
         """The tensor, in place, with the sum over all ranks."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, flag):
         """Whether the flag is set on any rank."""
-        if self.world == 1:
+        if self.world_size == 1:
             return bool(flag)
         return bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)).item())
 
     def broadcast(self, tensors):
         """Gives every rank the first rank's values, in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def broadcast_object(self, value):
         """The first rank's value, on every rank."""
         values = [value]
-        if self.world > 1:
+        if self.world_size > 1:
             dist.broadcast_object_list(values)
         return values[0]
 
     def wait(self):
         """Returns when every rank has called it."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.barrier()
 
     @contextlib.contextmanager
     def local_first(self):
         """A block that one rank per machine finishes first: it downloads a file, others find it."""
-        if self.world > 1 and self.local > 0:
+        if self.world_size > 1 and self.local_rank > 0:
             dist.barrier()
         yield
-        if self.world > 1 and self.local == 0:
+        if self.world_size > 1 and self.local_rank == 0:
             dist.barrier()
 
     def parallel(self, model):
         """What to call in a training step so that gradients are averaged over the ranks."""
-        if self.world == 1 or self.sharded:
+        if self.world_size == 1 or self.sharded:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
         # Gradients are views of the buffers that are sent: a copy would be as large as the model.
@@ -114,6 +116,11 @@ def is_launched():
     return world_size() > 1 or dist.is_torchelastic_launched()
 
 
+def local_tensor(tensor):
+    """What this process holds of a tensor: its shard, or all of it."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def is_first():
     """Whether this process is the first or only one; it need not have joined the others."""
     return os.environ.get("RANK", "0") == "0"
@@ -123,8 +130,7 @@ def is_first():
 def join(args):
     """The Ranks of this process: alone, unless torchrun started several. Raises UserError.
 
-    Several ranks have a GPU each (nccl) or share the CPU
-    (gloo); all but the first print nothing.
+    Several ranks have a GPU each (nccl) or share the CPU (gloo); all but the first print nothing.
     """
     device = select_device(args.device)
     if device.type == "cpu":
@@ -141,7 +147,7 @@ def join(args):
     succeeded = False
     try:
         with contextlib.ExitStack() as stack:
-            if not ranks.first:
+            if not ranks.is_main:
                 null = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stdout(null))
             yield ranks
@@ -170,22 +176,25 @@ def _read_environment(device, batch_size):
             f"processes with torchrun, or unset WORLD_SIZE for one process",
             2,
         )
-    rank, world, local, local_world = (int(os.environ[name]) for name in VARIABLES)
-    if batch_size % world:
+    rank, processes, local_rank, local_processes = (int(os.environ[name]) for name in VARIABLES)
+    if batch_size % processes:
         raise UserError(
-            f"--batch-size {batch_size} can't be divided by {world} processes: make it a multiple",
+            f"--batch-size {batch_size} can't be divided by {processes} processes: make it a "
+            f"multiple",
             2,
         )
     if device.type == "mps" or device.index is not None:
         raise UserError(
-            f"--device {device} is one device for {local_world} processes: use auto, cuda or cpu", 2
+            f"--device {device} is one device for {local_processes} processes: "
+            f"use auto, cuda or cpu",
+            2,
         )
     if device.type == "cuda":
-        if local_world > torch.cuda.device_count():
+        if local_processes > torch.cuda.device_count():
             gpus = torch.cuda.device_count()
-            raise UserError(f"--nproc-per-node {local_world}: this machine has {gpus} GPUs", 2)
-        device = torch.device("cuda", local)
-    return Ranks(device, rank, world, local)
+            raise UserError(f"--nproc-per-node {local_processes}: this machine has {gpus} GPUs", 2)
+        device = torch.device("cuda", local_rank)
+    return Ranks(device, rank, processes, local_rank)
 
 
 def _lost_another_rank(error):
@@ -207,7 +216,7 @@ def place_large(model, args, ranks, dtype):
     None. It is copied before the model is placed: two of them need not fit on the device.
     """
     model = _prepare(model, ranks, dtype, args.sync_bn)
-    sharded = args.fsdp and ranks.world > 1
+    sharded = args.fsdp and ranks.world_size > 1
     on_host = args.ema_device == "cpu" and ranks.device.type != "cpu"
     averaged = None
     if args.ema_decay != 0 and (sharded or on_host):
@@ -220,7 +229,7 @@ def place_large(model, args, ranks, dtype):
 
 
 def _prepare(model, ranks, dtype, sync_bn):
-    if sync_bn and ranks.world > 1:
+    if sync_bn and ranks.world_size > 1:
         model = sync_batch_norm(model, ranks.device)
     return models.choose_attention(model, ranks.device, dtype)
 
@@ -236,7 +245,7 @@ def shard(model, ranks):
     scalar = next((name for name, p in model.named_parameters() if p.ndim == 0), None)
     if scalar:
         raise UserError(f"--fsdp can't shard {scalar}, a single number: leave --fsdp out", 2)
-    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "blocks":
             for block in module.children():

@@ -111,13 +111,13 @@ def evaluate(
             counts += torch.stack([hits[:, 0].sum(), hits.sum(), count])
             if confusion:
                 confusion(predictions[:, 0], labels)
-        if (ranks.world == 1 or number % POLL_EVERY == 0) and ranks.any(stop()):
+        if (ranks.world_size == 1 or number % POLL_EVERY == 0) and ranks.any(stop()):
             raise Interrupted
-    sums = [*counts.tolist(), sum(torch.stack(losses).tolist()) if losses else 0.0]
-    if ranks.world > 1:
-        sums.append(stop())
-        sums = ranks.sum(torch.tensor(sums, dtype=torch.float64, device=device)).tolist()
-        if sums.pop():
+    totals = [*counts.tolist(), sum(torch.stack(losses).tolist()) if losses else 0.0]
+    if ranks.world_size > 1:
+        values = torch.tensor([*totals, stop()], dtype=torch.float64, device=device)
+        *totals, stop_requests = ranks.sum(values).tolist()
+        if stop_requests:
             raise Interrupted
-    top1, top5, count, loss = sums
-    return {"loss": loss / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}
+    top1, top5, count, loss_sum = totals
+    return {"loss": loss_sum / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}

@@ -29,7 +29,7 @@ def split_batches(args, model, split, dtype, ranks):
     if micro_batch == 0:
         derived = {"micro_batch": 0} if args.micro_batch != 0 else {}
         return replace(batch_parts(args, ranks), derived=derived)
-    shares = data.rank_shares(args.batch_size, ranks.world)
+    shares = data.rank_shares(args.batch_size, ranks.world_size)
     automatic = {}
     if micro_batch is None:
         micro_batch = _largest_micro_batch(args, model, split, dtype, ranks, max(shares))
@@ -59,7 +59,9 @@ def _largest_micro_batch(args, model, split, dtype, ranks, share):
     Raises UserError if not even one image fits.
     """
     device = ranks.device
-    need = need_of_run(args, split.num_classes, device=device.type, dtype=dtype, world=ranks.world)
+    need = need_of_run(
+        args, split.num_classes, device=device.type, dtype=dtype, world_size=ranks.world_size
+    )
     resident = sum(
         resident_bytes(part, device, args.resident)
         for part in (split.train, split.val or split.test)
@@ -69,7 +71,7 @@ def _largest_micro_batch(args, model, split, dtype, ranks, share):
     # What is not allocated yet, and the share of the memory that is not planned with.
     reserve = need.optimizer + need.average + resident + int((1 - USABLE) * free)
     # A rank that ran out of memory would leave the others waiting.
-    synchronized = ranks.world > 1 and (ranks.sharded or args.sync_bn)
+    synchronized = ranks.world_size > 1 and (ranks.sharded or args.sync_bn)
 
     def fits(images):
         if device.type == "cuda" and not synchronized and not args.freeze_backbone:

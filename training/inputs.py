@@ -83,14 +83,18 @@ class Inputs:
 
     @property
     def _evaluation_batch(self):
-        return self.images_at_once * self.ranks.world
+        return self.images_at_once * self.ranks.world_size
 
     def _images(self, examples):
         pipeline, resident = Pipeline(*self.normalization, self.args.image_size), self.args.resident
         return self._batches(examples, self._evaluation_batch, pipeline, resident, shuffle=False)
 
     def _batches(self, examples, batch_size, pipeline, resident, **options):
-        place = {"device": self.ranks.device, "rank": self.ranks.rank, "world": self.ranks.world}
+        place = {
+            "device": self.ranks.device,
+            "rank": self.ranks.rank,
+            "world_size": self.ranks.world_size,
+        }
         return data.Batches(examples, batch_size, pipeline, resident=resident, **place, **options)
 
     def _features(self, model, examples, batch_size, **options):
@@ -127,7 +131,7 @@ def batch_parts(args, ranks):
     """The BatchParts of --accumulate, the same on all ranks."""
     automatic, accumulate = {}, args.accumulate
     if accumulate is None:
-        shares = data.rank_shares(args.batch_size, ranks.world)
+        shares = data.rank_shares(args.batch_size, ranks.world_size)
         accumulate = min(cached_parts(args, ranks.device, share) for share in shares)
         automatic = {"accumulate": accumulate}
     # Four times those that one process would train on at once: nothing is kept for a backward pass.

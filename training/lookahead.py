@@ -60,4 +60,4 @@ class Lookahead:
 
 def _local(tensors):
     """The tensors, or this rank's shards of them."""
-    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors.values()]
+    return [distributed.local_tensor(tensor) for tensor in tensors.values()]

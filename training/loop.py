@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from common.errors import UserError
 from training import devices, progressive
-from training.distributed import Ranks
+from training.distributed import Ranks, local_tensor
 from training.mixed_precision import autocast
 
 MAX_SKIPS = 20  # the scale is halved at each: from 65536 to less than 0.1
@@ -71,8 +71,8 @@ def train_epoch(state, batches, step, stop=never, show=None):
     optimizer, scaler, progress, ranks = state.optimizer, state.scaler, state.progress, step.ranks
     model = state.parallel_model(ranks)
     device = next(model.parameters()).device
-    several = ranks.world > 1
-    purpose = "model" if ranks.first else f"model {ranks.rank}"
+    is_distributed = ranks.world_size > 1
+    purpose = "model" if ranks.is_main else f"model {ranks.rank}"
     # fp16 may skip a step: then the statistics are those before it. With gradient checkpointing,
     # they are those after the forward pass.
     before_step = _Snapshot(_float_buffers(model) if scaler.is_enabled() else [])
@@ -83,7 +83,7 @@ def train_epoch(state, batches, step, stop=never, show=None):
     for inputs, targets in batches.epoch(progress.epoch, start=progress.batch):
         lr = set_learning_rates(optimizer, step.lr_at, progress.step)
         # DistributedDataParallel waits for all gradients; a compiled model would compile again.
-        if not several and not state.compiled:
+        if not is_distributed and not state.compiled:
             skip_gradients_at_rate_zero(optimizer)
         inputs = progressive.resize(inputs, step.size_at(progress.step))
         if not state.gradient_order_settled:
@@ -91,21 +91,21 @@ def train_epoch(state, batches, step, stop=never, show=None):
             state.gradient_order_settled = True
         devices.seed_model(step.seed, device, progress.epoch, purpose, progress.batch)
         before_step.take()
-        images = batches.batch_size if several else len(targets)  # of all ranks
-        asked = several and stop()
-        loss_sum, correct, any_asked = _add_gradients(
+        num_images = batches.batch_size if is_distributed else len(targets)  # of all ranks
+        stop_requested = is_distributed and stop()
+        loss_sum, correct, any_stop_requested = _forward_backward(
             model,
             inputs,
             targets,
             step=step,
             scaler=scaler,
-            images=images,
-            asked=asked,
+            num_images=num_images,
+            stop_requested=stop_requested,
             after_forward=after_forward,
         )
         finite = math.isfinite(loss_sum)
         if not finite and not scaler.is_enabled():  # the scaler skips such a step
-            raise _not_finite(f"the loss is {loss_sum / images}", progress, lr)
+            raise _not_finite(f"the loss is {loss_sum / num_images}", progress, lr)
         updated = _update_weights(model, optimizer, scaler, step.clip_grad)
         state.skipped_steps = 0 if updated else state.skipped_steps + 1
         if state.skipped_steps >= MAX_SKIPS:
@@ -117,11 +117,10 @@ def train_epoch(state, batches, step, stop=never, show=None):
         if state.average and updated:
             state.average.update()
 
-        progress.count_step(images, loss_sum, correct, finite)
+        progress.count_step(num_images, loss_sum, correct, finite)
         if show:
-            show(progress, loss_sum / images)
-        stop_now = any_asked if several else stop()
-        if stop_now:
+            show(progress, loss_sum / num_images)
+        if any_stop_requested if is_distributed else stop():
             _check_state(model, optimizer, progress, lr, ranks)  # what is saved now must be good
             progress.seconds = time.perf_counter() - start
             raise Interrupted
@@ -139,14 +138,16 @@ def train_epoch(state, batches, step, stop=never, show=None):
     }
 
 
-def _add_gradients(model, inputs, targets, *, step, scaler, images, asked, after_forward):
-    """Forward and backward pass of a batch, in parts.
+def _forward_backward(
+    model, inputs, targets, *, step, scaler, num_images, stop_requested, after_forward
+):
+    """Forward and backward pass of a batch, in parts, whose gradients add up.
 
-    images: of all ranks; asked: whether this rank was asked to stop, which it tells the others with
-    its metrics; after_forward: a _Snapshot of statistics that the backward pass must not change.
+    num_images: of all ranks; stop_requested: of this rank, which tells the others with its metrics;
+    after_forward: a _Snapshot of statistics that the backward pass must not change.
     Returns (sum of the losses, number of hits, whether any rank was asked to stop), of all ranks.
     """
-    several, device = step.ranks.world > 1, inputs.device
+    is_distributed, device = step.ranks.world_size > 1, inputs.device
     chunks = (tensor.tensor_split(step.accumulate) for tensor in (inputs, targets))
     parts, readbacks = list(zip(*chunks)), []
     for number, (x, y) in enumerate(parts, 1):
@@ -155,14 +156,15 @@ def _add_gradients(model, inputs, targets, *, step, scaler, images, asked, after
                 logits = model(x)
             loss = step.loss_fn(logits.float(), y)
             sums = [loss.detach() * len(y), _count_correct(logits.detach(), y)]
-            if several:
-                sums.append(torch.full_like(loss, asked))
+            if is_distributed:
+                sums.append(torch.full_like(loss, stop_requested))
             readbacks.append(_Readback(step.ranks.sum(torch.stack(sums))))
             with _statistics_unchanged(after_forward):
                 # Ranks average their gradients: each part counts by its images.
-                scaler.scale(loss * (len(y) * step.ranks.world / images)).backward()
-    sums = [sum(values) for values in zip(*(readback.tolist() for readback in readbacks))]
-    return sums[0], sums[1], several and sums[2] > 0
+                scaler.scale(loss * (len(y) * step.ranks.world_size / num_images)).backward()
+    totals = [sum(values) for values in zip(*(readback.tolist() for readback in readbacks))]
+    loss_sum, correct, *stop_requests = totals
+    return loss_sum, correct, any(stop_requests)
 
 
 def _update_weights(model, optimizer, scaler, clip_grad):
@@ -332,8 +334,7 @@ def _check_state(model, optimizer, progress, lr, ranks):
         averages = [(k, v) for k, v in values.items() if torch.is_tensor(v) and v.ndim]
         tensors += [(f"the optimizer's {name}", value) for name, value in averages]
     tensors = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
-    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for _, tensor in tensors]
-    finite = torch.stack([tensor.isfinite().all() for tensor in local])
+    finite = torch.stack([local_tensor(tensor).isfinite().all() for _, tensor in tensors])
     if ranks.sharded:
         finite = ranks.sum((~finite).float()) == 0
     finite = finite.tolist()

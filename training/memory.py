@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 import models
 from models import lora
 from models.weights import classifier_keys
+from training.distributed import local_tensor
 from training.initial_model import model_options
 from training.mixed_precision import autocast
 from training.optimizers import STATES
@@ -237,15 +238,14 @@ def _storage(tensor):
 
 
 def tensor_bytes(tensors):
-    local = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)  # of a sharded one
-    return sum(t.numel() * t.element_size() for t in local)
+    return sum(t.numel() * t.element_size() for t in map(local_tensor, tensors))
 
 
 # ---- of a run ------------------------------------------------------------------------------------
 
 
-def need_of_run(args, num_classes, *, device, dtype, world=1):
-    """The Need of a run on each of `world` devices. device: "cpu" or "cuda".
+def need_of_run(args, num_classes, *, device, dtype, world_size=1):
+    """The Need of a run on each of `world_size` devices. device: "cpu" or "cuda".
 
     A frozen backbone only runs forward: its images count as if it were trained, which is more than
     they need.
@@ -277,4 +277,4 @@ def need_of_run(args, num_classes, *, device, dtype, world=1):
     if not args.fsdp:
         return need
     shared = ("parameters", "gradients", "optimizer", "average")
-    return replace(need, **{name: getattr(need, name) // world for name in shared})
+    return replace(need, **{name: getattr(need, name) // world_size for name in shared})

@@ -166,7 +166,7 @@ def param_groups(model, weight_decay, layer_decay=1.0, optimizer=None):
 
     model.rate_groups(optimizer, weight_decay) may declare groups of its own for the optimizer of
     this name, with "lr_scale", and with "lr_end": the share of the run after which the rate is zero
-    (see schedules.learning_rate).
+    (see schedules.lr_schedule).
     """
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     if layer_decay != 1:

@@ -36,7 +36,7 @@ def explained(args, ranks, accumulate=None):
         if not is_out_of_memory(error):
             raise
         parts = accumulate or args.accumulate or 1
-        images = math.ceil(args.batch_size / (ranks.world * parts))
+        images = math.ceil(args.batch_size / (ranks.world_size * parts))
         if images == 1:
             advice = "--grad-checkpointing, or --ema-device cpu or --lora-rank 16 of train_sota.py"
         elif hasattr(args, "micro_batch"):

@@ -56,11 +56,11 @@ SMALLER = (
 
 def print_need(args, num_classes, *, dtype, device, free):
     """Prints what a step needs of a device ("cpu", "cuda") with `free` bytes; returns a Need."""
-    world = distributed.world_size()
+    world_size = distributed.world_size()
     parameters, macs = models.describe(
         args.model, num_classes, args.image_size, model_options(args)
     )
-    need = memory.need_of_run(args, num_classes, device=device, dtype=dtype, world=world)
+    need = memory.need_of_run(args, num_classes, device=device, dtype=dtype, world_size=world_size)
     precision = mixed_precision.name(dtype)
     print(
         f"{args.model}, {args.image_size} px, {num_classes} classes: {parameters:,} parameters, "
@@ -78,7 +78,7 @@ def print_need(args, num_classes, *, dtype, device, free):
     on_host = "" if device == "cpu" else f"; to save it, {in_gb(need.host)} on the host"
     total, image = in_gb(need.fixed), in_gb(need.image)
     print(f"GB: {listed}, together {total}; activations {image} per image{on_host}")
-    share = math.ceil(args.batch_size / world)
+    share = math.ceil(args.batch_size / world_size)
     parts = args.accumulate or cached_parts(args, torch.device(device), share)
     print(_verdict(args, need, share, parts, free))
     return need
@@ -139,7 +139,11 @@ def dry_run(args, gpu_memory):
         try:
             if changes:
                 need = memory.need_of_run(
-                    changed, num_classes, device=device, dtype=dtype, world=distributed.world_size()
+                    changed,
+                    num_classes,
+                    device=device,
+                    dtype=dtype,
+                    world_size=distributed.world_size(),
                 )
         except UserError:  # of this change: the run itself has been counted by now
             print(f"{option:<40}  not with this model")

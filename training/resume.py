@@ -108,10 +108,9 @@ def refuse_misfits(load):
 
 def _is_misfit(error):
     """Whether load_state_dict reports other names or shapes; it reports failed copies, too."""
-    text = str(error)
-    return text.startswith("Error(s) in loading state_dict") and not out_of_memory.is_out_of_memory(
-        error
-    )
+    if out_of_memory.is_out_of_memory(error):
+        return False
+    return str(error).startswith("Error(s) in loading state_dict")
 
 
 def is_finished(args, saved):
@@ -240,7 +239,7 @@ def open_directory(args, config, state, saved, curve):
             directory.keep(kept, state.epoch_contents(saved))
         rows = directory.keep_rows(progress["epoch"])
         if "history" not in saved["training"]:
-            state.history = _history(rows, state.headline(curve.name))
+            state.history = _history(rows, state.reported_columns(curve.name))
         if args.resume_previous:
             directory.restore_previous()
             note = (
@@ -268,13 +267,13 @@ def _restore_best(directory, state, saved, curve):
         read_best(directory, (best, *range(progress.epoch + 1, curve.epochs + 1)))
 
 
-def _history(rows, headline):
+def _history(rows, reported):
     """State.history of an older version, whose last.pt lacks it: from the rows of metrics.csv."""
     seconds, history = 0.0, []
     for row in rows:
         try:
             seconds += float(row["epoch_seconds"])
-            top1, top5 = float(row[headline]), float(row[headline.replace("acc", "top5")])
+            top1, top5 = float(row[f"{reported}_acc"]), float(row[f"{reported}_top5"])
         except (KeyError, ValueError):  # an epoch without an evaluation, or other columns
             continue
         history.append([seconds, top1, top5])

@@ -3,8 +3,9 @@
 with open_run(args, split, state, curve, step, train_batches, saved) as run:
     while not run.done:
         row = train_epoch(…, run.stop, run.show)
+        row |= evaluate_epoch(…, run.stop)
         run.end_epoch(row)
-    run.finish()
+    run.finish(run.final_test(inputs, train_batches, eval_batches))
 return run.exit_status
 """
 
@@ -28,7 +29,7 @@ from training import (
     tensorboard,
 )
 from training.terminal import ProgressDisplay, StopSignal, final_line
-from training.test_time_augmentation import VIEWS
+from training.tta import VIEWS
 
 
 @contextlib.contextmanager
@@ -45,16 +46,16 @@ def open_run(args, split, state, curve, step, train_batches, saved):
             run.start(train_batches, saved)
             yield run
         except loop.Interrupted:
-            run.interrupted()
+            run.end_interrupted()
         except BaseException as error:
-            run.failed(error)
+            run.end_failed(error)
             raise
         else:  # the run is finished: an error of its last images doesn't make it a failed one
-            run.finished()
+            run.end_finished()
         finally:
             run.display.close()
             run.directory.close()
-        if run.exit_status == 0 and step.ranks.first:
+        if run.exit_status == 0 and step.ranks.is_main:
             run.display.say(f"{final_line(run.results, args.tta)}  {run.directory.path}")
 
 
@@ -64,10 +65,14 @@ class Run:
     def __init__(self, args, split, state, curve, step, stop, display):
         self.args, self.split, self.state, self.curve, self.step = args, split, state, curve, step
         self.ranks, self.stop, self.display = step.ranks, stop, display
-        self.show = display.step if self.ranks.first else None
+        self.show = display.step if self.ranks.is_main else None
         self.directory = run_directory.NullRunDir()
         self.results, self.exit_status = {}, None
-        self.earlier_seconds = state.progress.wall_seconds  # of the processes before this one
+        card = state.card
+        self.parameters, self.macs = models.describe(
+            card["model"], card["num_classes"], card["image_size"], card["options"]
+        )
+        self.seconds_before = state.progress.wall_seconds  # of the processes before this one
 
     @property
     def done(self):
@@ -81,7 +86,7 @@ class Run:
         return 0 < self.args.patience <= waited and self.state.epoch < self.args.epochs
 
     def open_directory(self, saved):
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return
         args, precision = self.args, mixed_precision.name(self.step.dtype)
         values, origin = self.state.record
@@ -98,10 +103,6 @@ class Run:
         self.display.log = self.directory.write_log
 
     def start(self, train_batches, saved):
-        card = self.state.card
-        self.parameters, self.macs = models.describe(
-            card["model"], card["num_classes"], card["image_size"], card["options"]
-        )
         devices.reset_peak_memory(self.ranks.device)
         precision = mixed_precision.name(self.step.dtype)
         where = f"{precision} on {self.ranks}; {self.directory.path}"
@@ -109,12 +110,12 @@ class Run:
         if saved:
             return
         self.directory.save_last(self.state.contents())  # from now on the run can be resumed
-        if self.ranks.first and not self.args.freeze_backbone:
-            tensorboard.write_images(self.directory.events, train_batches, card)
+        if self.ranks.is_main and not self.args.freeze_backbone:
+            tensorboard.write_images(self.directory.events, train_batches, self.state.card)
 
     def count_time(self):
         """Adds up the wall time of the run's processes, each from its start to its last save."""
-        self.state.progress.wall_seconds = self.earlier_seconds + environment.process_seconds()
+        self.state.progress.wall_seconds = self.seconds_before + environment.process_seconds()
 
     def end_epoch(self, row):
         """Completes the row, prints it, and saves last.pt and, for the best epoch, best.pt."""
@@ -125,9 +126,10 @@ class Run:
         row["images_per_second"] = progress.seen / progress.seconds
         progress.finish_epoch()
         row["peak_memory_mb"] = devices.peak_memory_mb(self.ranks.device)
-        accuracy, best = row[state.headline(self.curve.name)], None
+        reported = state.reported_columns(self.curve.name)
+        accuracy, best = row[f"{reported}_acc"], None
         if accuracy is not None:
-            top5 = row[state.headline(self.curve.name).replace("acc", "top5")]
+            top5 = row[f"{reported}_top5"]
             state.history.append([progress.total_seconds, accuracy, top5])
             if accuracy > state.best["value"]:
                 state.best = {"epoch": progress.epoch, "value": accuracy}
@@ -184,7 +186,7 @@ class Run:
                 return
             own = {name: value.clone() for name, value in model.state_dict().items()}
             best = None
-            if ranks.first:
+            if ranks.is_main:
                 best = resume.read_best(self.directory, (state.best["epoch"],))["state_dict"]
             best = lora.adapted(ranks.broadcast_object(best), own)
             try:
@@ -198,7 +200,7 @@ class Run:
         self.directory.wait()
         self.ranks.sum(self.state.confusion.counts)
         self.exit_status = 0
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return
         if not self.state.history:  # of an old run whose metrics.csv has other columns
             raise UserError("metrics.csv doesn't have the accuracy of the last epoch")
@@ -219,24 +221,26 @@ class Run:
         self.directory.write_summary(
             "finished",
             **self.results,
-            **self._standing(),
+            **self._progress_so_far(),
             parameters=self.parameters,
             gmacs=self.macs / 1e9,
             **_seconds_to(self.state.history),
             peak_memory_mb=devices.peak_memory_mb(self.ranks.device),
         )
 
-    def finished(self):
-        if self.ranks.first:
+    def end_finished(self):
+        if self.ranks.is_main:
             values, _ = self.state.record
             tensorboard.write_end(
                 self.directory, values, self.results, self.split.classes, self.state
             )
 
-    def interrupted(self):
+    def end_interrupted(self):
         self.count_time()
         self.directory.save_last(self.state.contents())
-        self.directory.write_summary("interrupted", signal=self.stop.number, **self._standing())
+        self.directory.write_summary(
+            "interrupted", signal=self.stop.number, **self._progress_so_far()
+        )
         self.ranks.wait()  # torchrun ends all ranks, also the one that saves, when one has ended
         self.display.close()
         epoch = self.state.epoch if self.done else self.state.epoch + 1
@@ -246,15 +250,15 @@ class Run:
         # The number is 0 where another rank was asked to stop.
         self.exit_status = 128 + (self.stop.number or signal.SIGTERM)
 
-    def failed(self, error):
+    def end_failed(self, error):
         with contextlib.suppress(OSError, UserError):  # `error` is the one to report
             self.directory.wait()
         with contextlib.suppress(OSError):
             reason = str(error) or type(error).__name__
             self.directory.write_log(f"failed: {reason}")
-            self.directory.write_summary("failed", reason=reason, **self._standing())
+            self.directory.write_summary("failed", reason=reason, **self._progress_so_far())
 
-    def _standing(self):
+    def _progress_so_far(self):
         progress, best, name = self.state.progress, self.state.best, self.curve.name
         self.count_time()
         return {

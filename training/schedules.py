@@ -10,7 +10,7 @@ SCHEDULES = ("cosine", "linear", "one_cycle", "multi_step", "constant")
 WITH_FINAL_RATE = ("cosine", "linear", "one_cycle")  # that fall to a given share of the rate
 
 
-def learning_rate(schedule, lr, steps, warmup_steps=0, final=0.0):
+def lr_schedule(schedule, lr, steps, warmup_steps=0, final=0.0):
     """The learning rate as a function of the global step, 0 … steps - 1.
 
     Linear warmup to `lr` over warmup_steps, then to lr * final at the end of the run: cosine,
@@ -103,6 +103,6 @@ class Plan:
 
     @property
     def lr_at(self):
-        """step -> learning rate, see `learning_rate`"""
+        """step -> learning rate, see `lr_schedule`"""
         warmup_steps = round(self.warmup_epochs * self.steps_per_epoch)
-        return learning_rate(self.schedule, self.lr, self.steps, warmup_steps, self.final_lr)
+        return lr_schedule(self.schedule, self.lr, self.steps, warmup_steps, self.final_lr)

@@ -103,15 +103,18 @@ class State:
         accuracies = [top1 for _, top1, _ in self.history]
         return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
 
-    def headline(self, curve_name):
-        """The column of metrics.csv that best.pt is selected by and that is reported."""
-        return f"{'ema_' if self.average else ''}{curve_name}_acc"
+    def reported_columns(self, curve_name):
+        """The prefix of the columns of metrics.csv that are reported, "test" or "ema_test".
+
+        With "_acc", the one that best.pt is selected by.
+        """
+        return f"ema_{curve_name}" if self.average else curve_name
 
     def parallel_model(self, ranks):
         """What to call in a training step, so that gradients are averaged over the ranks."""
         if self._parallel_model is None:
             self._parallel_model = ranks.parallel(self.model)
-            self.gradient_order_settled = ranks.world <= 2 or ranks.sharded
+            self.gradient_order_settled = ranks.world_size <= 2 or ranks.sharded
         return self._parallel_model
 
     def compile(self, several_sizes=False):
@@ -148,7 +151,8 @@ class State:
 
     def best_contents(self, curve_name):
         """A function that turns the contents of last.pt of the best epoch into those of best.pt."""
-        metric = {"name": self.headline(curve_name), "selected_on": curve_name, **self.best}
+        name = f"{self.reported_columns(curve_name)}_acc"
+        metric = {"name": name, "selected_on": curve_name, **self.best}
 
         def contents(last):
             return {"card": last["card"], "metric": metric, "state_dict": _reported_weights(last)}

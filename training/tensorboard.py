@@ -3,6 +3,7 @@
 import sys
 
 import torch
+import torchvision
 from torch.utils.tensorboard.summary import hparams
 
 from common.scopes import names
@@ -22,8 +23,8 @@ def write_images(events, batches, card):
     )
     images = (inputs[:64] * std + mean).clamp(0, 1).cpu()
     side = int(len(images) ** 0.5)
-    rows = [torch.cat(list(images[i * side : (i + 1) * side]), dim=2) for i in range(side)]
-    events.add_image("augmented training images", torch.cat(rows, dim=1))
+    grid = torchvision.utils.make_grid(images[: side**2], nrow=side, padding=0)
+    events.add_image("augmented training images", grid)
 
 
 def write_end(directory, arguments, figures, classes, state):
