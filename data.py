@@ -113,13 +113,13 @@ class Batches:
             self._check_batch_size()
         self.labels = self.examples.labels.to(self.device)
         self.device = self.labels.device  # with its index
-        self.streamed = residency.streams(self.examples, self.device, self.resident)
+        self.streamed = residency.should_stream(self.examples, self.device, self.resident)
         # One stream for all epochs: memory that was used by one stream isn't reused by another.
         is_cuda = self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device) if self.streamed and is_cuda else None
         self.first_flips = self._draw_first_flips() if self.pipeline.alternating_flip else None
         self.prepared = None
-        if not self.streamed and residency.prepares(self.examples, self.device):
+        if not self.streamed and residency.should_prepare(self.examples, self.device):
             images = residency.copy_to_device(self.examples, self.device)
             self.prepared = self.pipeline.prepare(images)
 
@@ -140,27 +140,30 @@ class Batches:
         return self.epoch(0)
 
     def epoch(self, epoch, start=0):
-        """Yields (inputs, targets) of this rank, from batch number `start` on."""
-        order, numbers = self._order(epoch), range(start, len(self))
-        drawn_batches = send_in_groups(self._draw(epoch, order, numbers), self.device)
+        """Yields (inputs, targets) of this rank, from batch `start` on."""
+        order, batches = self._order(epoch), range(start, len(self))
+        drawn_batches = send_in_groups(self._draw(epoch, order, batches), self.device)
         if self.prepared is not None:
             for index, drawn in drawn_batches:
                 yield self.pipeline.batch(self.prepared, self.labels, index, drawn)
         else:
-            gathered = self._gather(self._index(order, number) for number in numbers)
+            gathered = self._gather(self._index(order, batch) for batch in batches)
             for images, (index, drawn) in zip(gathered, drawn_batches):
                 yield self.pipeline.apply(images, self.labels[index], drawn)
 
-    def _draw(self, epoch, order, numbers):
+    def _draw(self, epoch, order, batches):
         """Yields (index, what the pipeline draws) of each batch, on the CPU."""
         shape = tuple(self.examples.shape[2:])
-        for number in numbers:
-            index = self._index(order, number)
-            options = {"mirrored": self._mirrored(epoch, index)}
-            if self.prepared is not None:
-                options["index"] = index
-            generator = self._generator(epoch, number)
-            yield index, self.pipeline.draw(generator, len(index), shape, **options)
+        for batch in batches:
+            index = self._index(order, batch)
+            drawn = self.pipeline.draw(
+                self._generator(epoch, batch),
+                len(index),
+                shape,
+                mirrored=self._mirrored(epoch, index),
+                index=index if self.prepared is not None else None,
+            )
+            yield index, drawn
 
     def _order(self, epoch):
         """The order of the images in an epoch: indices, on the CPU."""
@@ -169,10 +172,14 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "permutation"))
         return torch.randperm(len(self.labels), generator=generator)
 
-    def _index(self, order, number):
+    @property
+    def _distinct(self):
+        """The number of different images in a batch."""
+        return self.batch_size // self.repeats
+
+    def _index(self, order, batch):
         """Indices of the images of a batch on this rank."""
-        distinct = self.batch_size // self.repeats
-        index = order[number * distinct : (number + 1) * distinct]
+        index = order[batch * self._distinct : (batch + 1) * self._distinct]
         if self.repeats > 1:
             # The copies of an image don't follow each other, because neighbors are mixed.
             index = index.repeat(self.repeats)
@@ -180,13 +187,13 @@ class Batches:
             return index
         return index[rank_rows(len(index), self.rank, self.world_size)]
 
-    def _generator(self, epoch, number):
+    def _generator(self, epoch, batch):
         """The generator for the augmentation of a batch on this rank."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "augment", number))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "augment", batch))
         if self.world_size == 1:
             return generator
-        distinct = self.batch_size // self.repeats
-        total = self.repeats * min(distinct, len(self.labels) - number * distinct)
+        distinct = min(self._distinct, len(self.labels) - batch * self._distinct)
+        total = self.repeats * distinct
         return RankGenerator(generator, rank_rows(total, self.rank, self.world_size), total)
 
     def _draw_first_flips(self):

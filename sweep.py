@@ -31,7 +31,7 @@ from common.scopes import words
 from sweeps import commands, estimate, findings, launch, plans, publish
 from sweeps.commands import COMMANDS
 from sweeps.suites import DECIDED, SUITES
-from training import arguments, environment
+from training import arguments, environment, options
 
 
 class Formatter(command_line.Formatter, argparse.RawDescriptionHelpFormatter):
@@ -41,7 +41,7 @@ class Formatter(command_line.Formatter, argparse.RawDescriptionHelpFormatter):
 def training_parser():
     """The arguments of all training scripts, without defaults of a script."""
     parser = arguments.training_parser(__doc__, recipe={})
-    arguments.add_options(parser, "suites of train_sota.py only", arguments.FITTING)
+    arguments.add_options(parser, "suites of train_sota.py only", options.FITTING)
     return parser
 
 

@@ -34,7 +34,6 @@ from training import (
     preflight,
     resume,
 )
-from training.arguments import Option
 from training.checks import check_arguments, check_fitting
 from training.evaluation import Curve, evaluate_epoch
 from training.fitting import split_batches
@@ -44,6 +43,7 @@ from training.lookahead import Lookahead
 from training.loop import Step, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
+from training.options import FITTING, Option
 from training.progressive import size_schedule
 from training.run import open_run
 from training.schedules import Plan
@@ -76,7 +76,7 @@ PREFLIGHT = (
 
 def build_parser():
     parser = arguments.training_parser(__doc__, RECIPE)
-    arguments.add_options(parser, "fitting into memory", arguments.FITTING)
+    arguments.add_options(parser, "fitting into memory", FITTING)
     arguments.add_options(parser, "before training", PREFLIGHT)
     return parser
 

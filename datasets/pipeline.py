@@ -54,6 +54,11 @@ class Pipeline:
             "color_jitter": dict.fromkeys(("brightness", "contrast", "saturation"), self.jitter),
             "random_resized_crop": {"size": self.image_size},
         }
+        self.erasures = []  # after normalization
+        if self.cutout_size:
+            self.erasures.append((augment.cutout, {"size": self.cutout_size}))
+        if self.erasing:
+            self.erasures.append((augment.random_erasing, {"probability": self.erasing}))
 
     @property
     def alternating_flip(self):
@@ -89,16 +94,14 @@ class Pipeline:
             options = self.options.get(name, {})
             if name == "alternating_flip":
                 options = {"chosen": mirrored}
-            elif name == "crop" and not drawn:
+            elif name == "crop" and not drawn:  # only then are prepared images padded
                 options = options | {"index": index}
             drawn.append(AUGMENTATIONS[name].draw(generator, count, shape, **options))
             if name == "random_resized_crop":
                 shape = (self.image_size, self.image_size)
         shape = (self.image_size, self.image_size)
-        if self.cutout_size:
-            drawn.append(augment.draw_cutout(generator, count, shape, self.cutout_size))
-        if self.erasing:
-            drawn.append(augment.draw_erasing(generator, count, shape, self.erasing))
+        for erasure, options in self.erasures:
+            drawn.append(erasure.draw(generator, count, shape, **options))
         if self.mixes:
             options = self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_per
             drawn.append(draw_mixing(generator, count, shape, *options))
@@ -123,10 +126,8 @@ class Pipeline:
         for name in transforms:
             images = AUGMENTATIONS[name].apply(images, *next(drawn))
         images = augment.normalize(augment.resize(images, self.image_size), self.mean, self.std)
-        if self.cutout_size:
-            images = augment.erase(images, *next(drawn))
-        if self.erasing:
-            images = augment.erase(images, *next(drawn))
+        for erasure, _ in self.erasures:
+            images = erasure.apply(images, *next(drawn))
         if not self.mixes:
             return images, labels
         one_hot = constant(torch.eye, self.num_classes, device=labels.device)

@@ -12,7 +12,7 @@ PREPARED_ON_CPU = 2**28
 BYTES_PER_BLOCK = 2**26
 
 
-def streams(examples, device, resident):
+def should_stream(examples, device, resident):
     """Whether batches are sent from the host; resident: "device", "host" or "auto"."""
     if resident == "auto":
         return not _fits(examples, device)
@@ -25,7 +25,7 @@ def _fits(examples, device):
     return already_there or examples.nbytes <= available(device) / 3
 
 
-def prepares(examples, device):
+def should_prepare(examples, device):
     """Whether a dataset that isn't streamed is copied and prepared once, for all batches."""
     if device.type != "cpu" or len(examples.shape) == 2:  # features
         return True
@@ -34,7 +34,7 @@ def prepares(examples, device):
 
 def resident_bytes(examples, device, resident="auto"):
     """GPU memory that Batches will take for these images, with their border for cropping."""
-    if device.type != "cuda" or streams(examples, device, resident):
+    if device.type != "cuda" or should_stream(examples, device, resident):
         return 0
     return int(1.6 * examples.nbytes)
 

@@ -13,7 +13,7 @@ import train
 from datasets import augment
 from datasets.examples import Examples
 from datasets.pipeline import Pipeline
-from training.arguments import augmentations
+from training.options import augmentations
 
 CASES = [("alternating_flip",), ("crop", "alternating_flip"), ("alternating_flip", "color_jitter")]
 

@@ -11,7 +11,7 @@ import train
 import train_sota
 import train_vit
 from common.scopes import SCOPES, flag, names
-from training import arguments, optimizers
+from training import arguments, optimizers, options
 
 SCRIPTS = {"train": train, "train_vit": train_vit, "train_sota": train_sota}
 
@@ -44,8 +44,8 @@ def test_the_recipe_of_a_script_is_what_its_default_model_trains_with(script):
 
 
 def test_a_recipe_has_every_argument_that_has_no_default_of_its_own():
-    options = arguments.TRAINING + arguments.AUGMENTATION
-    required = {option.flag for option in options if option.default is None}
+    listed = options.TRAINING + options.AUGMENTATION
+    required = {option.flag for option in listed if option.default is None}
     required &= {flag(name) for name in train.RECIPE}
     for name, entry in models.MODELS.items():
         recipes = [models.recipe(name, transfer=True, frozen=frozen) for frozen in (False, True)]

@@ -162,7 +162,7 @@ def test_other_data_is_refused():
 
 
 def raises(error):
-    @resume.refuse_misfits
+    @resume.refuse_misfits()
     def load():
         raise error
 
@@ -174,9 +174,8 @@ def test_contents_that_do_not_fit_are_refused_unlike_errors_of_the_device():
     for error in (KeyError("x"), TypeError("x"), ValueError("x\ny"), AttributeError("x")):
         with refused(misfit, "x"):
             raises(error)()
-    with refused(misfit, "Linear"):
-        load = resume.refuse_misfits(torch.nn.Linear(2, 2).load_state_dict)
-        load(torch.nn.Linear(2, 3).state_dict())
+    with refused(misfit, "Linear"), resume.refuse_misfits():
+        torch.nn.Linear(2, 2).load_state_dict(torch.nn.Linear(2, 3).state_dict())
     copying = "Error(s) in loading state_dict for Linear: while copying: "
     for text in (*(copying + text for text in out_of_memory.MESSAGES), "device-side assert"):
         with pytest.raises(RuntimeError, match=text.replace("(s)", ".s.")):

@@ -49,7 +49,8 @@ def build_model(args, split, saved, lora_rank=0):
     if args.freeze_backbone:
         model = linear_probe.Probe(model)
         if saved:  # its features are computed before State.restore
-            resume.refuse_misfits(model.load_state_dict)(saved["state_dict"])
+            with resume.refuse_misfits():
+                model.load_state_dict(saved["state_dict"])
     return model, normalization
 
 

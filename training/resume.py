@@ -5,7 +5,7 @@ is refused before its directory is touched.
 """
 
 import argparse
-import functools
+import contextlib
 import sys
 from pathlib import Path
 
@@ -86,24 +86,19 @@ def _source(path, used_previous):
     return Path(path) / ("previous.pt" if used_previous else "last.pt")
 
 
-def refuse_misfits(load):
-    """Decorates what reads a last.pt: contents that don't fit become a UserError.
+@contextlib.contextmanager
+def refuse_misfits():
+    """A block or function that reads a last.pt: contents that don't fit become a UserError.
 
     Running out of memory is a RuntimeError as well and stays what it is.
     """
-
-    @functools.wraps(load)
-    def wrapped(*args):
-        try:
-            return load(*args)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            unrelated = isinstance(error, RuntimeError) and not _is_misfit(error)
-            if unrelated:
-                raise
-            reason = first_line(error)
-            raise UserError(f"can't resume: last.pt doesn't fit this run ({reason})") from error
-
-    return wrapped
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_misfit(error):
+            raise
+        reason = first_line(error)
+        raise UserError(f"can't resume: last.pt doesn't fit this run ({reason})") from error
 
 
 def _is_misfit(error):
@@ -143,7 +138,7 @@ def data_facts(split):
     }
 
 
-@refuse_misfits
+@refuse_misfits()
 def check_data(split, saved):
     """Raises UserError where the data is not that of the start of the run."""
     if saved is None:
@@ -169,56 +164,55 @@ def check_epochs(args, saved, steps_per_epoch):
     """Refuses another --epochs with which the run would have taken other steps from the start."""
     if saved is None or args.epochs == saved["training"]["arguments"]["epochs"]:
         return
+    for conflict in _epoch_conflicts(args, saved["training"], steps_per_epoch):
+        raise UserError(f"--epochs {args.epochs}{conflict}", 2)
+
+
+def _epoch_conflicts(args, training, steps_per_epoch):
+    """What speaks against another --epochs. training: of the contents of last.pt."""
     # A run of an older version lacks arguments that are newer: they have their defaults.
-    before = vars(args) | saved["training"]["arguments"]
-    progress = saved["training"]["progress"]
-    asked = f"--epochs {args.epochs}"
+    before = vars(args) | training["arguments"]
+    progress, old_epochs = training["progress"], before["epochs"]
+    steps = range(progress["step"])
     begun = progress["epoch"] + (progress["batch"] > 0)
     if begun > args.epochs:
-        raise UserError(f"{asked}: the run has {begun} epochs already", 2)
-    for epochs in (before["epochs"], args.epochs):
+        yield f": the run has {begun} epochs already"
+    for epochs in (old_epochs, args.epochs):
         if progress["epoch"] >= epochs and epochs % args.eval_every:
-            raise UserError(
-                f"{asked}: with --eval-every {args.eval_every}, epoch {epochs} would have been "
-                f"evaluated differently from the start: start a new run",
-                2,
+            yield (
+                f": with --eval-every {args.eval_every}, epoch {epochs} would have been evaluated "
+                f"differently from the start: start a new run"
             )
-
     automatic = {k: None for k in ("warmup_epochs", "ema_decay") if args.origin.get(k) == "auto"}
     anew = argparse.Namespace(**(vars(args) | automatic))
     for name, value in schedules.Plan.of(anew, steps_per_epoch).automatic.items():
         if value != before[name]:
-            raise UserError(
-                f"{asked} would have given another {flag(name)} from the start ({value:.6g}, not "
-                f"{before[name]:.6g}): start a new run",
-                2,
+            yield (
+                f" would have given another {flag(name)} from the start ({value:.6g}, not "
+                f"{before[name]:.6g}): start a new run"
             )
-    old = schedules.Plan.of(argparse.Namespace(**before), steps_per_epoch).lr_at
-    new = schedules.Plan.of(args, steps_per_epoch).lr_at
-    groups = saved["training"]["optimizer"]["param_groups"]
-    ends = {1.0, *(group.get("lr_end", 1.0) for group in groups)}
-    if any(old(step, end) != new(step, end) for end in ends for step in range(progress["step"])):
-        raise UserError(
-            f"{asked}: with the {args.schedule} schedule, the learning rates so far would be "
-            f"different from those over {before['epochs']} epochs: start a new run (a constant "
-            f"schedule can be extended)",
-            2,
+    old_lr = schedules.Plan.of(argparse.Namespace(**before), steps_per_epoch).lr_at
+    new_lr = schedules.Plan.of(args, steps_per_epoch).lr_at
+    ends = {1.0, *(group.get("lr_end", 1.0) for group in training["optimizer"]["param_groups"])}
+    if any(old_lr(step, end) != new_lr(step, end) for end in ends for step in steps):
+        yield (
+            f": with the {args.schedule} schedule, the learning rates so far would be different "
+            f"from those over {old_epochs} epochs: start a new run (a constant schedule can be "
+            f"extended)"
         )
-    old, new = (
+    old_size, new_size = (
         size_schedule(args.progressive, epochs * steps_per_epoch)
-        for epochs in (before["epochs"], args.epochs)
+        for epochs in (old_epochs, args.epochs)
     )
-    if any(old(step) != new(step) for step in range(progress["step"])):
-        raise UserError(
-            f"{asked}: with --progressive {args.progressive}, the input sizes so far would be "
-            f"different from those over {before['epochs']} epochs: start a new run",
-            2,
+    if any(old_size(step) != new_size(step) for step in steps):
+        yield (
+            f": with --progressive {args.progressive}, the input sizes so far would be different "
+            f"from those over {old_epochs} epochs: start a new run"
         )
     if args.lookahead and progress["step"] >= args.lookahead:
-        raise UserError(
-            f"{asked}: with --lookahead {args.lookahead}, the averages so far would be different "
-            f"from those over {before['epochs']} epochs: start a new run",
-            2,
+        yield (
+            f": with --lookahead {args.lookahead}, the averages so far would be different from "
+            f"those over {old_epochs} epochs: start a new run"
         )
 
 

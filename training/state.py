@@ -166,7 +166,7 @@ class State:
         weights = _reported_weights(last)
         return {"card": last["card"], "training": {"progress": progress}, "state_dict": weights}
 
-    @refuse_misfits
+    @refuse_misfits()
     def restore(self, saved):
         """Takes over the contents of last.pt. Raises UserError where they don't fit."""
         training = saved["training"]
