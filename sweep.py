@@ -99,16 +99,16 @@ def slurm_parameters(args, name, count):
     )
 
 
-def execute(args, runs, todo, places, parameters):
+def execute(args, runs, todo, slots, parameters):
     """Executes the runs `todo`. Returns ({failed run: reason}, signal number or 0)."""
     if todo:
         plans.prepare(todo)
     start, estimate = launch.start_here, True
     if args.launcher == "submitit" and todo:
         jobs = launch.submit(todo, runs[0].path.parent / "submitit", parameters)
-        start, estimate = (lambda run, place: jobs[run]), False
-    progress = launch.Progress(todo, len(runs), len(places), estimate)
-    return launch.execute(launch.in_order(todo), start, places, progress.report)
+        start, estimate = (lambda run, slot: jobs[run]), False
+    progress = launch.Progress(todo, len(runs), len(slots), estimate)
+    return launch.execute(launch.in_order(todo), start, slots, progress.report)
 
 
 def refuse_modified_tree():
@@ -151,9 +151,9 @@ def main(argv=None):
     root = runs[0].path.parent
     todo = [run for run in runs if run.state != "finished"]
     if args.launcher == "local":
-        places = launch.places(runs[0].args.device, args.jobs or 1)
-    else:  # SLURM has a place for each run, unless --jobs limits them
-        places = [None] * min(args.jobs or len(todo), len(todo))
+        slots = launch.slots(runs[0].args.device, args.jobs or 1)
+    else:  # SLURM has a slot for each run, unless --jobs limits them
+        slots = [None] * min(args.jobs or len(todo), len(todo))
     parameters = slurm_parameters(args, root.name, len(todo))
     states = [run.state for run in runs]
     finished, interrupted, new = map(states.count, ("finished", "interrupted", "new"))
@@ -165,13 +165,13 @@ def main(argv=None):
             print(shlex.join(run.command))
         for command in afterwards:
             print(shlex.join(command))
-        estimate.print_plan(todo, len(places), timed=not args.no_estimate)
+        estimate.print_plan(todo, len(slots), timed=not args.no_estimate)
         return 0
 
     if args.publish and todo:
         refuse_modified_tree()
     with plans.lock(root):
-        failed, stopped = execute(args, runs, todo, places, parameters)
+        failed, stopped = execute(args, runs, todo, slots, parameters)
         if stopped:
             done = sum(run.finished for run in runs)
             print(f"interrupted with {done} of {len(runs)} runs finished; the same command resumes")

@@ -139,8 +139,8 @@ def families(plt, groups, size):
         axis.plot([mean, mean], [row - 0.3, row + 0.3], color=color, linewidth=1.5)
         best, name = max(members[family])
         text = figures.plain(f"{best:.2f}  {name}", length)
-        place = dict(xytext=(1.02, row), textcoords=axis.get_yaxis_transform())
-        axis.annotate(text, (best, row), **place, va="center", fontsize=size.font * 0.85)
+        text_position = dict(xytext=(1.02, row), textcoords=axis.get_yaxis_transform())
+        axis.annotate(text, (best, row), **text_position, va="center", fontsize=size.font * 0.85)
     axis.set(xlabel=PANELS["family"]["test"], ylim=(len(members) - 0.4, -0.6))
     labels = [figures.plain(f"{family} ({len(members[family])})", 30) for family in best_first]
     axis.set_yticks(range(len(members)), labels)

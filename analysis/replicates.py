@@ -15,11 +15,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from common.errors import UserError
-from common.scopes import names
+from common.scopes import with_scope
 from common.text import printable
 
 # Arguments that don't tell experiments apart. --data-dir does where it is the folder of images.
-NOT_COMPARED = (names("place", "call") | {"seed"}) - {"data_dir"}
+NOT_COMPARED = (with_scope("location", "call") | {"seed"}) - {"data_dir"}
 # Arguments that the machine may have chosen, and may choose otherwise for another seed.
 FITTED_TO_MEMORY = ("micro_batch", "accumulate")
 

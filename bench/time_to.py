@@ -89,9 +89,9 @@ def train(runs, todo):
     if not todo:
         return {}, 0
     plans.prepare(todo)
-    places = launch.places(todo[0].args.device, jobs=1)
+    slots = launch.slots(todo[0].args.device, jobs=1)
     progress = launch.Progress(todo, len(runs), 1, estimate=True)
-    return launch.execute(launch.in_order(todo), launch.start_here, places, progress.report)
+    return launch.execute(launch.in_order(todo), launch.start_here, slots, progress.report)
 
 
 # ---- what is measured ----------------------------------------------------------------------------

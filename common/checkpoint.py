@@ -45,24 +45,24 @@ def digest(value):
     return sha.hexdigest()
 
 
-def map_tensors(function, value, place=()):
-    """Replaces each tensor in nested dicts, lists and tuples by function(tensor, place).
+def map_tensors(function, value, keys=()):
+    """Replaces each tensor in nested dicts, lists and tuples by function(tensor, keys).
 
-    place: the keys and indices that lead to the tensor.
+    keys: the keys and indices that lead to the tensor.
     """
     if isinstance(value, torch.Tensor):
-        return function(value.detach(), place)
+        return function(value.detach(), keys)
     if isinstance(value, dict):
-        return {key: map_tensors(function, item, (*place, key)) for key, item in value.items()}
+        return {key: map_tensors(function, item, (*keys, key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map_tensors(function, item, (*place, i)) for i, item in enumerate(value))
+        return type(value)(map_tensors(function, item, (*keys, i)) for i, item in enumerate(value))
     return value
 
 
 def to_cpu(value):
     """Nested values with all tensors on the CPU. Views are copied: saving one saves its storage."""
 
-    def convert(tensor, place):
+    def convert(tensor, keys):
         is_view = tensor.untyped_storage().nbytes() != tensor.nbytes
         return tensor.to("cpu", copy=is_view)
 
@@ -79,10 +79,10 @@ class Snapshot:
         """A copy of the nested state. It is valid until the next call."""
         return map_tensors(self._copy, state)
 
-    def _copy(self, tensor, place):
-        copy = self._copies.get(place)
+    def _copy(self, tensor, keys):
+        copy = self._copies.get(keys)
         if copy is None or (copy.shape, copy.dtype) != (tensor.shape, tensor.dtype):
-            copy = self._copies[place] = torch.empty_like(tensor, device="cpu")
+            copy = self._copies[keys] = torch.empty_like(tensor, device="cpu")
         return copy.copy_(tensor)
 
 

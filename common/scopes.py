@@ -2,7 +2,7 @@
 
 identity     decides what a run computes: fixed on resume; another value is another experiment
 execution    how it is computed: may change on resume, and the last bits of the result with it
-place        where it is computed, its name and what it keeps: makes no difference to the result
+location     where it is computed, its name and what it keeps: makes no difference to the result
 call         concerns one call of the script: never taken from --config
 """
 
@@ -16,18 +16,18 @@ _IDENTITY = """
     sync_bn seed eval_every eval_train patience
 """
 _EXECUTION = "amp compile grad_checkpointing deterministic micro_batch ema_device fsdp"
-_PLACE = "device resident data_dir data_url tag curves save_every"
+_LOCATION = "device resident data_dir data_url tag curves save_every"
 _CALL = "output_dir resume resume_previous config list_models doctor dry_run gpu_memory smoke"
 
 SCOPES = (
     dict.fromkeys(_IDENTITY.split(), "identity")
     | dict.fromkeys(_EXECUTION.split(), "execution")
-    | dict.fromkeys(_PLACE.split(), "place")
+    | dict.fromkeys(_LOCATION.split(), "location")
     | dict.fromkeys(_CALL.split(), "call")
 )
 
 
-def names(*scopes):
+def with_scope(*scopes):
     """The names of the arguments with one of these scopes."""
     return {name for name, scope in SCOPES.items() if scope in scopes}
 

@@ -156,15 +156,15 @@ def _read_members(archive, path):
     wanted, members = {*archive.train, *archive.test, archive.meta}, {}
     with tarfile.open(path, "r|gz") as tar:
         for member in tar:
-            place = Path(member.name)
+            member_path = Path(member.name)
             if (
                 not (member.isfile() or member.isdir())
-                or place.is_absolute()
-                or ".." in place.parts
+                or member_path.is_absolute()
+                or ".." in member_path.parts
             ):
                 raise ValueError(f"member {member.name!r} is not a plain file below the folder")
-            if place.parts[:-1] == (archive.folder,) and place.name in wanted:
-                members[place.name] = _PlainUnpickler(tar.extractfile(member)).load()
+            if member_path.parts[:-1] == (archive.folder,) and member_path.name in wanted:
+                members[member_path.name] = _PlainUnpickler(tar.extractfile(member)).load()
     missing = sorted(wanted - set(members))
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")

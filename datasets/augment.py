@@ -155,9 +155,9 @@ def random_boxes(generator, count, image_shape, scale=(0.08, 1.0), ratio=(3 / 4,
     central_w = round(height * ratio[1]) if width / height > ratio[1] else width
     central_h = round(width / ratio[0]) if width / height < ratio[0] else height
     w, h = torch.where(fits, w, central_w), torch.where(fits, h, central_h)
-    place = rand(generator, count, 2)
-    top = torch.where(fits, (place[:, 0] * (height - h + 1)).long(), (height - h) // 2)
-    left = torch.where(fits, (place[:, 1] * (width - w + 1)).long(), (width - w) // 2)
+    offset = rand(generator, count, 2)
+    top = torch.where(fits, (offset[:, 0] * (height - h + 1)).long(), (height - h) // 2)
+    left = torch.where(fits, (offset[:, 1] * (width - w + 1)).long(), (width - w) // 2)
     return torch.stack([top, left, h, w], dim=1)
 
 
@@ -285,9 +285,9 @@ def box_masks(edges, images, dtype=torch.float32):
     batch is stored as channels_last.
     """
     channels, height, width = images.shape[1:]
-    places = constant(torch.arange, max(height, width), device=images.device)
+    positions = constant(torch.arange, max(height, width), device=images.device)
     start, end = edges[..., None].unbind(1)
-    between = ((places >= start) & (places < end)).to(dtype)  # (N, 2, max(H, W))
+    between = ((positions >= start) & (positions < end)).to(dtype)  # (N, 2, max(H, W))
     rows, columns = between[:, 0, :height], between[:, 1, :width].repeat_interleave(channels, 1)
     inside = rows[:, :, None] * columns[:, None]  # (N, H, W * C)
     return inside.view(len(edges), height, width, channels).permute(0, 3, 1, 2)

@@ -68,15 +68,15 @@ def arrange(chosen, shape):
     restores the batch).
     """
     layout = torch.tensor([LAYOUT.index(name) for name in OPERATIONS])
-    rounds, place = [], torch.arange(len(chosen[0][0]))  # place: where each image is
+    rounds, position = [], torch.arange(len(chosen[0][0]))  # position: where each image is
     for op, strength in chosen:
-        places = layout[op]
-        order = places.argsort(stable=True)
-        counts = torch.bincount(places, minlength=len(LAYOUT)).tolist()
+        groups_of = layout[op]
+        order = groups_of.argsort(stable=True)
+        counts = torch.bincount(groups_of, minlength=len(LAYOUT)).tolist()
         strengths = dict(zip(LAYOUT, strength[order].split(counts)))
-        rounds.append((place[order], counts, *_parameters(strengths, shape)))
-        place = order.argsort()
-    return tuple(rounds), place
+        rounds.append((position[order], counts, *_parameters(strengths, shape)))
+        position = order.argsort()
+    return tuple(rounds), position
 
 
 def _parameters(strengths, shape):
@@ -137,8 +137,8 @@ def _transform(x, matrices):
     """The geometric operations, as one nearest-neighbor affine resampling."""
     height, width = x.shape[-2:]
     # F.affine_grid would make the coordinates anew.
-    places = constant(_coordinates, height, width, device=x.device).expand(len(x), -1, -1)
-    grid = places.bmm(matrices.transpose(1, 2)).view(-1, height, width, 2)
+    pixels = constant(_coordinates, height, width, device=x.device).expand(len(x), -1, -1)
+    grid = pixels.bmm(matrices.transpose(1, 2)).view(-1, height, width, 2)
     return F.grid_sample(x, grid, mode="nearest", align_corners=False)
 
 

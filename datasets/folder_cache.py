@@ -68,8 +68,8 @@ class CachedImages:
         numbers = index.numpy()
         self._release(images.nbytes)
         with self._removing_if_damaged():
-            for place in np.flatnonzero(~self.checked[numbers]):
-                self._check(numbers[place], images[place].numpy())
+            for i in np.flatnonzero(~self.checked[numbers]):
+                self._check(numbers[i], images[i].numpy())
         return images
 
     def all(self):

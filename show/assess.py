@@ -203,9 +203,9 @@ def _draw_classes(axis, result):
     rows, values = range(len(classes)), [value for _, value in classes]
     axis.barh(rows, values, color="#9ecae1", edgecolor=figures.RIGHT, linewidth=0.6)
     for row, value in zip(rows, values):
-        place = (0 if value > 15 else value, row)
+        xy = (0 if value > 15 else value, row)
         style = dict(xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
-        axis.annotate(f"{value:.1f}", place, **style)
+        axis.annotate(f"{value:.1f}", xy, **style)
     axis.axvline(result["accuracy"], color="#444444", linestyle=":", linewidth=1)
     axis.set(title=f"{title} (dotted: all, {result['accuracy']:.2f} %)", xlabel="accuracy (%)")
     axis.set(ylabel="true class", xlim=(0, 100), ylim=(len(classes) - 0.4, -0.6))

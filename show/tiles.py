@@ -154,12 +154,12 @@ class Tile:
         import matplotlib
 
         axis, pixels = self.axes(x, y, side, side), len(self.image)
-        place = dict(interpolation="nearest", extent=(0, pixels, pixels, 0))
-        axis.imshow(self.image.mean(2), cmap="gray", vmin=0, vmax=255, **place)
+        extent = dict(interpolation="nearest", extent=(0, pixels, pixels, 0))
+        axis.imshow(self.image.mean(2), cmap="gray", vmin=0, vmax=255, **extent)
         heat = answer.heat[self.i].numpy()
         colored = matplotlib.colormaps["inferno"](heat)
         colored[..., 3] = 0.15 + 0.6 * heat
-        axis.imshow(colored, **place)
+        axis.imshow(colored, **extent)
 
     def draw_bars(self, x, y, width, answer, marked=False):
         """For each of the top classes its name, its probability, and a bar below them."""

@@ -65,13 +65,13 @@ def plan(name, options):
     for label, text in experiment.trainings.items():
         words = shlex.split(f"{experiment.shared} {text}")
         words = [weights if word == "SOURCE_WEIGHTS" else word for word in words]
-        asked = command_line.explicit(parser, words) | options.given
-        dataset = asked.get("dataset", "cifar10")
+        given = command_line.explicit(parser, words) | options.given
+        dataset = given.get("dataset", "cifar10")
         if dataset in options.folders:
-            asked |= {"dataset": "folder", "data_dir": options.folders[dataset]}
+            given |= {"dataset": "folder", "data_dir": options.folders[dataset]}
         for seed in range(experiment.n):
             path = options.root / name / f"{label}-s{seed}"
-            run = plans.make_run(label, path, experiment.script, asked | {"seed": seed}, parser)
+            run = plans.make_run(label, path, experiment.script, given | {"seed": seed}, parser)
             runs.append(run)
     return sorted(runs, key=lambda run: run.args.seed)
 
@@ -95,7 +95,7 @@ def measured_speed(run, environment):
     """Multiply-accumulates per second of a run, by a few timed steps; infinite if they fail.
 
     A run that can't start here is to say so itself. Frozen backbones are timed as trained ones.
-    environment: of its place, which may limit its threads.
+    environment: of its slot, which may limit its threads.
     """
     args = argparse.Namespace(**vars(run.args) | {"freeze_backbone": False})
     threads = torch.get_num_threads()
@@ -128,7 +128,7 @@ class Campaign:
             self._unless_refused(name, self._add_source)
         if self.refused and not self.runs:
             raise next(iter(self.refused.values()))
-        self.places = launch.places(options.given.get("device", "auto"), options.jobs)
+        self.slots = launch.slots(options.given.get("device", "auto"), options.jobs)
         self.timed_speeds = {}  # multiply-accumulates per second of a few steps, see _kind
         self._update_speeds()
 
@@ -177,7 +177,7 @@ class Campaign:
         """Estimated time of a run: at the speed of the finished ones of its kind, or as timed."""
         kind, done = self._kind(run), 0.0
         if kind not in self.speeds and kind not in self.timed_speeds:
-            self.timed_speeds[kind] = measured_speed(run, self._place(run, self.places[0]))
+            self.timed_speeds[kind] = measured_speed(run, self._slot_for(run, self.slots[0]))
         speed = statistics.median(self.speeds.get(kind) or [self.timed_speeds[kind]])
         if run.state == "interrupted":
             done = min(1.0, run.summary.get("epochs", 0) / run.args.epochs)
@@ -211,11 +211,11 @@ class Campaign:
     def _is_timed(self, run):
         return EXPERIMENTS[run.path.parent.name].timed
 
-    def _place(self, run, place):
+    def _slot_for(self, run, slot):
         """The environment of a run: one whose time matters has all threads."""
         if not self._is_timed(run):
-            return place
-        return {key: value for key, value in place.items() if key != "OMP_NUM_THREADS"}
+            return slot
+        return {key: value for key, value in slot.items() if key != "OMP_NUM_THREADS"}
 
     def run(self, budget):
         """Runs and publishes what fits into so many seconds; returns the exit status."""
@@ -232,13 +232,13 @@ class Campaign:
         def choose(active):
             return self.next_run(end - time.monotonic(), active)
 
-        def start(run, place):
+        def start(run, slot):
             started.append(run)
             run.path.parent.mkdir(parents=True, exist_ok=True)
             plans.remove_leftovers(run)
             expected = launch.clock(self.seconds(run))
             print(f"{run.path.parent.name}: {run.path.name}, about {expected}", flush=True)
-            return launch.start_here(run, self._place(run, place))
+            return launch.start_here(run, self._slot_for(run, slot))
 
         def run_ended(run, seconds, failure):
             progress.report(run, seconds, failure)
@@ -247,7 +247,7 @@ class Campaign:
             self._update_speeds()
             self._publish(run.path.parent.name, with_training=False)
 
-        _, number = launch.execute(choose, start, self.places, run_ended, end)
+        _, number = launch.execute(choose, start, self.slots, run_ended, end)
         for run in started:
             if not run.finished and run not in self.failed:
                 reason = "interrupted" if number else "the budget is used up"

@@ -20,7 +20,7 @@ CLUSTER = "slurm"  # submitit's name of it; tests use "local"
 POLL_SECONDS = 0.1
 
 
-def places(device, jobs):
+def slots(device, jobs):
     """The environment variables of each of `jobs` concurrent runs: a GPU, or a share of the CPU.
 
     Raises UserError if the machine has fewer devices or cores.
@@ -118,7 +118,7 @@ def shell_script(run):
 @dataclass
 class ActiveRun:
     process: subprocess.Popen | SubmittedJob
-    place: object
+    slot: object
     started: float  # time.monotonic()
 
 
@@ -128,17 +128,17 @@ def in_order(runs):
     return lambda active: waiting.pop(0) if waiting else None
 
 
-def execute(choose, start, places, report, end=math.inf):
-    """Executes runs, one at a time in each of `places`.
+def execute(choose, start, slots, report, end=math.inf):
+    """Executes runs, one at a time in each of `slots`.
 
     choose(active runs) returns the run to start next, or None if there is none until another one
-    ends. start(run, place) returns a process. report(run, seconds, failure) is called when a run
+    ends. start(run, slot) returns a process. report(run, seconds, failure) is called when a run
     has ended: failure says why, or is "". Returns ({failed run: reason}, number of the received
     signal or 0). The first SIGINT or SIGTERM is passed on to the active runs, which save and end;
     a second one ends this process immediately. At the time `end` (of time.monotonic) they get a
     SIGTERM.
     """
-    free, active, failed = list(places), {}, {}
+    free, active, failed = list(slots), {}, {}
     with terminal.StopSignal() as stop:
 
         def is_over():
@@ -149,8 +149,8 @@ def execute(choose, start, places, report, end=math.inf):
                 run = choose(list(active))
                 if run is None or is_over():
                     return
-                place = free.pop(0)
-                active[run] = ActiveRun(start(run, place), place, time.monotonic())
+                slot = free.pop(0)
+                active[run] = ActiveRun(start(run, slot), slot, time.monotonic())
 
         passed_on = False
         try:
@@ -164,7 +164,7 @@ def execute(choose, start, places, report, end=math.inf):
                 ended = {run: status for run, status in ended.items() if status is not None}
                 for run, status in ended.items():
                     job = active.pop(run)
-                    free.append(job.place)
+                    free.append(job.slot)
                     if run.finished or not passed_on:
                         failure = "" if run.finished else failure_reason(run, job.process, status)
                         if failure:
@@ -197,9 +197,9 @@ class Progress:
     total: the number of runs, with those that were finished before.
     """
 
-    def __init__(self, runs, total, places, estimate):
+    def __init__(self, runs, total, slots, estimate):
         self.left = list(runs)
-        self.total, self.places, self.estimate = total, places, estimate
+        self.total, self.slots, self.estimate = total, slots, estimate
         self.seconds = {}  # of the runs that ended, by experiment
 
     def report(self, run, seconds, failure):
@@ -223,7 +223,7 @@ class Progress:
         means = {label: sum(times) / len(times) for label, times in self.seconds.items()}
         usual = sum(means.values()) / len(means)
         seconds = [means.get(run.label, usual) for run in runs]
-        return f"about {clock(max(sum(seconds) / self.places, *seconds))} left"
+        return f"about {clock(max(sum(seconds) / self.slots, *seconds))} left"
 
 
 def clock(seconds):

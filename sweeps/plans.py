@@ -28,8 +28,8 @@ from training import arguments, run_directory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Arguments that say where a run is executed or stored, not what it is.
-PLACE = scopes.names("call", "place")
-IDENTITY = scopes.names("identity")
+LOCATION = scopes.with_scope("call", "location")
+IDENTITY = scopes.with_scope("identity")
 
 
 @dataclass(eq=False)
@@ -49,8 +49,8 @@ class Run:
 
     @property
     def resume_command(self):
-        place = {key: value for key, value in self.given.items() if key in PLACE}
-        return [*python(self.script), "--resume", str(self.path), *words(place)]
+        location = {key: value for key, value in self.given.items() if key in LOCATION}
+        return [*python(self.script), "--resume", str(self.path), *words(location)]
 
     @property
     def command(self):
@@ -74,11 +74,11 @@ def python(script):
     return [sys.executable, str(REPOSITORY / f"{script}.py")]
 
 
-def make_run(label, path, script, asked, parser):
+def make_run(label, path, script, given, parser):
     """A Run with its arguments resolved and its state. Raises UserError."""
-    args, _ = arguments.resolve(parser, given=dict(asked))
+    args, _ = arguments.resolve(parser, given=dict(given))
     _check_model(args)
-    run = Run(label, path, script, asked, args)
+    run = Run(label, path, script, given, args)
     run.state = stored_state(run, arguments.defaults(parser))
     return run
 
@@ -110,11 +110,11 @@ def plan(name, given, seeds, root, only=(), own_recipes=False):
     runs = []
     for seed in seeds:
         for label in [label for label in own if label in only or not only]:
-            asked = shared | own[label] | given | {"seed": seed}
-            dataset = asked.get("dataset", parser.get_default("dataset"))
+            of_run = shared | own[label] | given | {"seed": seed}
+            dataset = of_run.get("dataset", parser.get_default("dataset"))
             directory = root or Path("runs") / f"sweep-{name}{variant}-{dataset}"
             path = directory / f"{label}-s{seed}"
-            runs.append(make_run(label, path, suite.script, asked, parser))
+            runs.append(make_run(label, path, suite.script, of_run, parser))
     return runs
 
 
@@ -209,8 +209,8 @@ def _differences(args, config, defaults):
         # Values that the run itself chose when it started.
         automatic = value is None and origin.get(key) == "auto"
         cut_to_fit = origin.get(key) == "--micro-batch"
-        place = key in PLACE and not (key == "data_dir" and args.dataset == "folder")
-        if before != value and not (automatic or cut_to_fit or place):
+        is_location = key in LOCATION and not (key == "data_dir" and args.dataset == "folder")
+        if before != value and not (automatic or cut_to_fit or is_location):
             wanted = "auto" if value is None else value
             differences.append(f"{flag(key)} is {before} there, not {wanted}")
     return differences

@@ -62,7 +62,7 @@ def publish(directories, target, about, with_training=False):
         runs[name] = texts
         commits |= dict.fromkeys(part["commit"] for part in parts(config))
         if with_training:
-            trainings.add(reference.short_training(*asked(config)))
+            trainings.add(reference.short_training(*given_arguments(config)))
     if not about["command"]:
         script = config["command"].split(" ")[0]
         repeat = f"python {Path(script).name} --config {target.parent.name}/{target.name}"
@@ -177,10 +177,10 @@ def commits_of(directories):
     return {part["commit"] for config in configs for part in parts(config) if part}
 
 
-def asked(config):
+def given_arguments(config):
     """(script, {argument: value}) that a run was started with, without what names directories."""
     arguments, origin = public_arguments(config["arguments"]), config.get("from", {})
-    call, given = scopes.names("call"), {}
+    call, given = scopes.with_scope("call"), {}
     for name, value in arguments.items():
         # A config may also hold what the command line can't say: nothing, or a switch as it is.
         is_said = value not in (None, []) and (value is not False or name in ON_BY_DEFAULT)
@@ -192,7 +192,7 @@ def asked(config):
 
 def public_config(config):
     """config.json without what names directories, hosts or users."""
-    script, given = asked(config)
+    script, given = given_arguments(config)
     command = shlex.join([script, *words(given)])
     public = config | {"arguments": public_arguments(config["arguments"]), "command": command}
     if "resumed" in config:

@@ -112,7 +112,7 @@ def _overview(experiments, missing):
             {"experiment": name, "not measured": title, "command": f"`{command}`"}
             for name, (title, command) in missing.items()
         ]
-        parts.append(f"## Not measured\n\n{_table_with_code(rows)}")
+        parts.append(f"## Not measured\n\n{_as_written(tables.markdown_table(rows), '`')}")
     return "\n".join(parts)
 
 
@@ -120,9 +120,11 @@ def _tables(experiment):
     return [rows for rows in (experiment.rows, experiment.differences) if rows]
 
 
-def _table_with_code(rows):
-    """A Markdown table; text between backticks stays code."""
-    return tables.markdown_table(rows).replace("\\`", "`")
+def _as_written(table, *marks):
+    """A Markdown table in which these marks have their meaning."""
+    for mark in marks:
+        table = table.replace(tables.markdown_text(mark), mark)
+    return table
 
 
 def _accuracy(row):
@@ -153,11 +155,11 @@ def _summary(experiments, missing):
             {
                 "experiment": link,
                 "data": experiment.data,
-                "test accuracy, % (training time)": "; ".join(accuracies),
-                "difference in points (95 % interval)": "; ".join(differences),
+                "test accuracy, % (training time)": "<br>".join(accuracies),
+                "difference in points (95 % interval)": "<br>".join(differences),
             }
         )
-    text = tables.markdown_table(rows).replace("\\[", "[").replace("\\]", "]") if rows else ""
+    text = _as_written(tables.markdown_table(rows), "[", "]", "<br>") if rows else ""
     if missing:
         text += f"\nNot measured: {', '.join(missing)}. {COMMANDS}\n"
     return text

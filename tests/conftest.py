@@ -1,3 +1,4 @@
+import contextlib
 import os
 import shutil
 import subprocess
@@ -13,12 +14,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
-from helpers.extras import pytest_runtest_makereport  # noqa: F401
+from helpers.extras import find_chromium, pytest_runtest_makereport  # noqa: F401
 from helpers.paths import ROOT
 from helpers.pets import make_pets
 from helpers.processes import Forks
 from helpers.runs import OPTIONS, TINY, stopped_after
 
+from analysis import figures
 from datasets import image_folder, shapes
 
 
@@ -31,12 +33,16 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def restored_settings():
-    """Settings of the process that a script changes are restored after each test."""
+    """Each test starts with the same random numbers and with the settings of the process as they
+    were: a script may change them.
+    """
+    torch.manual_seed(0)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, allow_tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     yield
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cudnn.allow_tf32 = allow_tf32
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +137,28 @@ def stand_in_runs(tmp_path, monkeypatch, few_shapes):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.setattr(launch, "END_WITH_PARENT", [])
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Keeps the figures that would be saved; saving them takes longer than the tests."""
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, path, dpi: kept.append(figure))
+    yield kept
+    figures.pyplot().close("all")
+
+
+@pytest.fixture
+def browser():
+    """Chromium without a window."""
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    chromium = find_chromium()
+    if not chromium:
+        pytest.skip("no Chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        with contextlib.closing(browser):
+            yield browser
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import models
 import train
 import train_sota
 import train_vit
-from common.scopes import SCOPES, flag, names
+from common.scopes import SCOPES, flag, with_scope
 from training import arguments, optimizers, options
 
 SCRIPTS = {"train": train, "train_vit": train_vit, "train_sota": train_sota}
@@ -188,7 +188,7 @@ def test_batch_size_auto_keeps_the_batch_and_fits_its_parts():
 def test_arguments_of_the_scripts_and_scopes_are_the_same():
     defaults = [arguments.defaults(script.build_parser()) for script in SCRIPTS.values()]
     assert set().union(*defaults) == set(SCOPES)
-    assert set(optimizers.OPTIMIZERS["adam"]) <= names("identity")
+    assert set(optimizers.OPTIMIZERS["adam"]) <= with_scope("identity")
 
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)

@@ -172,10 +172,10 @@ def test_a_run_that_takes_too_long_is_interrupted_at_the_end(run, capsys, monkey
 
 
 def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, monkeypatch, capsys):
-    def start(run, place):
+    def start(run, slot):
         if run.label == "c":
             assert summary(Path("out/long/long-s0"))["status"] == "finished"
-        return begin(run, place)
+        return begin(run, slot)
 
     begin = launch.start_here
     monkeypatch.setattr(launch, "start_here", start)
@@ -194,17 +194,17 @@ def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, mon
 def test_nothing_else_runs_beside_an_experiment_whose_times_matter(run, monkeypatch):
     started, processes = [], []
 
-    def start(run, place):
+    def start(run, slot):
         active = sum(process.poll() is None for process in processes)
-        started.append((run.label, active, place))
-        processes.append(begin(run, place))
+        started.append((run.label, active, slot))
+        processes.append(begin(run, slot))
         return processes[-1]
 
     begin = launch.start_here
     monkeypatch.setattr(launch, "start_here", start)
     assert run("--jobs", "2", long=LONG._replace(timed=True), quick=QUICK) == 0
     share = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // 2))}
-    assert [(label, place) for label, _, place in started] == [
+    assert [(label, slot) for label, _, slot in started] == [
         *[(label, share) for label in "abab"],
         *[("long", {})] * 2,
     ]

@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 import torch
+from helpers.hostile import Hostile
 from helpers.paths import ROOT
 
 from common import checkpoint
@@ -115,14 +116,6 @@ def test_a_save_takes_the_memory_of_the_state_once(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(0.9 < float(peak) <= 1.2 for peak in done.stdout.split())
-
-
-class Hostile:
-    def __init__(self, created):
-        self.created = created
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.created),))
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle", "inside"])

@@ -25,7 +25,6 @@ def test_a_table_and_a_figure_beside_the_runs(tmp_path, capsys, monkeypatch):
     assert image.startswith(b"\x89PNG") and len(image) > 20_000 and os.listdir(tmp_path) == ["runs"]
 
 
-@pytest.mark.extras("plotly")
 def test_all_outputs_in_one_call(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_seeds(tmp_path, "one", [90.0, 91.0])
@@ -42,6 +41,7 @@ def test_all_outputs_in_one_call(tmp_path, capsys, monkeypatch):
     assert written <= set(os.listdir(tmp_path)) and "small" in Path("t.tex").read_text()
 
 
+@pytest.mark.extras("plotly")
 def test_html_page_with_plotly(tmp_path):
     pytest.importorskip("plotly", reason="no plotly")
     write_seeds(tmp_path, "one", [90.0, 91.0])

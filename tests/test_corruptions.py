@@ -21,6 +21,32 @@ def test_a_corruption_is_deterministic_and_grows(few_shapes, name):
     assert corrupt(images.new_zeros(2, 3, 48, 48), name, 5).shape == (2, 3, 48, 48)
 
 
+# Mean absolute distance from 24 images at strength 3, of 255.
+DISTANCES = {
+    "gaussian_noise": 15.698,
+    "shot_noise": 12.840,
+    "impulse_noise": 3.863,
+    "defocus_blur": 4.107,
+    "motion_blur": 6.955,
+    "zoom_blur": 6.507,
+    "fog": 25.339,
+    "brightness": 25.929,
+    "contrast": 11.946,
+    "saturate": 14.231,
+    "elastic": 6.882,
+    "pixelate": 6.849,
+    "jpeg": 9.501,
+}
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_is_always_the_same(few_shapes, name):
+    """With another strength, accuracies could not be compared with those of earlier versions."""
+    images = few_shapes.test.images[:24]
+    distance = (corrupt(images, name, 3).float() - images.float()).abs().mean().item()
+    assert distance == pytest.approx(DISTANCES[name], rel=0.02)
+
+
 GRAY = torch.full((8, 3, 32, 32), 128, dtype=torch.uint8)
 
 

@@ -5,22 +5,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from helpers.figures import cut_texts, overlaps, text_boxes
-from helpers.samples import write, write_seeds
+from helpers.samples import groups_in, write, write_seeds
 
 from analysis import charts, curves, figures, metrics, panels, replicates, styles
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """Keeps the figures that would be saved; saving them takes longer than the tests."""
-    kept = []
-    monkeypatch.setattr(figures, "save", lambda figure, path, dpi: kept.append(figure))
-    yield kept
-    figures.pyplot().close("all")
-
-
-def groups_in(tmp_path):
-    return replicates.group(metrics.load_runs([str(tmp_path / "*")]))
 
 
 def similar_groups(tmp_path, count):

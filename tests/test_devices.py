@@ -1,5 +1,6 @@
 """Devices and precision: selected, checked, and as precise as an evaluation needs."""
 
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch.nn as nn
 from helpers.errors import refused
 from helpers.training import CPU
 
+import models
 from training import devices, evaluation, linear_probe, mixed_precision
 from training.moving_average import MovingAverage
 
@@ -46,10 +48,50 @@ def test_precision_is_chosen_for_the_device():
     amp_dtype = mixed_precision.amp_dtype
     assert amp_dtype("off", CPU) is None and amp_dtype("fp16", CPU) == torch.float16
     assert amp_dtype("auto", torch.device("mps")) is None
-    assert amp_dtype("auto", CPU) in (None, BF16)
     for dtype in (None, BF16):
         with mixed_precision.autocast(CPU, dtype):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (dtype or torch.float32)
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_automatic_precision_is_bf16_where_the_device_computes_in_it(has_bf16, monkeypatch):
+    """A GPU that only emulates bf16 doesn't."""
+
+    def is_bf16_supported(including_emulation=True):
+        return including_emulation or has_bf16
+
+    expected = BF16 if has_bf16 else None
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert mixed_precision.amp_dtype("auto", torch.device("cuda")) == expected
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    assert mixed_precision.amp_dtype("auto", CPU) == expected
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert mixed_precision.amp_dtype("auto", CPU) == BF16
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert mixed_precision.amp_dtype("auto", CPU) is None
+
+
+def test_a_model_that_is_slower_in_bf16_stays_in_fp32_unless_asked(monkeypatch):
+    monkeypatch.setattr(mixed_precision, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(models, "prefers_fp32", lambda name, device: name == "slow")
+    for name, amp, dtype in (("slow", "auto", None), ("slow", "bf16", BF16), ("x", "auto", BF16)):
+        assert mixed_precision.amp_dtype_for(name, amp, CPU) == dtype
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_deterministic_settings(on, monkeypatch):
+    """fp32 is not rounded to TF32 either way."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    torch.use_deterministic_algorithms(not on)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = on, True
+    devices.configure_backends(deterministic=on)
+    assert torch.are_deterministic_algorithms_enabled() == on
+    assert torch.backends.cudnn.benchmark == (not on)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if on else None)
 
 
 class CloseLogits(nn.Module):

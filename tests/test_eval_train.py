@@ -8,13 +8,11 @@ import torch
 from helpers.batches import random_examples
 from helpers.faults import send
 from helpers.runs import CNN, RUN, TINY, VIT, rows, summary, words
-from helpers.training import CPU
+from helpers.training import CPU, evaluate_checkpoint
 
 import data
 from datasets.examples import Split
 from datasets.pipeline import Pipeline
-from models.weights import load_checkpoint
-from training import evaluation
 from training.distributed import Ranks
 from training.inputs import Inputs
 
@@ -37,12 +35,8 @@ def test_the_training_images_come_once_and_as_they_are(resident):
 
 def on_training_images(path, **options):
     """{column: value} of weights in a checkpoint, on shapes without augmentation."""
-    net, card = load_checkpoint(path)
     split = data.load("shapes", limit_train=96, limit_test=50, **options)
-    pipeline = Pipeline(card["mean"], card["std"], card["image_size"])
-    metrics = evaluation.evaluate(
-        net.eval(), data.Batches(split.train, 50, pipeline, shuffle=False)
-    )
+    metrics = evaluate_checkpoint(path, split.train)
     return {f"train_clean_{name}": value for name, value in metrics.items()}
 
 

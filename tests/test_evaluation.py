@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from helpers.training import CPU, batches, fit, network, ordered, same, start
+from helpers.training import CPU, batches, fit, network, ordered, same_weights, start
 from helpers.training import random_images as images
 
 import models
@@ -38,7 +38,7 @@ def test_evaluation_can_be_interrupted_and_keeps_the_weights():
     with pytest.raises(loop.Interrupted):
         evaluation.evaluate(model, batches(), stop=lambda: True)
     evaluation.evaluate(model, batches())
-    assert same(model, before)
+    assert same_weights(model, before)
 
 
 def test_an_evaluation_during_training_does_not_change_the_training():
@@ -53,7 +53,7 @@ def test_an_evaluation_during_training_does_not_change_the_training():
             if evaluates:
                 evaluation.evaluate(model, batches(), dtype=torch.bfloat16)
         trained.append(model)
-    assert same(*trained)
+    assert same_weights(*trained)
 
 
 @pytest.mark.parametrize(("name", "ema_decay"), [("test", 0.0), ("test", 0.5), ("val", 0.5)])

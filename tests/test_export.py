@@ -23,16 +23,17 @@ def load(path):
     return predict.Predictor(path, torch.device("cpu"))
 
 
+ONNX = pytest.param("onnx", marks=pytest.mark.extras("onnxscript", "onnxruntime"))
+SAFETENSORS = pytest.param("safetensors", marks=pytest.mark.slow)
+
+
 def require(kind):
     if kind == "onnx":
         pytest.importorskip("onnxscript", reason="no onnxscript")
         pytest.importorskip("onnxruntime", reason="no onnxruntime")
 
 
-@pytest.mark.extras("onnxscript", "onnxruntime")
-@pytest.mark.parametrize(
-    "kind", ["onnx", "torchscript", pytest.param("safetensors", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", [ONNX, "torchscript", SAFETENSORS])
 def test_the_file_gives_the_checkpoints_logits_and_its_readme_runs(tmp_path, kind):
     require(kind)
     predictor, out = load(write_checkpoint(tmp_path / "run", classes=HOSTILE)), tmp_path / "out"
@@ -61,8 +62,7 @@ SMALL = {"depth": 2, "width": 24, "heads": 2}
 SMALL_TIMM = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
 
 
-@pytest.mark.extras("onnxscript", "onnxruntime")
-@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+@pytest.mark.parametrize("kind", [ONNX, "torchscript"])
 @pytest.mark.parametrize(
     ("model", "options"),
     [("timm/vit_tiny_patch16_224", SMALL_TIMM), ("vit_custom", SMALL), ("vit_small_data", SMALL)],

@@ -1,5 +1,6 @@
 """The cache of a folder of images is used, rebuilt when it must be, and never trusted."""
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 import torch
 from helpers.batches import MEAN, STD, channels_last, same_batches
 from helpers.errors import refused
+from helpers.hostile import Hostile
 from helpers.loading import load_together, train_with_little_memory
 from helpers.pets import CACHE, FILES, add_links, fit, load, soft_image, to_numpy
 
@@ -22,7 +24,7 @@ import data
 from common import checkpoint, files
 from common.errors import UserError
 from data import Batches
-from datasets import folder_cache, image_folder, residency
+from datasets import folder_cache, image_folder, locking, residency
 from datasets.examples import Examples
 from datasets.pipeline import Pipeline
 
@@ -63,14 +65,6 @@ def garble(cache, image):
     raw = cache.read_bytes()
     place = raw.index(to_numpy(image).tobytes()[:64])
     cache.write_bytes(raw[:place] + bytes(64) + raw[place + 64 :])
-
-
-class Hostile:
-    def __init__(self, sentinel):
-        self.sentinel = sentinel
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.sentinel),)
 
 
 @pytest.mark.parametrize(
@@ -242,15 +236,17 @@ def test_four_processes_decode_a_folder_once(folder):
     assert sorted(os.listdir(folder)) == [CACHE, "test", "train"]
 
 
-def test_a_folder_without_write_access_is_read(folder):
-    folder.chmod(0o555)
-    try:
-        if os.access(folder, os.W_OK):
-            pytest.skip("this user can write everywhere")
-        split = load(folder)
-    finally:
-        folder.chmod(0o755)
-    assert len(split.train) == 6 and "no cache" in split.notes[0]
+def test_a_folder_without_write_access_is_read(folder, monkeypatch):
+    """Neither a lock nor a cache can be created in it."""
+
+    def deny(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(locking.FileLock, "acquire", deny)
+    monkeypatch.setattr(files, "open_file", deny)
+    split = load(folder)
+    (note,) = split.notes
+    assert len(split.train) == 6 and note.startswith("no cache") and "Permission denied" in note
     assert sorted(os.listdir(folder)) == ["test", "train"]
 
 

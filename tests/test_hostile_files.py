@@ -10,6 +10,7 @@ from math import inf
 import pytest
 import torch
 from helpers.errors import refused
+from helpers.hostile import Hostile
 from helpers.runs import OPTIONS, last
 
 import train as train_script
@@ -18,16 +19,6 @@ from common.errors import UserError
 from models.weights import load_checkpoint
 
 pytestmark = pytest.mark.slow
-
-
-class Hostile:
-    """Unpickling it creates a directory."""
-
-    def __init__(self, sentinel):
-        self.sentinel = sentinel
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.sentinel),)
 
 
 # ---- files ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from helpers.errors import refused
 from helpers.runs import words
-from helpers.training import CallCounter, fit, network, resolve, same, start
+from helpers.training import CallCounter, fit, network, resolve, same_weights, start
 
 import train
 import train_sota
@@ -61,10 +61,11 @@ def test_training_looks_ahead_before_the_moving_average_is_updated():
 
     expected.average.update = look_ahead_first
     fit(expected, 2)
-    assert same(state.model, expected.model) and same(state.average.model, expected.average.model)
+    assert same_weights(state.model, expected.model)
+    assert same_weights(state.average.model, expected.average.model)
     plain = start(network(norm=True))
     fit(plain, 2)
-    assert not same(state.model, plain.model)
+    assert not same_weights(state.model, plain.model)
 
 
 def test_parts_of_a_batch_are_one_step():
@@ -101,7 +102,7 @@ def test_a_restored_average_trains_on_bit_identically(cut):
     resumed = started(every=2)
     resumed.restore(copy.deepcopy(state.contents()))
     fit(resumed, 2)
-    assert same(resumed.model, expected.model)
+    assert same_weights(resumed.model, expected.model)
 
 
 def test_averages_of_other_weights_are_refused():
@@ -116,7 +117,7 @@ def test_a_run_of_an_old_version_has_no_average():
     del contents["training"]["lookahead"]
     state = start(network(seed=1))
     state.restore(contents)
-    assert same(state.model, network())
+    assert same_weights(state.model, network())
 
 
 def test_another_number_of_epochs_is_refused_from_the_first_average_on():

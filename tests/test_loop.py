@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from helpers.training import CPU, CallCounter, batches, fit, network, same, start
+from helpers.training import CPU, CallCounter, batches, fit, network, same_weights, start
 
 from training import loop, optimizers
 from training.distributed import Ranks
@@ -113,7 +113,7 @@ def test_what_trains_no_longer_has_no_gradient_and_the_rest_is_updated_alike(
     assert is_first.count(True) == 3 and is_first.count(False) == 6  # of six steps
     monkeypatch.setattr(loop, "skip_gradients_at_rate_zero", lambda optimizer: None)
     other, is_first = train([])
-    assert is_first.count(True) == 6 and same(model, other)
+    assert is_first.count(True) == 6 and same_weights(model, other)
 
 
 def test_a_gradient_at_rate_zero_does_not_count_for_clipping(monkeypatch):
@@ -127,7 +127,7 @@ def test_a_gradient_at_rate_zero_does_not_count_for_clipping(monkeypatch):
 
     model = train()
     monkeypatch.setattr(loop, "skip_gradients_at_rate_zero", lambda optimizer: None)
-    assert same(model, train())  # as several ranks and compiled models train it
+    assert same_weights(model, train())  # as several ranks and compiled models train it
 
 
 def stop_after(steps):
@@ -155,8 +155,8 @@ def test_a_run_that_stops_after_any_step_resumes_bit_identically(optimizer, step
     torch.manual_seed(999)  # the global generator must not matter
     resumed.restore(copy.deepcopy(stopped.contents()))
     assert train(resumed) == rows[stopped.epoch :]
-    assert same(resumed.model, uninterrupted.model)
-    assert same(resumed.average.model, uninterrupted.average.model)
+    assert same_weights(resumed.model, uninterrupted.model)
+    assert same_weights(resumed.average.model, uninterrupted.average.model)
 
 
 def dropout_masks(seed):
@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
     message = r"step 3 \(epoch 1\) with learning rate 0.05.*--lr"
     with pytest.raises(loop.NonFiniteLoss, match=message):
         fit(state, show=lambda *_: weights.append(copy.deepcopy(state.model)))
-    assert len(weights) == 2 and same(state.model, weights[-1])
+    assert len(weights) == 2 and same_weights(state.model, weights[-1])
     assert all(value.isfinite().all() for value in state.model.state_dict().values())
 
 
@@ -222,7 +222,7 @@ def test_an_overflow_in_fp16_skips_the_step():
     (row,) = fit(state)
     assert state.average.updates == 1 and state.progress.step == 3
     assert state.scaler.get_scale() == 65536 / 4
-    assert math.isfinite(row["train_loss"]) and not same(state.model.network, before)
+    assert math.isfinite(row["train_loss"]) and not same_weights(state.model.network, before)
 
 
 def test_20_overflows_in_a_row_stop_the_run():

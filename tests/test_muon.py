@@ -99,29 +99,6 @@ def test_the_rest_is_trained_as_by_torch_with_nesterov_momentum():
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_loaded_state_gives_bit_identical_steps(memory_format):
-    """Also one that was saved in another memory format."""
-    images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(1))
-    model = network().to(memory_format=torch.channels_last)
-    optimizer = optimizer_of(model)
-    for _ in range(2):
-        step(model, optimizer, images)
-    state = copy.deepcopy(optimizer.state_dict())
-    for values in state["state"].values():
-        assert list(values) == ["momentum_buffer"]
-        buffer = values["momentum_buffer"]
-        if buffer.ndim == 4:
-            values["momentum_buffer"] = buffer.contiguous(memory_format=memory_format)
-    other = copy.deepcopy(model)
-    resumed = optimizer_of(other)
-    optimizers.load_optimizer(resumed, state)
-    for _ in range(2):
-        step(model, optimizer, images), step(other, resumed, images)
-    for p, q in zip(model.parameters(), other.parameters()):
-        assert torch.equal(p, q)
-
-
 def test_parameters_without_gradients_are_left_alone():
     params = [nn.Parameter(torch.ones(2, 2)) for _ in range(2)]
     params[0].grad = torch.ones(2, 2)

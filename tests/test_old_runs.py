@@ -31,9 +31,11 @@ def test_an_interrupted_run_of_an_old_version_is_finished(script, old):
         assert rows(ours) == rows(expected)
         assert all(same(states[0][part], states[1][part]) for part in ("state_dict", "ema"))
         assert same(*(state["training"]["optimizer"] for state in states))
+        for name in ("best_epoch", "test_acc", "test_top5"):
+            assert summary(ours)[name] == summary(expected)[name], name
     averages = [state["ema"]["average"] for state in states]
     torch.testing.assert_close(*averages, rtol=1e-3, atol=1e-4)  # on other machines bits differ
-    for name in ("status", "epochs", "steps", "best_epoch", "test_acc", "test_top5", "parameters"):
+    for name in ("status", "epochs", "steps", "parameters"):
         assert summary(ours)[name] == summary(expected)[name], name
     assert summary(ours)["seconds_to_90"] > 0
 

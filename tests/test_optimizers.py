@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn as nn
 from helpers.errors import refused
-from helpers.training import fit, network, resolve, same, start
+from helpers.training import fit, network, resolve, same_weights, start
 from timm.optim import list_optimizers
 
 import models
@@ -186,7 +186,7 @@ def test_an_optimizer_of_timm_resumes_bit_identically_or_is_refused(name):
     resumed.restore(torch.load(file, weights_only=True))
     for one in (state, resumed):
         fit(one, 2)
-    assert not same(state.model, network(norm=True))
+    assert not same_weights(state.model, network(norm=True))
     first, second = (checkpoint.to_cpu(one.contents()) for one in (state, resumed))
     for contents in (first, second):
         del contents["training"]["progress"]

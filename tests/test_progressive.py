@@ -10,7 +10,7 @@ from helpers.batches import channels_last, make_images, seeded
 from helpers.errors import refused
 from helpers.faults import send
 from helpers.runs import CNN, RUN, assert_same_run, words
-from helpers.training import CPU, fit, ordered, random_images, resolve, same, start
+from helpers.training import CPU, fit, ordered, random_images, resolve, same_weights, start
 
 import train
 import train_sota
@@ -124,7 +124,7 @@ def test_training_follows_the_schedule_and_resumes_at_any_step(monkeypatch):
         with pytest.raises(loop.Interrupted):
             fit(state, 3, size_at=size_at, stop=reaches(state, steps))
         fit(state, 3, size_at=size_at)
-        assert same(state.model, expected.model)
+        assert same_weights(state.model, expected.model)
 
 
 def test_another_number_of_epochs_may_not_change_the_sizes_so_far(tmp_path):

@@ -5,14 +5,10 @@ import math
 
 import pytest
 import torch
-from helpers.samples import write, write_seeds
+from helpers.samples import groups_in, write, write_seeds
 
 from analysis import metrics, replicates
 from common.errors import UserError
-
-
-def groups_in(tmp_path, *by):
-    return replicates.group(metrics.load_runs([str(tmp_path / "*")]), by or ("arguments",))
 
 
 def test_runs_that_differ_by_their_seed_only_are_one_group(tmp_path):

@@ -3,7 +3,6 @@
 import base64
 import html
 import re
-import shutil
 
 import pytest
 from helpers.samples import write_seeds
@@ -64,25 +63,18 @@ def test_unreadable_example_images_are_left_out_with_a_note(tmp_path, capsys, mo
 
 @pytest.mark.extras("plotly", "playwright", "chromium")
 @pytest.mark.slow
-def test_the_page_works_in_a_browser(page):
+def test_the_page_works_in_a_browser(page, browser):
     """It is drawn, sorts by clicks, hides a curve, and asks nothing of a network."""
-    api = pytest.importorskip("playwright.sync_api", reason="no playwright")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab, messages, requests = browser.new_page(), [], []
-        tab.set_viewport_size({"width": 1300, "height": 900})
-        tab.on("console", lambda message: messages.append(message.text))
-        tab.on("pageerror", lambda error: messages.append(str(error)))
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.goto(page.as_uri())
-        tab.wait_for_selector("#curves .legendtext")
-        check_sorting(tab)
-        check_curves(tab)
-        assert tab.evaluate("document.images[0].naturalWidth") == 1
-        browser.close()
+    tab, messages, requests = browser.new_page(), [], []
+    tab.set_viewport_size({"width": 1300, "height": 900})
+    tab.on("console", lambda message: messages.append(message.text))
+    tab.on("pageerror", lambda error: messages.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("#curves .legendtext")
+    check_sorting(tab)
+    check_curves(tab)
+    assert tab.evaluate("document.images[0].naturalWidth") == 1
     assert messages == [] and all(url.startswith(("file:", "data:")) for url in requests)
 
 

@@ -91,7 +91,7 @@ def test_a_run_that_had_a_config_is_published_with_a_command_that_repeats_it(tmp
 
     path.write_text(json.dumps(recorded(*first.split())))
     config = recorded("--config", str(path), "--seed", "4")
-    script, given = publish.asked(config)
+    script, given = publish.given_arguments(config)
     assert script == "train.py" and given["seed"] == 4 and "lr" not in given
     repeated, _ = resolve(parser, words(given))
     check_arguments(repeated, None, Ranks(torch.device("cpu")))

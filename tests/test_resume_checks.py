@@ -14,7 +14,7 @@ from helpers.training import resolve
 import train
 import train_sota
 from common import checkpoint
-from common.scopes import flag, names
+from common.scopes import flag, with_scope
 from datasets.examples import Examples, Split
 from training import arguments, out_of_memory, resume
 from training.run_directory import RunDir
@@ -83,7 +83,7 @@ def test_resume_alone_takes_the_newest_unfinished_run(tmp_path, monkeypatch, cap
 def test_every_argument_that_identifies_a_run_is_refused_by_name(tmp_path):
     saved_run(tmp_path)
     defaults = arguments.defaults(train_sota.build_parser())
-    for name in names("identity") - {"epochs"}:
+    for name in with_scope("identity") - {"epochs"}:
         with refused(f"can't resume {tmp_path}: {flag(name)} is"):
             resume.resolve(defaults, {"resume": str(tmp_path), name: "something else"})
 

@@ -1,12 +1,10 @@
 """The page to try a model on: its answers, and in a browser where gradio and Chromium are there."""
 
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import closing
 
 import pytest
 import torch
@@ -48,12 +46,8 @@ def test_a_model_that_can_not_be_explained_answers(tmp_path):
 
 @pytest.mark.extras("gradio", "playwright", "chromium")
 @pytest.mark.slow
-def test_the_page_answers_in_a_browser(tmp_path):
+def test_the_page_answers_in_a_browser(tmp_path, browser):
     pytest.importorskip("gradio", reason="no gradio")
-    api = pytest.importorskip("playwright.sync_api", reason="no playwright")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium")
     Image.new("RGB", (64, 48), (30, 200, 90)).save(tmp_path / "image.png")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -66,15 +60,11 @@ def test_the_page_answers_in_a_browser(tmp_path):
     try:
         address = f"http://127.0.0.1:{port}/"
         wait_for(address, server)
-        with api.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            with closing(browser):
-                page = browser.new_page()
-                page.goto(address)
-                page.set_input_files("input[type=file]", tmp_path / "image.png", timeout=120_000)
-                has_answer = "document.body.innerText.includes('%')"
-                page.wait_for_function(has_answer, timeout=120_000)
-                assert page.locator("img").count() >= 2
+        page = browser.new_page()
+        page.goto(address)
+        page.set_input_files("input[type=file]", tmp_path / "image.png", timeout=120_000)
+        page.wait_for_function("document.body.innerText.includes('%')", timeout=120_000)
+        assert page.locator("img").count() >= 2
     finally:
         server.terminate()
         server.wait()

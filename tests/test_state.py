@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.training import CPU, fit, network, same, start
+from helpers.training import CPU, fit, network, same_weights, start
 
 from common import checkpoint
 from training.optimizers import OPTIMIZERS
@@ -37,7 +37,8 @@ def test_a_restored_state_trains_on_bit_identically(optimizer, here, saved, tmp_
         momenta = [value for value in values.values() if torch.is_tensor(value) and value.ndim]
         assert momenta and all(value.stride() == param.stride() for value in momenta)
     assert fit(resumed, 2) == fit(state, 2)
-    assert same(resumed.model, state.model) and same(resumed.average.model, state.average.model)
+    assert same_weights(resumed.model, state.model)
+    assert same_weights(resumed.average.model, state.average.model)
 
 
 def test_the_scale_of_fp16_is_restored():

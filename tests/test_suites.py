@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from helpers.sweeps import TINY
 
 from common.errors import UserError
@@ -75,14 +76,33 @@ def test_the_cost_follows_from_steps_and_evaluations(tiny_run, monkeypatch, caps
     # A batch of 64 of the 610 images that are left is dropped; 30 images are evaluated once.
     options = dict(epochs=2, val_size=30, ema_decay=0.0, eval_every=2, eval_train=True)
     assert estimate.cost(tiny_run(**options).args) == (2 * 576 + (30 + 610) / 4, 1)
-    estimate.print_plan([tiny_run(epochs=2)], places=1)
+    estimate.print_plan([tiny_run(epochs=2)], slots=1)
     assert capsys.readouterr().out.endswith("together about 0:22:59 with 1 at a time\n")
 
 
-def test_the_steps_of_an_estimate_are_those_of_a_run(tiny_run):
-    options = dict(optimizer="adam", mixup=1.0, cutmix=1.0, clip_grad=1.0, accumulate=4)
+def test_the_steps_of_an_estimate_are_those_of_a_run(tiny_run, monkeypatch):
+    """Of a part of a batch: 8 of 64 images. Two images are tried first."""
+    timed, train_epoch = [], estimate.train_epoch
+
+    def timed_epoch(state, batches, step):
+        timed.append((state, batches, step))
+        return train_epoch(state, batches, step)
+
+    monkeypatch.setattr(estimate, "train_epoch", timed_epoch)
+    monkeypatch.setattr(estimate, "SECONDS", 100)
+    options = dict(optimizer="adam", mixup=0.3, cutmix=0.7, mix_prob=0.9, augment="crop,flip")
+    options |= dict(clip_grad=0.6, label_smoothing=0.2, accumulate=8, amp="bf16", ema_decay=0.9)
     seconds, speed = estimate.cost(tiny_run(**options).args)
     assert seconds > 0 and speed > 0
+    assert [batches.batch_size for _, batches, _ in timed] == [2, 2, 8, 8]
+    for state, batches, step in timed:
+        pipeline = batches.pipeline
+        assert isinstance(state.optimizer, torch.optim.Adam) and state.average
+        assert (step.clip_grad, step.accumulate, step.dtype) == (0.6, 1, torch.bfloat16)
+        assert step.loss_fn.keywords == {"label_smoothing": 0.2}
+        assert (pipeline.mixup_alpha, pipeline.cutmix_alpha) == (0.3, 0.7)
+        assert (pipeline.mix_probability, pipeline.transforms) == (0.9, ("crop", "flip"))
+        assert all(group["lr"] > 0 for group in state.optimizer.param_groups)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +117,6 @@ def test_an_estimate_says_what_can_not_run_here(
     tiny_run, monkeypatch, capsys, free, options, message
 ):
     monkeypatch.setattr(estimate, "available", lambda device: free)
-    estimate.print_plan([tiny_run(**options)], places=1)
+    estimate.print_plan([tiny_run(**options)], slots=1)
     out = capsys.readouterr().out
     assert re.search(f"# +can't run here: .*{message}", out) and "without project" in out

@@ -6,14 +6,10 @@ import shutil
 import subprocess
 
 import pytest
-from helpers.samples import write, write_seeds
+from helpers.samples import groups_in, write, write_seeds
 
 from analysis import metrics, replicates, tables
 from common.errors import UserError
-
-
-def groups_in(tmp_path):
-    return replicates.group(metrics.load_runs([str(tmp_path / "*")]))
 
 
 @pytest.fixture

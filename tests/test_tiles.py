@@ -3,7 +3,7 @@
 import matplotlib
 import pytest
 import torch
-from helpers.figures import cut_texts, drawn, overlaps, text_boxes  # noqa: F401 (a fixture)
+from helpers.figures import cut_texts, overlaps, text_boxes
 
 from analysis import figures
 from show import tiles
@@ -11,7 +11,7 @@ from show import tiles
 
 @pytest.mark.parametrize(("count", "models"), [(1, 1), (5, 1), (1, 3), (2, 2)])
 @pytest.mark.parametrize("explained", [False, True])
-def test_no_text_covers_another_and_none_is_cut(tmp_path, drawn, count, models, explained):  # noqa: F811
+def test_no_text_covers_another_and_none_is_cut(tmp_path, drawn, count, models, explained):
     classes = ["$x_1$", *(f"a class with a name that is long {i}" for i in range(1, 10))]
     top, labels = torch.rand(count, 4).sort(1, descending=True).values, torch.arange(4)
     heat, method = (torch.rand(count, 32, 32), "Grad-CAM") if explained else (None, "")
@@ -27,7 +27,7 @@ def test_no_text_covers_another_and_none_is_cut(tmp_path, drawn, count, models, 
     assert overlaps(boxes) == [] and cut_texts(figure, boxes) == []
 
 
-def test_images_are_not_blurred_and_colors_say_what_is_right(tmp_path, drawn):  # noqa: F811
+def test_images_are_not_blurred_and_colors_say_what_is_right(tmp_path, drawn):
     probabilities, labels = torch.tensor([[0.7, 0.2], [0.6, 0.3]]), torch.tensor([[0, 1], [1, 0]])
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     selection = tiles.Selection(images, ["a", "b"], [0, 0])

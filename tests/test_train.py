@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.errors import refused
-from helpers.runs import CNN, VIT, arguments, read_json, rows, summary, words
+from helpers.runs import CNN, VIT, arguments, assert_same_weights, read_json, rows, summary, words
 from helpers.samples import write
 
 import data
@@ -152,8 +152,17 @@ def test_a_run_is_repeated_from_its_config(train):
     repeat = ["--config", str(first / "config.json"), "--output-dir"]
     assert train_script.main([*repeat, "repeated"]) == 0
     assert rows(first.parent / "repeated") == rows(first)
+    assert_same_weights(first.parent / "repeated", first)
     assert train_script.main([*repeat, "other", "--seed", "1"]) == 0
     assert rows(first.parent / "other") != rows(first)
+
+
+@pytest.mark.slow
+def test_evaluations_do_not_change_the_training(train):
+    options = (*CNN, *words("--epochs 2 --ema-decay 0.5 --eval-every"))
+    seldom, often = (train(*options, every, output=f"every-{every}") for every in (2, 1))
+    assert rows(seldom)[0]["test_acc"] == "" and rows(often)[0]["test_acc"] != ""
+    assert_same_weights(seldom, often)
 
 
 @pytest.mark.slow

@@ -9,17 +9,15 @@ from helpers.batches import make_images
 from helpers.errors import refused
 from helpers.faults import send
 from helpers.runs import CNN, RUN, TINY, VIT, assert_same_training, rows, summary, words
-from helpers.training import CPU, network, ordered, random_images, resolve
+from helpers.training import CPU, evaluate_checkpoint, network, ordered, random_images, resolve
 
 import data
 import train as train_script
 import train_sota
 import train_vit
-from datasets.pipeline import Pipeline
-from models.weights import load_checkpoint
 from training import checks, evaluation
 from training.distributed import Ranks
-from training.test_time_augmentation import VIEWS, flip, flip_shift
+from training.tta import VIEWS, flip, flip_shift
 
 
 def model():
@@ -82,10 +80,8 @@ def test_it_is_refused_with_features_of_a_frozen_backbone(monkeypatch, script):
 
 def result_of(path, view):
     """{column: value} of weights in a checkpoint, on the test images of TINY."""
-    net, card = load_checkpoint(path)
-    split = data.load("shapes", limit_test=50)
-    batches = data.Batches(split.test, 50, Pipeline(card["mean"], card["std"], 32), shuffle=False)
-    metrics = evaluation.evaluate(net.eval(), batches, predict=VIEWS[view])
+    test = data.load("shapes", limit_test=50).test
+    metrics = evaluate_checkpoint(path, test, predict=VIEWS[view])
     return {"test_tta_acc": metrics["acc"], "test_tta_top5": metrics["top5"]}
 
 

@@ -30,8 +30,8 @@ def check_arguments(args, saved, ranks):
     if warmup is not None and warmup >= args.epochs and args.schedule != "constant":
         epochs = args.epochs
         raise UserError(f"--warmup-epochs {warmup:g} is as long as the run ({epochs} epochs)", 2)
-    asked = args.origin.get("final_lr") == "command line"
-    if asked and args.final_lr and args.schedule not in WITH_FINAL_RATE:
+    is_explicit = args.origin.get("final_lr") == "command line"
+    if is_explicit and args.final_lr and args.schedule not in WITH_FINAL_RATE:
         known = ", ".join(WITH_FINAL_RATE)
         raise UserError(f"--final-lr needs --schedule {known}, not {args.schedule}", 2)
     if args.output_dir and saved is None and ranks.is_main:
@@ -97,11 +97,11 @@ def _check_transfer(args, saved):
 
 def _check_optimizer(args):
     """Refuses what an optimizer doesn't have only where it was asked for."""
-    asked = {name for name, layer in args.origin.items() if layer == "command line"}
+    explicit = {name for name, source in args.origin.items() if source == "command line"}
     if not args.nesterov:
-        asked.add("nesterov")
+        explicit.add("nesterov")
     missing = {"momentum", "nesterov"} - set(optimizer_defaults(args.optimizer))
-    refused = words({name: getattr(args, name) for name in sorted(asked & missing)})
+    refused = words({name: getattr(args, name) for name in sorted(explicit & missing)})
     if refused:
         raise UserError(f"{refused[0]} can't be chosen with --optimizer {args.optimizer}", 2)
 
@@ -136,8 +136,8 @@ def _check_progressive(args):
 
 def check_fitting(args, saved):
     """Raises UserError for the options of train_sota.py that don't go together."""
-    both_asked = args.origin["accumulate"] == args.origin["micro_batch"] == "command line"
-    if args.micro_batch != 0 and both_asked:
+    both_explicit = args.origin["accumulate"] == args.origin["micro_batch"] == "command line"
+    if args.micro_batch != 0 and both_explicit:
         raise UserError("--accumulate and --micro-batch both split the batch: give one of them", 2)
     if args.lora_rank and args.freeze_backbone:
         raise UserError("--lora-rank and --freeze-backbone exclude each other: give one of them", 2)

@@ -15,7 +15,7 @@ import yaml
 
 import models
 from common.errors import UserError, first_line
-from common.scopes import SCOPES, flag, names
+from common.scopes import SCOPES, flag, with_scope
 
 MAX_YAML_LENGTH = 50_000  # characters; a config.json of all arguments has 4,000
 MAX_YAML_DEPTH = 10  # PyYAML takes time quadratic in the depth
@@ -47,7 +47,7 @@ def read_config(path, parser):
     values = {key: None if origin.get(key) == "auto" else value for key, value in values.items()}
     if isinstance(values.get("model"), str):
         values["model"] = models.canonical(values["model"])
-    values = {key: value for key, value in values.items() if key not in names("call")}
+    values = {key: value for key, value in values.items() if key not in with_scope("call")}
     return _check_config(values, parser), origin
 
 
@@ -71,9 +71,9 @@ def _read_yaml(text, path):
         raise
     except Exception as error:  # of a wrong value with a tag, PyYAML raises almost anything
         mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark else ""
+        location = f"line {mark.line + 1}: " if mark else ""
         reason = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"--config {path} is not valid YAML ({place}{reason})", 2) from error
+        raise UserError(f"--config {path} is not valid YAML ({location}{reason})", 2) from error
 
 
 def _check_structure(text, path):

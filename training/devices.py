@@ -70,12 +70,12 @@ def keep_freed_memory():
         mallopt(trim_threshold, -1)  # never
 
 
-def seed_model(seed, device, *place):
+def seed_model(seed, device, *key):
     """Seeds what modules draw from (initialization, dropout, drop-path).
 
-    place: what derive_seed takes after the seed, e.g. an epoch, a purpose and a batch.
+    key: what derive_seed takes after the seed, e.g. an epoch, a purpose and a batch.
     """
-    value = derive_seed(seed, *place)
+    value = derive_seed(seed, *key)
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index

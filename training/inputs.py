@@ -90,12 +90,14 @@ class Inputs:
         return self._batches(examples, self._evaluation_batch, pipeline, resident, shuffle=False)
 
     def _batches(self, examples, batch_size, pipeline, resident, **options):
-        place = {
+        placement = {
             "device": self.ranks.device,
             "rank": self.ranks.rank,
             "world_size": self.ranks.world_size,
         }
-        return data.Batches(examples, batch_size, pipeline, resident=resident, **place, **options)
+        return data.Batches(
+            examples, batch_size, pipeline, resident=resident, **placement, **options
+        )
 
     def _features(self, model, examples, batch_size, **options):
         images = data.Batches(

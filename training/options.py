@@ -192,11 +192,23 @@ AUGMENTATION = (
 MACHINE = (
     Option("--device", str, "auto, cpu, cuda, cuda:1, mps", "auto"),
     Option("--amp", ("auto", "off", "bf16", "fp16"), "auto: bf16 where it is fast", "auto"),
-    Option("--compile", bool, "compile the model with torch.compile"),
-    Option("--grad-checkpointing", bool, "less memory for a third more computation"),
+    Option(
+        "--compile", argparse.BooleanOptionalAction, "compile the model with torch.compile", False
+    ),
+    Option(
+        "--grad-checkpointing",
+        argparse.BooleanOptionalAction,
+        "less memory for a third more computation",
+        False,
+    ),
     Option("--sync-bn", bool, "batch norm over the batches of all processes (torchrun)"),
     Option("--doctor", bool, "print versions, devices, speed and what can be reached, and exit"),
-    Option("--deterministic", bool, "bitwise reproducible on the same machine and versions"),
+    Option(
+        "--deterministic",
+        argparse.BooleanOptionalAction,
+        "bitwise reproducible on the same machine and versions",
+        False,
+    ),
     Option("--seed", COUNT, "seed of all random draws", 0),
 )
 RUN = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from common import checkpoint, files
 from common.errors import UserError, first_line
 from common.files import read_json
-from common.scopes import flag, names
+from common.scopes import flag, with_scope
 from common.text import printable
 from training import distributed, environment, out_of_memory, run_directory, schedules
 from training.progressive import size_schedule
@@ -46,7 +46,8 @@ def resolve(defaults, given):
 
     # "auto" on the command line is what the run was started with.
     given = {k: v for k, v in given.items() if v is not None or origin.get(k) != "auto"}
-    may_change = names("execution", "place", "call") | {"epochs"}  # --epochs: see check_epochs
+    # For --epochs see check_epochs.
+    may_change = with_scope("execution", "location", "call") | {"epochs"}
     wrong = [k for k, v in given.items() if k not in may_change and v != values.get(k, v)]
     if wrong:
         differences = "; ".join(

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch.utils.tensorboard.summary import hparams
 
-from common.scopes import names
+from common.scopes import with_scope
 from common.text import printable
 
 MAX_NAMES = 20  # classes whose confusion matrix is also written as a table with names
@@ -55,7 +55,7 @@ def write_hparams(events, arguments, figures):
     shown = {
         key: value if isinstance(value, (bool, int, float, str)) else str(value)
         for key, value in arguments.items()
-        if key in names("identity")
+        if key in with_scope("identity")
     }
     final = {f"final/{key}": value for key, value in figures.items()}
     for part in hparams(shown, final):

@@ -11,9 +11,14 @@ import shutil
 import pytest
 
 
+def find_chromium():
+    """Its path, or None."""
+    return shutil.which("chromium") or shutil.which("google-chrome")
+
+
 def is_installed(name):
     if name == "chromium":
-        return any(map(shutil.which, ("chromium", "google-chrome")))
+        return bool(find_chromium())
     return importlib.util.find_spec(name) is not None
 
 

@@ -1,27 +1,6 @@
-"""Figures as they are saved, and where their texts are."""
+"""Where the texts of a figure are."""
 
-import matplotlib
-import pytest
 from matplotlib.text import Text
-
-from analysis import figures
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, kept open."""
-    matplotlib.use("Agg")
-    kept, save = [], figures.save
-
-    def keep(figure, path, dpi):
-        kept.append(figure)
-        monkeypatch.setattr("matplotlib.pyplot.close", lambda figure: None)
-        save(figure, path, dpi)
-
-    monkeypatch.setattr(figures, "save", keep)
-    yield kept
-    monkeypatch.undo()
-    matplotlib.pyplot.close("all")
 
 
 def text_boxes(figure):

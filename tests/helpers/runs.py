@@ -91,6 +91,14 @@ def same(a, b):
     return a == b
 
 
+def assert_same_weights(directory, expected):
+    """The weights, their average and the optimizer's state are bit-identical."""
+    ours, theirs = last(directory), last(expected)
+    for part in ("state_dict", "ema"):
+        assert same(ours[part], theirs[part]), part
+    assert same(ours["training"]["optimizer"], theirs["training"]["optimizer"])
+
+
 def assert_same_training(directory, expected):
     """Each row, the weights, their average and all other state are bit-identical."""
     assert rows(directory) == rows(expected)

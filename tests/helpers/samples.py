@@ -4,6 +4,7 @@ import json
 
 import torch
 
+from analysis import metrics, replicates
 from common import checkpoint
 from datasets import shapes
 from models import create_model
@@ -40,6 +41,11 @@ def write_seeds(root, name, accuracies, **arguments):
             parameters=1000 * len(name),
             gmacs=0.1 * len(name),
         )
+
+
+def groups_in(directory, *by):
+    """The groups of all runs in a directory; by: arguments (by default all but the seed)."""
+    return replicates.group(metrics.load_runs([str(directory / "*")]), by or ("arguments",))
 
 
 def write_checkpoint(

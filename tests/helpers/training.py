@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import data
 from datasets.examples import Examples
 from datasets.pipeline import Pipeline
-from training import arguments, loop, optimizers
+from models.weights import load_checkpoint
+from training import arguments, evaluation, loop, optimizers
 from training.moving_average import MovingAverage
 from training.state import State
 
@@ -24,7 +25,7 @@ def network(dropout=0.0, norm=False, seed=0):
     return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(72, 10))
 
 
-def same(model, other):
+def same_weights(model, other):
     """Whether two models have the same weights and buffers."""
     pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
@@ -52,6 +53,8 @@ def start(model, optimizer="sgd", lr=0.05, ema_decay=0.0, fp16=False):
     groups = optimizers.param_groups(model, 1e-3)
     if optimizer == "muon":
         groups = optimizers.muon_groups(groups, model)
+    elif optimizer == "muon_sgd":
+        groups = optimizers.muon_sgd_groups(groups, model, lr)
     return State(
         model=model,
         optimizer=optimizers.build_optimizer(optimizer, groups, lr, fused=not fp16),
@@ -68,6 +71,14 @@ def fit(state, epochs=1, source=None, stop=loop.never, show=None, **options):
         rows.append(loop.train_epoch(state, source, step, stop, show))
         state.progress.finish_epoch()
     return rows
+
+
+def evaluate_checkpoint(path, examples, **options):
+    """The metrics of a checkpoint's weights on examples, without augmentation."""
+    model, card = load_checkpoint(path)
+    pipeline = Pipeline(card["mean"], card["std"], card["image_size"])
+    source = data.Batches(examples, 50, pipeline, shuffle=False)
+    return evaluation.evaluate(model.eval(), source, **options)
 
 
 class CallCounter(TorchDispatchMode):
