@@ -173,6 +173,7 @@ def main(argv=None):
     from show import predict
     from training import devices
 
+    devices.configure_backends(deterministic=False)  # as in training
     predictors = predict.load_all(args.checkpoint, devices.select_device(args.device))
     first, file = predictors[0], None
     window = args.show and figures.has_display()

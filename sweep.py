@@ -151,7 +151,7 @@ def main(argv=None):
     root = runs[0].path.parent
     todo = [run for run in runs if run.state != "finished"]
     if args.launcher == "local":
-        slots = launch.slots(runs[0].args.device, args.jobs or 1)
+        slots = launch.find_slots(runs[0].args.device, args.jobs or 1)
     else:  # SLURM has a slot for each run, unless --jobs limits them
         slots = [None] * min(args.jobs or len(todo), len(todo))
     parameters = slurm_parameters(args, root.name, len(todo))

@@ -8,7 +8,7 @@
 
 RECIPE is for residual networks of 4 to 26 million parameters on CIFAR-10. Other models bring their
 own (--list-models). `--augment none --optimizer adam` is the baseline to compare with.
-The accuracy of RECIPE was not measured here; results/README.md has what was.
+The accuracy of RECIPE was not measured here; results/README.md lists what was.
 """
 
 from functools import partial

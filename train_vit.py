@@ -9,7 +9,7 @@ RECIPE is what small data needs from scratch, after arXiv 2112.13492: shifted pa
 attention are in the model, the rest is here. Starting from weights has a recipe of its own: AdamW
 3e-4, falling by a quarter per layer towards the input, 10 epochs (models/recipes.py). Any other
 model of --list-models can be trained, too. The accuracy of RECIPE was not measured here;
-results/README.md has what was.
+results/README.md lists what was.
 """
 
 from functools import partial

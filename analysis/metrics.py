@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -124,8 +125,7 @@ class Run:
         config = read_json(path.parent / "config.json") if self.in_directory else {}
         self.arguments = _dict_or_empty(config.get("arguments"))
         self.origins = _dict_or_empty(config.get("from"))  # where each argument's value came from
-        started = config.get("started")
-        self.started = started if isinstance(started, str) else ""  # ISO 8601
+        self.started = _start_time(config)
         family = config.get("family")  # of its model
         self.family = printable(family) if isinstance(family, str) else ""
         self.problem, self.epochs, self.columns, self.evaluation = "", [], {}, ""
@@ -321,6 +321,17 @@ def _make_percent(columns):
     if values and max(values) <= 1:
         for name in names:
             columns[name] = [None if value is None else 100 * value for value in columns[name]]
+
+
+def _start_time(config):
+    """When the first process of a run started, in seconds; 0 where config.json doesn't say it."""
+    resumed = config.get("resumed")
+    first = resumed[0] if isinstance(resumed, list) and resumed else {}
+    config = _dict_or_empty(_dict_or_empty(first).get("before")) or config
+    try:
+        return datetime.fromisoformat(config["started"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
 
 
 def _dict_or_empty(value):

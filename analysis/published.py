@@ -41,6 +41,12 @@ class Experiment:
         return self.about["title"]
 
     @property
+    def selection(self):
+        """What was selected on the test set, as half a sentence; "" if nothing was."""
+        selected = self.about.get("selected_on_test", "")
+        return f"{selected} was selected on the test set" if selected else ""
+
+    @property
     def heading(self):
         return self.title[:1].upper() + self.title[1:]
 
@@ -103,9 +109,10 @@ class Experiment:
         if len(self.commits) > 1:
             commits += f" ({self.about['reference']['compared']})"
         reported = ", ".join(dict.fromkeys(group.reported for group in self.groups))
+        selection = f" {self.selection[:1].upper()}{self.selection[1:]}." if self.selection else ""
         return [
             f"Data: {self.data}. Test accuracy of the {reported}, mean ± standard deviation over "
-            "n seeds.",
+            f"n seeds.{selection}",
             f"Machine: {unique(lambda config: config['device'])}, "
             f"threads: {unique(lambda config: config['threads'])}, "
             f"{unique(lambda config: config['precision'])}; "
@@ -180,7 +187,7 @@ def _is_complete(about):
 
     comparisons, reference = about.get("comparisons"), about.get("reference", {})
     return (
-        are_texts([about.get("title"), about.get("command")])
+        are_texts([about.get("title"), about.get("command"), about.get("selected_on_test", "")])
         and are_texts(about.get("runs"))
         and bool(about["runs"])
         and isinstance(comparisons, list)

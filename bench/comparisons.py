@@ -166,6 +166,11 @@ def _plain_epoch(model, loader, device):
     step = measure.training_step(model, optimizer, device)
 
     def epoch():
+        # torch's own settings, with TF32 in convolutions
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+            return train()
+
+    def train():
         loss_sum, correct = 0.0, 0
         for inputs, targets in loader:
             inputs, targets = inputs.to(device), targets.to(device)

@@ -89,7 +89,7 @@ def train(runs, todo):
     if not todo:
         return {}, 0
     plans.prepare(todo)
-    slots = launch.slots(todo[0].args.device, jobs=1)
+    slots = launch.find_slots(todo[0].args.device, jobs=1)
     progress = launch.Progress(todo, len(runs), 1, estimate=True)
     return launch.execute(launch.in_order(todo), launch.start_here, slots, progress.report)
 

@@ -1,4 +1,4 @@
-"""What an argument of a training script is about: the one table that says so.
+"""What an argument of a training script concerns: the one table that says so.
 
 identity     decides what a run computes: fixed on resume; another value is another experiment
 execution    how it is computed: may change on resume, and the last bits of the result with it

@@ -17,7 +17,7 @@ SMALL = dict(
     schedule="cosine",                                    # arXiv 1608.03983
     augment="crop,flip", mixup=0.0, cutmix=0.0, label_smoothing=0.0,
 )
-# Networks of 4 to 26 million parameters memorise 50,000 images.
+# Networks of 4 to 26 million parameters memorize 50,000 images.
 LARGE = SMALL | dict(
     mixup=0.2, cutmix=1.0, mix_prob=0.5,                  # arXiv 1905.04899
     label_smoothing=0.1,                                  # arXiv 1812.01187 §5.2
@@ -74,7 +74,7 @@ TRANSFER = dict(
 TRANSFER_SIZE = 224  # image_size in px, which most of timm's weights were made for
 # The largest models, from published weights (arXiv 2211.07636, 2303.11331). Not tuned here.
 LARGEST = TRANSFER | dict(lr=3e-5, layer_decay=0.85, epochs=5)
-# A linear classifier on features of a frozen network: nothing to regularise.
+# A linear classifier on features of a frozen network: nothing to regularize.
 PROBE = TRANSFER | dict(
     lr=3e-3, weight_decay=0.0, layer_decay=1.0, epochs=30,
     augment="none", mixup=0.0, cutmix=0.0, label_smoothing=0.0,

@@ -1,6 +1,6 @@
 """Vision transformer (Dosovitskiy et al., arXiv 2010.11929), with two options for few images.
 
-Shifted patch tokenisation (`spt`) and locality self-attention (`lsa`) are those of Lee et al.,
+Shifted patch tokenization (`spt`) and locality self-attention (`lsa`) are those of Lee et al.,
 arXiv 2112.13492: a patch sees its surroundings, and attention learns its own temperature and
 excludes a token's attention to itself.
 

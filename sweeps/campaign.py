@@ -128,7 +128,7 @@ class Campaign:
             self._unless_refused(name, self._add_source)
         if self.refused and not self.runs:
             raise next(iter(self.refused.values()))
-        self.slots = launch.slots(options.given.get("device", "auto"), options.jobs)
+        self.slots = launch.find_slots(options.given.get("device", "auto"), options.jobs)
         self.timed_speeds = {}  # multiply-accumulates per second of a few steps, see _kind
         self._update_speeds()
 
@@ -280,9 +280,10 @@ class Campaign:
         experiment = EXPERIMENTS[name]
         names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
         folders = {Path(path).name: names[key] for key, path in self.options.folders.items()}
-        text = about(
-            experiment.title, experiment.comparisons, repeat_command(name), data=names | folders
-        )
+        more = {"data": names | folders}
+        if experiment.selected_on_test:
+            more["selected_on_test"] = experiment.selected_on_test
+        text = about(experiment.title, experiment.comparisons, repeat_command(name), **more)
         try:
             publish(directories, target, text, with_training)
             print(f"{name}: published in {target}", flush=True)

@@ -1,6 +1,6 @@
 """What the runs of a sweep would cost on this machine, from a few timed steps of each experiment.
 
-print_plan(runs, slots=1)      # runs: of plans.Run; slots: how many run at once
+print_plan(runs, num_slots=1)      # runs: of plans.Run; num_slots: how many run at once
 
 The steps are those of training/loop.py on random images, with fresh weights: nothing is downloaded.
 Saving, TensorBoard and the view averages of --tta are not counted. A run on a CPU also keeps the
@@ -52,7 +52,7 @@ SECONDS = 3  # that a timed step may take; a longer one is timed with fewer imag
 STEPS = 3  # that are timed
 
 
-def print_plan(runs, slots, timed=True):
+def print_plan(runs, num_slots, timed=True):
     """Prints what each experiment is and, if timed, costs, as comments of a shell."""
     total, unknown = 0.0, []
     for label in dict.fromkeys(run.label for run in runs):
@@ -73,8 +73,8 @@ def print_plan(runs, slots, timed=True):
         print(f"#   {text}; {len(members)} of these", flush=True)
     if timed:
         without = f", without {', '.join(unknown)}" if unknown else ""
-        together = clock(total / max(1, slots))
-        print(f"# together about {together} with {slots} at a time{without}")
+        together = clock(total / max(1, num_slots))
+        print(f"# together about {together} with {num_slots} at a time{without}")
 
 
 def print_memory(args):

@@ -7,7 +7,8 @@ class Experiment(NamedTuple):
     """Trainings {label: arguments of the script} with the seeds 0 to n-1.
 
     comparisons: (question, label, label of the baseline); source: <experiment>/<run> whose weights
-    SOURCE_WEIGHTS are; timed: its times matter, so that nothing else runs meanwhile.
+    SOURCE_WEIGHTS are; timed: its times matter, so that nothing else runs meanwhile;
+    selected_on_test: what was chosen when test results were known.
     """
 
     title: str
@@ -18,6 +19,7 @@ class Experiment(NamedTuple):
     n: int = 3
     source: str = ""
     timed: bool = False
+    selected_on_test: str = ""
 
 
 CIFAR100 = "--dataset cifar100"
@@ -99,7 +101,8 @@ EXPERIMENTS = {
          ("does it cost ResNet-18 accuracy?", "resnet18-progressive", "resnet18")),
         "--limit-train 10000", timed=True),
     "airbench94": Experiment(
-        "time to 94 %", {"airbench94": f"--model airbench94 {RECORD}"}, (), n=5, timed=True),
+        "time to 94 %", {"airbench94": f"--model airbench94 {RECORD}"}, (), n=5, timed=True,
+        selected_on_test="the number of epochs"),
     "airbench95": Experiment(
         "time to 95 %", {"airbench95": f"--model airbench95 {RECORD}"}, (), timed=True),
     "airbench96": Experiment(

@@ -20,7 +20,7 @@ CLUSTER = "slurm"  # submitit's name of it; tests use "local"
 POLL_SECONDS = 0.1
 
 
-def slots(device, jobs):
+def find_slots(device, jobs):
     """The environment variables of each of `jobs` concurrent runs: a GPU, or a share of the CPU.
 
     Raises UserError if the machine has fewer devices or cores.
@@ -197,9 +197,9 @@ class Progress:
     total: the number of runs, with those that were finished before.
     """
 
-    def __init__(self, runs, total, slots, estimate):
+    def __init__(self, runs, total, num_slots, estimate):
         self.left = list(runs)
-        self.total, self.slots, self.estimate = total, slots, estimate
+        self.total, self.num_slots, self.estimate = total, num_slots, estimate
         self.seconds = {}  # of the runs that ended, by experiment
 
     def report(self, run, seconds, failure):
@@ -223,7 +223,7 @@ class Progress:
         means = {label: sum(times) / len(times) for label, times in self.seconds.items()}
         usual = sum(means.values()) / len(means)
         seconds = [means.get(run.label, usual) for run in runs]
-        return f"about {clock(max(sum(seconds) / self.slots, *seconds))} left"
+        return f"about {clock(max(sum(seconds) / self.num_slots, *seconds))} left"
 
 
 def clock(seconds):

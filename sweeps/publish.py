@@ -24,7 +24,7 @@ PUBLIC = (
     *("python", "torch", "torchvision", "timm", "numpy"),
     *("cuda", "cudnn", "device", "cores", "threads", "git", "command", "started", "resumed"),
 )
-ON_BY_DEFAULT = ("nesterov", "curves")  # switches: only these can be turned off
+ON_BY_DEFAULT = ("nesterov", "curves")  # the switches for which "off" is worth saying
 
 
 def about(title, comparisons, command, **more):
@@ -182,10 +182,8 @@ def given_arguments(config):
     arguments, origin = public_arguments(config["arguments"]), config.get("from", {})
     call, given = scopes.with_scope("call"), {}
     for name, value in arguments.items():
-        # A config may also hold what the command line can't say: nothing, or a switch as it is.
-        is_said = value not in (None, []) and (value is not False or name in ON_BY_DEFAULT)
-        from_config = origin.get(name) == "config" and is_said
-        if name not in call and (origin.get(name) == "command line" or from_config):
+        is_off = value in (None, []) or (value is False and name not in ON_BY_DEFAULT)
+        if name not in call and origin.get(name) in ("command line", "config") and not is_off:
             given[name] = value
     return Path(str(config.get("command", "train.py")).split(" ")[0]).name, given
 

@@ -36,7 +36,7 @@ A run is repeated with its own arguments:
     python train.py --config results/augmentation/none-s0/config.json --data-dir data/cifar10-png
 
 On the same kind of machine and with the same versions, its `metrics.csv` is the same, except for
-the columns of time and memory. Transformers take `train_vit.py`, and runs that start from weights
+the columns of time and memory. For transformers, use `train_vit.py`. Runs that start from weights
 need `--weights`. With the official archive (`--dataset cifar10 --data-dir data`), the images come
 in another order, and results differ as between seeds.
 """
@@ -145,6 +145,7 @@ def _summary(experiments, missing):
     for experiment in experiments:
         link = f"[{experiment.name}](results/README.md#{experiment.name})"
         accuracies = [f"{row['experiment']} {_accuracy(row)}" for row in experiment.rows]
+        accuracies += [experiment.selection] if experiment.selection else []
         differences = [
             f"{row['experiment']} against {row['against']}: {row['difference']}"
             + (f" ({row['95 % interval']})" if row["95 % interval"] else "")

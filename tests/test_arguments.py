@@ -141,6 +141,16 @@ def test_a_config_of_a_run_that_had_a_config_is_as_the_first_one(configured):
     )
 
 
+def test_a_value_that_only_the_config_has_comes_from_the_config(configured):
+    """Such as that of a recipe of another script or version, of "auto", or of a damaged file."""
+    origin = {"lr": "recipe", "accumulate": "auto", "batch_size": ["x"], "momentum": "recipe"}
+    config = {"lr": 0.3, "accumulate": 4, "batch_size": 64, "momentum": 0.9}
+    args = configured(config, origin=origin)
+    assert values(args, "lr", "accumulate", "batch_size") == (0.3, None, 64)
+    sources = {name: args.origin[name] for name in config}
+    assert sources == dict.fromkeys(config, "config") | {"momentum": "recipe"}
+
+
 def test_what_followed_from_another_option_is_not_taken_from_a_config(configured):
     origin = {"accumulate": "--micro-batch", "batch_size": "command line"}
     args = configured({"accumulate": 16, "batch_size": 8}, origin=origin)

@@ -22,7 +22,7 @@ import sweep
 from analysis import published
 from sweeps import campaign, commands, estimate, launch
 from sweeps.experiments import EXPERIMENTS, Experiment
-from training import arguments as resolved
+from training.arguments import record
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3h", 10800), ("1h30m", 5400), ("0.5m", 30)])
@@ -105,7 +105,7 @@ def test_an_estimate_follows_from_finished_runs_of_the_same_kind(tmp_path, monke
         ("a-s0", {"status": "finished", "epochs": 4, "train_seconds": 30, "eval_seconds": 10}),
         ("a-s1", {"status": "interrupted", "epochs": 2}),
     ):
-        path, recorded = by_name[name].path, resolved.record(by_name[name].args, {})[0]
+        path, recorded = by_name[name].path, record(by_name[name].args, {})[0]
         path.mkdir(parents=True)
         (path / "config.json").write_text(json.dumps({"arguments": recorded}))
         (path / "last.pt").touch()

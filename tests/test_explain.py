@@ -76,7 +76,7 @@ def unchanged(model):
 # ---- attention rollout ---------------------------------------------------------------------------
 
 
-def randomised(name, **options):
+def randomized(name, **options):
     """A model whose every parameter matters: many are initialized with a constant."""
     torch.manual_seed(0)
     model = create_model(name, 10, **options).eval()
@@ -168,7 +168,7 @@ TOKEN, MEAN = slice(0, 1), slice(1, None)  # the rows that the classifier sees
     ],
 )
 def test_rollout_equals_the_one_computed_by_hand(name, options, scores, rows, prefix):
-    model, x = randomised(name, **options), torch.randn(2, 3, 32, 32)
+    model, x = randomized(name, **options), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         heat = explain.attention_rollout(model, x)
         wanted = rollout_by_hand(model, x, scores)[:, rows].mean(1)[:, prefix:].view(2, 4, 4)
@@ -179,7 +179,7 @@ def test_rollout_equals_the_one_computed_by_hand(name, options, scores, rows, pr
 
 
 def test_relative_positions_change_the_rollout():
-    model, x = randomised(BEIT, **VIT), torch.randn(1, 3, 32, 32)
+    model, x = randomized(BEIT, **VIT), torch.randn(1, 3, 32, 32)
     before = explain.explain(model, x, torch.tensor([0]))[0]
     with torch.no_grad():
         model.blocks[1].attn.relative_position_bias_table.normal_()
@@ -188,7 +188,7 @@ def test_relative_positions_change_the_rollout():
 
 @pytest.mark.parametrize(("name", "options"), [(EVA02, VIT), ("vit_small_data", OURS)])
 def test_rollout_does_not_change_a_transformer(name, options):
-    model, x = randomised(name, **options), torch.randn(2, 3, 32, 32)
+    model, x = randomized(name, **options), torch.randn(2, 3, 32, 32)
     assert any(getattr(module, "fused_attn", False) for module in model.modules())
     before = model(x)
     with unchanged(model):

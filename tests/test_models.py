@@ -30,7 +30,7 @@ segnext_mscan_tiny mlp_mixer_tiny vit_custom vit_tiny airbench94"""
 
 
 def cases(names=MODELS, condition=lambda entry: True, quick=None):
-    """Parametrises a test with the models that meet a condition; all but `quick` are slow."""
+    """Parametrizes a test with the models that meet a condition; all but `quick` are slow."""
     names = [name for name in names if condition(MODELS[name])]
     slow = [quick is not None and name not in quick.split() for name in names]
     marks = [[pytest.mark.slow] if is_slow else [] for is_slow in slow]

@@ -64,6 +64,11 @@ def test_of_runs_that_repeat_a_seed_the_one_that_started_last_counts(tmp_path):
         (path / "config.json").write_text(json.dumps(config | {"started": started}))
     (group,) = groups_in(tmp_path)
     assert group.accuracy.mean == 90 and group.repeats == 1
+    before = [{"at_epoch": 1, "before": {"started": "2025-12-01"}}]
+    resumed = json.loads((tmp_path / "a/config.json").read_text()) | {"resumed": before}
+    (tmp_path / "a/config.json").write_text(json.dumps(resumed))
+    (group,) = groups_in(tmp_path)
+    assert group.accuracy.mean == 80
 
 
 def test_different_runs_of_one_seed_all_count_and_pair_with_nothing(tmp_path):

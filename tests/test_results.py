@@ -410,3 +410,16 @@ def test_a_part_of_a_suite_is_published_with_its_comparisons(stand_in_runs, monk
     assert (
         experiment.about["command"] == f"python sweep.py eca --dataset shapes --device cpu {only}"
     )
+
+
+def test_what_was_selected_on_the_test_set_is_said_with_the_result(runs):
+    put(runs)
+    about = json.loads(Path("results/x/experiment.json").read_text())
+    change(Path("results/x/experiment.json"), selected_on_test="the number of epochs")
+    sentence = "he number of epochs was selected on the test set"
+    assert f"T{sentence}." in published.load("results/x").facts[0]
+    Path("README.md").write_text("\n".join(results.MARKERS))
+    pages = results.pages(Path(), Path("results"))
+    assert f"<br>t{sentence} |" in pages[Path("README.md")]
+    Path("results/x/experiment.json").write_text(json.dumps(about))
+    assert sentence not in "".join(results.pages(Path(), Path("results")).values())

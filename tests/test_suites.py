@@ -76,7 +76,7 @@ def test_the_cost_follows_from_steps_and_evaluations(tiny_run, monkeypatch, caps
     # A batch of 64 of the 610 images that are left is dropped; 30 images are evaluated once.
     options = dict(epochs=2, val_size=30, ema_decay=0.0, eval_every=2, eval_train=True)
     assert estimate.cost(tiny_run(**options).args) == (2 * 576 + (30 + 610) / 4, 1)
-    estimate.print_plan([tiny_run(epochs=2)], slots=1)
+    estimate.print_plan([tiny_run(epochs=2)], num_slots=1)
     assert capsys.readouterr().out.endswith("together about 0:22:59 with 1 at a time\n")
 
 
@@ -117,6 +117,6 @@ def test_an_estimate_says_what_can_not_run_here(
     tiny_run, monkeypatch, capsys, free, options, message
 ):
     monkeypatch.setattr(estimate, "available", lambda device: free)
-    estimate.print_plan([tiny_run(**options)], slots=1)
+    estimate.print_plan([tiny_run(**options)], num_slots=1)
     out = capsys.readouterr().out
     assert re.search(f"# +can't run here: .*{message}", out) and "without project" in out

@@ -167,7 +167,7 @@ def test_a_dry_run_prints_commands_that_train_py_accepts(run, capsys):
 
 def test_the_remaining_time_is_estimated_per_experiment():
     a, b = SimpleNamespace(label="a"), SimpleNamespace(label="b")
-    progress = launch.Progress([], 0, slots=2, estimate=True)
+    progress = launch.Progress([], 0, num_slots=2, estimate=True)
     assert progress.estimated_time([a]) == "1 to go"
     progress.seconds = {"a": [10.0, 20.0]}
     assert progress.estimated_time([a, b]) == "about 0:00:15 left"
@@ -182,10 +182,10 @@ def test_the_remaining_time_is_estimated_per_experiment():
 def test_concurrent_runs_share_the_threads_of_a_cpu(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert launch.slots("cpu", 1) == [{}]
-    assert launch.slots("cpu", 3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert launch.find_slots("cpu", 1) == [{}]
+    assert launch.find_slots("cpu", 3) == [{"OMP_NUM_THREADS": "2"}] * 3
     with pytest.raises(UserError, match="--jobs 9 is more than the 8 cores of this machine"):
-        launch.slots("cpu", 9)
+        launch.find_slots("cpu", 9)
 
 
 def test_each_concurrent_run_has_its_own_gpu(monkeypatch):
@@ -193,11 +193,11 @@ def test_each_concurrent_run_has_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for visible, names in {"": ("0", "1"), "5,GPU-x": ("5", "GPU-x")}.items():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert launch.slots("cuda", 2) == [{"CUDA_VISIBLE_DEVICES": name} for name in names]
-    assert launch.slots("cuda:1", 1) == [{}]
+        assert launch.find_slots("cuda", 2) == [{"CUDA_VISIBLE_DEVICES": name} for name in names]
+    assert launch.find_slots("cuda:1", 1) == [{}]
     for device, jobs, count in (("cuda", 3, "2 GPUs"), ("cuda:1", 2, "1 device")):
         with pytest.raises(UserError, match=f"--jobs {jobs} is more than the {count} of"):
-            launch.slots(device, jobs)
+            launch.find_slots(device, jobs)
 
 
 @pytest.mark.extras("submitit")

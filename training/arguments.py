@@ -96,10 +96,13 @@ def resolve(parser, argv=None, given=None):
         return resume.resolve(defaults(parser), given)
     config, config_origin = read_config(given["config"], parser) if "config" in given else ({}, {})
     args = merge(value_sources(parser, given, config, config_origin), defaults(parser))
-    for name in [name for name, source in args.origin.items() if source == "config"]:
-        # What a recipe or a default gave to the config's run was not asked for by anybody.
-        if config_origin.get(name, "config") not in EXPLICIT:
-            args.origin[name] = config_origin[name]
+    # What the config's run had from a recipe or by default was not asked for: where it would be the
+    # same without this config, its source isn't the config.
+    explicit_config = _explicit_values(config, config_origin, given)
+    without = merge(value_sources(parser, given, explicit_config, config_origin), defaults(parser))
+    for name, source in args.origin.items():
+        if source == "config" and getattr(args, name) == getattr(without, name):
+            args.origin[name] = without.origin[name]
     if args.lr is None:
         raise UserError(f"--optimizer {args.optimizer} has no default learning rate: add --lr", 2)
     return args, None
@@ -176,8 +179,8 @@ def as_dict(args):
 
 def data_options(args):
     """The keyword arguments of data.load."""
-    options = ("data_url", "image_size", "val_size", "limit_train", "limit_test", "skip_bad_images")
-    return {name: getattr(args, name) for name in options}
+    names = ("data_url", "image_size", "val_size", "limit_train", "limit_test", "skip_bad_images")
+    return {name: getattr(args, name) for name in names}
 
 
 # ---- what is written down ------------------------------------------------------------------------

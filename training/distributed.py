@@ -121,7 +121,7 @@ def local_tensor(tensor):
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def is_first():
+def is_main_process():
     """Whether this process is the first or only one; it need not have joined the others."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -26,7 +26,7 @@ SECONDS = 0.3  # of products of each type
 
 def report(args):
     """Prints what --doctor shows; returns the exit status."""
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return 0
     device = devices.select_device(args.device)
     waiting = start_requests(_addresses(args.data_url))  # they are answered meanwhile

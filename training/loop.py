@@ -120,7 +120,8 @@ def train_epoch(state, batches, step, stop=never, show=None):
         progress.count_step(num_images, loss_sum, correct, finite)
         if show:
             show(progress, loss_sum / num_images)
-        if any_stop_requested if is_distributed else stop():
+        stop_now = any_stop_requested if is_distributed else stop()
+        if stop_now:
             _check_state(model, optimizer, progress, lr, ranks)  # what is saved now must be good
             progress.seconds = time.perf_counter() - start
             raise Interrupted

@@ -1,6 +1,6 @@
 """Muon for convolutions and SGD for the rest, as in the fastest training on CIFAR.
 
-Muon orthogonalises the momentum of each weight (K. Jordan, github.com/KellerJordan/Muon). This
+Muon orthogonalizes the momentum of each weight (K. Jordan, github.com/KellerJordan/Muon). This
 variant (of arXiv 2404.00498 and its repository) takes three steps of Newton-Schulz, resets the norm
 of each weight before the update, and takes SGD with Nesterov momentum for all other parameters.
 """

@@ -196,7 +196,7 @@ def _layer_groups(model, weight_decay, layer_decay, exempt):
 
 
 def muon_groups(groups, model, saved=None):
-    """The groups, each split into what Muon orthogonalises and what AdamW trains ("use_fallback").
+    """The groups, each split into what Muon orthogonalizes and what AdamW trains ("use_fallback").
 
     Muon is for the matrices and filters of hidden layers. The first convolution or patch embedding,
     the classifier, other embeddings, norms and biases are trained by AdamW: see the usage in

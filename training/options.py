@@ -1,6 +1,6 @@
 """The options of the training scripts, in groups, with their types and help.
 
-What each of them is about stands in common/scopes.py.
+common/scopes.py says what each option concerns.
 """
 
 import argparse

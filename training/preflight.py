@@ -119,7 +119,7 @@ def dry_run(args, gpu_memory):
 
     gpu_memory: GB of the GPU to plan for, None for the device of this machine.
     """
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return 0
     if gpu_memory:
         device, free = "cuda", gpu_memory * GB
@@ -155,7 +155,7 @@ def dry_run(args, gpu_memory):
 
 def number_of_classes(args):
     """Of the dataset, where one is named; else those that the model is listed with."""
-    if args.origin["dataset"] == "default":
+    if args.origin["dataset"] == "default" and not args.config:
         return models.MODELS[args.model].classes if args.model in models.MODELS else 1000
     if args.dataset == "folder":
         directory = Path(args.data_dir) / "train"

@@ -73,7 +73,7 @@ def newest_unfinished(root="runs"):
         command = str(read_json(run / "config.json").get("command", script)).split()
         status = read_json(run / "summary.json").get("status", "not finished")
         if command[:1] == [script] and status != "finished" and not run_directory.is_locked(run):
-            if distributed.is_first():
+            if distributed.is_main_process():
                 print(f"resuming {run} ({printable(str(status))})")
             return run
     raise UserError(f"--resume: {root}/ holds no unfinished run of this script: name one", 2)
@@ -165,7 +165,8 @@ def check_epochs(args, saved, steps_per_epoch):
     """Refuses another --epochs with which the run would have taken other steps from the start."""
     if saved is None or args.epochs == saved["training"]["arguments"]["epochs"]:
         return
-    for conflict in _epoch_conflicts(args, saved["training"], steps_per_epoch):
+    conflict = next(_epoch_conflicts(args, saved["training"], steps_per_epoch), None)
+    if conflict:
         raise UserError(f"--epochs {args.epochs}{conflict}", 2)
 
 
