@@ -18,6 +18,7 @@ from helpers.extras import find_chromium, pytest_runtest_makereport  # noqa: F40
 from helpers.paths import ROOT
 from helpers.pets import make_pets
 from helpers.processes import Forks
+from helpers.published import runs  # noqa: F401
 from helpers.runs import OPTIONS, TINY, stopped_after
 
 from analysis import figures
