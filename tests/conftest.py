@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
+from helpers.archives import make_archive  # noqa: F401
 from helpers.extras import find_chromium, pytest_runtest_makereport  # noqa: F401
 from helpers.paths import ROOT
 from helpers.pets import make_pets

@@ -96,13 +96,14 @@ def resolve(parser, argv=None, given=None):
         return resume.resolve(defaults(parser), given)
     config, config_origin = read_config(given["config"], parser) if "config" in given else ({}, {})
     args = merge(value_sources(parser, given, config, config_origin), defaults(parser))
-    # What the config's run had from a recipe or by default was not asked for: where it would be the
-    # same without this config, its source isn't the config.
-    explicit_config = _explicit_values(config, config_origin, given)
-    without = merge(value_sources(parser, given, explicit_config, config_origin), defaults(parser))
-    for name, source in args.origin.items():
-        if source == "config" and getattr(args, name) == getattr(without, name):
-            args.origin[name] = without.origin[name]
+    if config:
+        # What the config's run had from a recipe or by default was not asked for. Where the value
+        # would be the same without it, the config isn't its source.
+        asked_for = _explicit_values(config, config_origin, given)
+        without = merge(value_sources(parser, given, asked_for, config_origin), defaults(parser))
+        for name, source in args.origin.items():
+            if source == "config" and getattr(args, name) == getattr(without, name):
+                args.origin[name] = without.origin[name]
     if args.lr is None:
         raise UserError(f"--optimizer {args.optimizer} has no default learning rate: add --lr", 2)
     return args, None

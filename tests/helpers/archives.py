@@ -7,6 +7,7 @@ import struct
 import tarfile
 
 import numpy as np
+import pytest
 
 from datasets import archives
 
@@ -65,3 +66,20 @@ def publish(monkeypatch, name, raw):
     """Makes `raw` the published archive."""
     archive = archives.ARCHIVES[name]._replace(size=len(raw), md5=hashlib.md5(raw).hexdigest())
     monkeypatch.setitem(archives.ARCHIVES, name, archive)
+
+
+@pytest.fixture
+def make_archive(tmp_path, monkeypatch):
+    """make_archive(name, edit, extra) publishes a small archive and returns (path, contents)."""
+
+    def make(name="cifar10", edit=None, extra=(), directory=tmp_path / "data"):
+        contents, archive = archive_contents(name), archives.ARCHIVES[name]
+        if edit:
+            edit(contents)
+        directory.mkdir(exist_ok=True)
+        path = directory / archive.file
+        write_archive(path, archive.folder, contents, extra)
+        publish(monkeypatch, name, path.read_bytes())
+        return path, contents
+
+    return make
