@@ -58,6 +58,35 @@ def test_the_digest_depends_on_values_types_and_shapes():
     assert len({checkpoint.digest(state) for state in [STATE, *changed]}) == 1 + len(changed)
 
 
+THREADS_OF_A_SAVE = """
+import os, threading, torch
+from common import checkpoint
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+def save():
+    before = threads()
+    checkpoint.save({"weight": weight}, "a.pt")
+    print(threads() - before)
+
+weight = torch.ones(64, 64, 3, 3).contiguous(memory_format=torch.channels_last) + 1
+assert threads() > 1 and torch.get_num_threads() == 2  # that operation was parallel
+thread = threading.Thread(target=save)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux")
+def test_a_thread_that_saves_starts_no_others(tmp_path):
+    """They would make the threads that train sleep at each wait, see checkpoint._bytes."""
+    env = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", THREADS_OF_A_SAVE]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.stdout == "0\n", result.stderr
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.0005, 0.03, 0.3, 0.9, 0.9999])
 def test_a_truncated_file_is_refused(path, keep):
     raw = path.read_bytes()
