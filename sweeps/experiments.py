@@ -28,7 +28,7 @@ RECORD = "--tta flip-shift"
 CROP_FLIP = "--augment crop,flip --crop-padding zero"
 JITTER = "--augment crop,flip,color_jitter --crop-padding zero --jitter 0.4"
 # The first was fixed beforehand; the others were chosen on held-out images for at most 0.75 of the
-# time (docs/results.md, "Smaller images").
+# time (docs/results.md, "Smaller images early in training").
 SMALLER = "--epochs 10 --progressive 20:0,24:0.35,32:0.65"
 SMALLER_20 = "--epochs 12 --progressive 20:0,24:0.5,32:0.87"
 SMALLER_18 = "--epochs 6 --progressive 16:0,24:0.5,32:0.85"
@@ -97,7 +97,7 @@ EXPERIMENTS = {
         {"5-epochs": "--model resnet20 --epochs 5", "30-epochs": "--model resnet20 --epochs 30"},
         (("are six times the epochs worth it?", "30-epochs", "5-epochs"),), timed=True),
     "progressive": Experiment(
-        "smaller images early in training: ResNet-20 and ResNet-18 on 10,000 images and on all",
+        "smaller images early in training: two networks on 10,000 images, ResNet-20 on all",
         {"resnet20": f"{SUBSET} --model resnet20 --epochs 10",
          "resnet20-progressive": f"{SUBSET} --model resnet20 {SMALLER_20}",
          "resnet18": f"{SUBSET} --model resnet18 --epochs 5",
