@@ -20,8 +20,8 @@ from common import files
 from common.errors import UserError, first_line
 
 FORMAT = 1
-# By the size of an element: types that numpy has, too. It has no bfloat16.
-SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+# Bytes of an element -> the type that it is viewed as for numpy, which has no bfloat16.
+NUMPY_TYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
 def digest(value):
@@ -51,11 +51,12 @@ def digest(value):
 def _bytes(tensor):
     """The elements of a tensor in their order, as an array of uint8.
 
-    numpy makes the copy, in this thread. A copy by torch would start OpenMP threads of its own in
-    the thread that saves. libgomp lets threads sleep while they wait if there are more of them than
-    cores: on two cores, epochs of ResNet-20 took 1.3 times as long after the first save of a run.
+    numpy copies them in the calling thread. torch would start OpenMP threads for the thread that
+    saves, and then there are more OpenMP threads than cores. libgomp reacts by putting threads to
+    sleep while they wait, also those that train: on two cores, epochs of ResNet-20 took 1.3 times
+    as long after the first save of a run.
     """
-    array = tensor.detach().cpu().view(SAME_SIZE[tensor.element_size()]).numpy()
+    array = tensor.detach().cpu().view(NUMPY_TYPES[tensor.element_size()]).numpy()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 

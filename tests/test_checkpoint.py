@@ -58,6 +58,13 @@ def test_the_digest_depends_on_values_types_and_shapes():
     assert len({checkpoint.digest(state) for state in [STATE, *changed]}) == 1 + len(changed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64])
+def test_the_digest_does_not_depend_on_the_layout(dtype):
+    tensor = torch.arange(120).view(2, 3, 4, 5).to(dtype)
+    channels_last = tensor.contiguous(memory_format=torch.channels_last)
+    assert checkpoint.digest(channels_last) == checkpoint.digest(tensor)
+
+
 THREADS_OF_A_SAVE = """
 import os, threading, torch
 from common import checkpoint
