@@ -11,7 +11,7 @@ from helpers.errors import refused
 from helpers.training import CPU
 
 import models
-from training import devices, evaluation, linear_probe, mixed_precision
+from training import devices, environment, evaluation, linear_probe, mixed_precision
 from training.moving_average import MovingAverage
 
 BF16 = torch.bfloat16
@@ -54,8 +54,8 @@ def test_precision_is_chosen_for_the_device():
 
 
 @pytest.mark.parametrize("has_bf16", [False, True])
-def test_automatic_precision_is_bf16_where_the_device_computes_in_it(has_bf16, monkeypatch):
-    """A GPU that only emulates bf16 doesn't."""
+def test_automatic_precision_is_bf16_where_the_device_is_fast_in_it(has_bf16, monkeypatch):
+    """A GPU that only emulates bf16 is not, nor an Intel CPU without matrix instructions."""
 
     def is_bf16_supported(including_emulation=True):
         return including_emulation or has_bf16
@@ -66,7 +66,9 @@ def test_automatic_precision_is_bf16_where_the_device_computes_in_it(has_bf16, m
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
-    assert mixed_precision.amp_dtype("auto", CPU) == expected
+    for processor, dtype in (("AMD EPYC", expected), ("Intel(R) Xeon(R)", None)):
+        monkeypatch.setattr(environment, "processor", lambda processor=processor: processor)
+        assert mixed_precision.amp_dtype("auto", CPU) == dtype
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert mixed_precision.amp_dtype("auto", CPU) == BF16
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
@@ -74,7 +76,7 @@ def test_automatic_precision_is_bf16_where_the_device_computes_in_it(has_bf16, m
 
 
 def test_a_model_that_is_slower_in_bf16_stays_in_fp32_unless_asked(monkeypatch):
-    monkeypatch.setattr(mixed_precision, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(mixed_precision, "_cpu_is_fast_in_bf16", lambda: True)
     monkeypatch.setattr(models, "prefers_fp32", lambda name, device: name == "slow")
     for name, amp, dtype in (("slow", "auto", None), ("slow", "bf16", BF16), ("x", "auto", BF16)):
         assert mixed_precision.amp_dtype_for(name, amp, CPU) == dtype

@@ -36,9 +36,8 @@ def report(args):
     for line in _devices(facts["threads"]):
         print(line)
     chosen = mixed_precision.amp_dtype("auto", device)
-    bf16 = "yes" if chosen is torch.bfloat16 else "no"
     name = mixed_precision.name(chosen)
-    print(f"{device}: bf16 in hardware: {bf16}; --amp auto computes in {name}")
+    print(f"{device}: --amp auto computes in {name}")
     speeds = [
         f"{matrix_speed(device, dtype) / 1e9:,.0f} in {mixed_precision.name(dtype)}"
         for dtype in (torch.float32, torch.bfloat16)
