@@ -37,8 +37,18 @@ class Experiment:
         return self.directory.name
 
     @property
+    def seeds(self):
+        return max(len(group.counted) for group in self.groups)
+
+    @property
+    def progress(self):
+        """Such as "2 of 3 seeds"; "" if all that were planned are measured."""
+        planned = self.about.get("seeds", self.seeds)
+        return f"{self.seeds} of {planned} seeds" if self.seeds < planned else ""
+
+    @property
     def title(self):
-        return self.about["title"]
+        return self.about["title"] + (f" ({self.progress})" if self.progress else "")
 
     @property
     def selection(self):
@@ -193,6 +203,7 @@ def _is_complete(about):
         and isinstance(comparisons, list)
         and all(map(is_comparison, comparisons))
         and isinstance(about.get("data", {}), dict)
+        and isinstance(about.get("seeds", 0), int)
         and isinstance(reference, dict)
         and are_texts(reference.get("commits", []))
         and isinstance(reference.get("compared", ""), str)

@@ -3,13 +3,16 @@
     Campaign(EXPERIMENTS, options).run(seconds)        # exit status
 
 Runs are processes of the training scripts in <root>/<experiment>/<run>, as many at a time as asked.
-Finished runs are kept, interrupted ones resume. A run starts if its estimated time is left; one
-that takes longer is interrupted at the end of the budget, and resumes in the next campaign.
-Whatever is complete is published.
+Finished runs are kept, interrupted ones resume, and published ones are not repeated. A run starts
+if its estimated time is left; one that takes longer is interrupted at the end of the budget, and
+resumes in the next campaign. Seeds are published as soon as all trainings of an experiment have
+finished them.
 """
 
 import argparse
+import dataclasses
 import importlib
+import itertools
 import math
 import re
 import shlex
@@ -23,11 +26,13 @@ from typing import NamedTuple
 import torch
 
 import models
+from analysis import published
 from common import command_line
 from common.errors import UserError
 from sweeps import estimate, launch, plans
 from sweeps.experiments import EXPERIMENTS, repeat_command
 from sweeps.publish import about, commits_of, publish
+from training import arguments, devices, environment, mixed_precision
 
 TRAIN_IMAGES, TEST_IMAGES, _ = estimate.SIZES["cifar10"]
 START_SECONDS = 20  # of a process until its first step, and after its last one
@@ -62,18 +67,71 @@ def plan(name, options):
     parser = importlib.import_module(experiment.script).build_parser()
     weights = str(options.root / experiment.source / "last.pt")
     runs = []
-    for label, text in experiment.trainings.items():
-        words = shlex.split(f"{experiment.shared} {text}")
+    for run_name in experiment.run_names:
+        label, _, seed = run_name.rpartition("-s")
+        words = shlex.split(f"{experiment.shared} {experiment.trainings[label]}")
         words = [weights if word == "SOURCE_WEIGHTS" else word for word in words]
-        given = command_line.explicit(parser, words) | options.given
+        given = command_line.explicit(parser, words) | options.given | {"seed": int(seed)}
         dataset = given.get("dataset", "cifar10")
         if dataset in options.folders:
             given |= {"dataset": "folder", "data_dir": options.folders[dataset]}
-        for seed in range(experiment.n):
-            path = options.root / name / f"{label}-s{seed}"
-            run = plans.make_run(label, path, experiment.script, given | {"seed": seed}, parser)
-            runs.append(run)
-    return sorted(runs, key=lambda run: run.args.seed)
+        path = options.root / name / run_name
+        runs.append(plans.make_run(label, path, experiment.script, given, parser))
+    return runs
+
+
+def published_runs(name, results):
+    """{name: config.json} of an experiment's runs in results/. Raises UserError for others."""
+    directory = results / name
+    if not (directory / published.ABOUT).exists():
+        return {}
+    experiment = published.load(directory)
+    runs = dict(zip(experiment.about["runs"], experiment.configs))
+    others = set(runs) - set(EXPERIMENTS[name].run_names)
+    if others:
+        reason = f"holds {min(others)}, which {name} doesn't have"
+        raise UserError(f"{directory} {reason}: remove it, or choose another --results", 2)
+    return runs
+
+
+def in_results(run, config, results):
+    """A run as it was published, with its config.json. Raises UserError if it isn't the same."""
+    path = results / run.path.parent.name / run.path.name
+    saved = config | {"arguments": _without_directories(config["arguments"])}
+    args = argparse.Namespace(**_without_directories(vars(run.args)))
+    parser = importlib.import_module(run.script).build_parser()
+    found = plans.differences(args, saved, arguments.defaults(parser))
+    for key, here in _conditions(run).items():
+        if config.get(key) != here:
+            found.append(f"{key} is {config.get(key)} there, not {here}")
+    if found:
+        reason = f"{path} is another run: {'; '.join(found)}"
+        raise UserError(f"{reason} (remove it, or choose another --results)", 2)
+    return dataclasses.replace(run, path=path, state="finished")
+
+
+def _conditions(run):
+    """What the seeds of an experiment must share: the precision, and the machine if it is timed."""
+    device = devices.select_device(run.args.device)
+    dtype = mixed_precision.amp_dtype_for(run.args.model, run.args.amp, device)
+    facts = environment.environment(device) | {"precision": mixed_precision.name(dtype)}
+    timed = EXPERIMENTS[run.path.parent.name].timed
+    return {key: facts[key] for key in ("precision", *(("device", "threads") if timed else ()))}
+
+
+def _without_directories(values):
+    places = {name: values.get(name) for name in ("data_dir", "weights")}
+    return values | {name: Path(place).name for name, place in places.items() if place}
+
+
+def finished_rounds(runs):
+    """The runs of the first seeds, as far as all trainings have finished them.
+
+    runs: of an experiment, seed after seed.
+    """
+    rounds = [list(group) for _, group in itertools.groupby(runs, lambda run: run.args.seed)]
+    done = itertools.takewhile(lambda members: all(run.finished for run in members), rounds)
+    return [run for members in done for run in members]
 
 
 @lru_cache
@@ -112,18 +170,17 @@ def measured_speed(run, environment):
 
 
 class Campaign:
-    """The runs of some experiments, and how long each is expected to take.
+    """The runs of the experiments that are not published, or not all of their seeds.
 
-    again: also of those that are published already. Raises UserError if none can run.
+    Raises UserError if none can run.
     """
 
-    def __init__(self, names, options, again=False):
+    def __init__(self, names, options):
         self.options, self.failed = options, {}
-        self.settled = set()  # names of experiments that were published, or can't be
-        self.runs, self.sources, self.refused = {}, {}, {}  # by the name of the experiment
+        # By the name of the experiment; settled: how many runs were published, or can't be.
+        self.runs, self.sources, self.refused, self.settled = {}, {}, {}, {}
         for name in names:
-            if again or not (options.results / name).exists():
-                self._unless_refused(name, self._add_runs)
+            self._unless_refused(name, self._add_runs)
         for name in [name for name in self.runs if EXPERIMENTS[name].source]:
             self._unless_refused(name, self._add_source)
         if self.refused and not self.runs:
@@ -141,13 +198,21 @@ class Campaign:
             self.runs.pop(name, None)
 
     def _add_runs(self, name):
-        self.runs[name] = plan(name, self.options)
+        results = self.options.results
+        public = published_runs(name, results)
+        if len(public) < len(EXPERIMENTS[name].run_names):
+            runs = plan(name, self.options)
+            for i, run in enumerate(runs):
+                if run.path.name in public:
+                    runs[i] = in_results(run, public[run.path.name], results)
+            self.runs[name] = runs
+            self.settled[name] = len(public)
 
     def _add_source(self, name):
         """Finds the run whose weights an experiment needs."""
         source = EXPERIMENTS[name].source
         other = source.split("/")[0]
-        runs = self.runs.get(other) or plan(other, self.options)
+        runs = [*self.runs.get(other, []), *plan(other, self.options)]  # published: no weights
         self.sources[name] = next(run for run in runs if run.path == self.options.root / source)
 
     def _kind(self, run):
@@ -157,10 +222,11 @@ class Campaign:
         return *model, args.optimizer, args.progressive, args.freeze_backbone, timed
 
     def _update_speeds(self):
-        """Multiply-accumulates per second of the finished runs."""
+        """Multiply-accumulates per second of the finished runs, but those of results/."""
         self.speeds = {}
         for run in [run for runs in self.runs.values() for run in runs]:
-            summary = run.summary if run.finished else {}
+            is_here = run.path.parent.parent == self.options.root
+            summary = run.summary if is_here and run.finished else {}
             seconds = summary.get("train_seconds", 0) + summary.get("eval_seconds", 0)
             if seconds:
                 self.speeds.setdefault(self._kind(run), []).append(sum(work(run)) / seconds)
@@ -265,35 +331,36 @@ class Campaign:
             plans.check_data(run.args)
 
     def _publish(self, name, with_training=True):
-        """Publishes an experiment if it is complete, and prints where to, or why not.
+        """Publishes the finished rounds of an experiment, and prints where to, or why not.
 
         with_training: also runs of different commits, if short trainings agree.
         """
-        runs = self.runs.get(name)  # none of an experiment whose run is a source only
+        runs = finished_rounds(self.runs.get(name, []))  # none if a run of it is a source only
         target = self.options.results / name
-        if not runs or name in self.settled or not all(run.finished for run in runs):
+        if len(runs) <= self.settled.get(name, 0):
             return
         directories = [run.path for run in runs]
         if not with_training and len(commits_of(directories)) > 1:
             return
-        self.settled.add(name)
+        self.settled[name] = len(runs)
         experiment = EXPERIMENTS[name]
         names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
         folders = {Path(path).name: names[key] for key, path in self.options.folders.items()}
-        more = {"data": names | folders}
+        more = {"data": names | folders, "seeds": experiment.n}
         if experiment.selected_on_test:
             more["selected_on_test"] = experiment.selected_on_test
         text = about(experiment.title, experiment.comparisons, repeat_command(name), **more)
         try:
             publish(directories, target, text, with_training)
-            print(f"{name}: published in {target}", flush=True)
+            seeds = f"{len({run.args.seed for run in runs})} of {experiment.n} seeds"
+            print(f"{name}: {seeds} published in {target}", flush=True)
         except (UserError, OSError) as error:
-            print(f"{name}: complete, but left unpublished: {error}", flush=True)
+            print(f"{name}: finished, but left unpublished: {error}", flush=True)
 
     def report(self):
         """Prints what is left, and what failed."""
         if not self.runs and not self.refused:
-            print("nothing to run: all of it is published; --only NAME... repeats an experiment")
+            print("nothing to run: all of it is published; --results DIR repeats it")
         for cost, name in self.by_cost():
             count = len(self.missing(name))
             print(f"{name}: {count} to run, about {launch.clock(cost)}")

@@ -59,7 +59,7 @@ def campaign_parser():
     add("--budget", **time, help="90m, 3h or 1h30m").shown_default = "no limit"
     names = ", ".join(EXPERIMENTS)
     only = dict(nargs="+", choices=EXPERIMENTS, metavar="NAME")
-    add("--only", **only, help=f"from {names}; also those that are published already")
+    add("--only", **only, help=f"from {names}")
     add("--output-dir", default="runs/campaign", metavar="DIR", help="directory of the runs")
     add("--results", default="results", metavar="DIR", help="where to publish")
     add("--data-dir", default="data", metavar="DIR", help="directory of the archives")
@@ -110,7 +110,7 @@ def run_campaign(args):
     options = campaign.Options(root, Path(args.results), folders, given, args.jobs)
     names = args.only or list(EXPERIMENTS)
     if args.dry_run:
-        planned = campaign.Campaign(names, options, again=bool(args.only))
+        planned = campaign.Campaign(names, options)
         for _, name in planned.by_cost():
             for run in planned.missing(name):
                 print(f"{run.path}: {run.state}, about {launch.clock(planned.seconds(run))}")
@@ -118,7 +118,7 @@ def run_campaign(args):
         return 0
     warn_of_changes()
     with plans.lock(root):
-        return campaign.Campaign(names, options, again=bool(args.only)).run(args.budget)
+        return campaign.Campaign(names, options).run(args.budget)
 
 
 def warn_of_changes():

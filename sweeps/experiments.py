@@ -21,6 +21,11 @@ class Experiment(NamedTuple):
     timed: bool = False
     selected_on_test: str = ""
 
+    @property
+    def run_names(self):
+        """Seed after seed, so that the first runs compare all trainings."""
+        return [f"{label}-s{seed}" for seed in range(self.n) for label in self.trainings]
+
 
 CIFAR100 = "--dataset cifar100"
 RATES = {"adamw": "--lr 1e-3 --weight-decay 0.05", "sgd": "", "muon": ""}
@@ -122,6 +127,11 @@ EXPERIMENTS = {
 # fmt: on
 
 
-def repeat_command(name):
-    """The command that runs an experiment of the table."""
+def command(name):
+    """The command that runs what results/ lacks of an experiment."""
     return f"python sweep.py campaign --only {name}"
+
+
+def repeat_command(name):
+    """The command that runs all of a published experiment once more."""
+    return f"{command(name)} --results repeated"

@@ -182,10 +182,10 @@ def stored_state(run, defaults):
         raise UserError(
             f"{run.path} holds {', '.join(present)} but no readable config.json: remove it", 2
         )
-    differences = _differences(run.args, config, defaults)
-    if differences:
+    found = differences(run.args, config, defaults)
+    if found:
         raise UserError(
-            f"{run.path} holds another run: {'; '.join(differences)} "
+            f"{run.path} holds another run: {'; '.join(found)} "
             "(remove it, or use another --output-dir)",
             2,
         )
@@ -196,11 +196,11 @@ def stored_state(run, defaults):
     return "interrupted" if (run.path / "last.pt").is_file() else "new"
 
 
-def _differences(args, config, defaults):
+def differences(args, config, defaults):
     """Messages about the arguments of a run's config.json that differ from `args`."""
     saved, origin = config["arguments"], config.get("from")
     origin = origin if isinstance(origin, dict) else {}
-    differences = []
+    messages = []
     for key, value in arguments.as_dict(args).items():
         if key in saved:
             before = saved[key]
@@ -212,8 +212,8 @@ def _differences(args, config, defaults):
         is_location = key in LOCATION and not (key == "data_dir" and args.dataset == "folder")
         if before != value and not (automatic or cut_to_fit or is_location):
             wanted = "auto" if value is None else value
-            differences.append(f"{flag(key)} is {before} there, not {wanted}")
-    return differences
+            messages.append(f"{flag(key)} is {before} there, not {wanted}")
+    return messages
 
 
 def wait_until_free(path, seconds=10):

@@ -10,9 +10,10 @@ import re
 
 from analysis import curves, figures, published, replicates, results_page, tables
 from analysis.published import FIGURE
-from sweeps.experiments import EXPERIMENTS, repeat_command
+from sweeps.experiments import EXPERIMENTS, command
 
 MARKERS = ("<!-- results -->", "<!-- end of results -->")
+OTHER_SEEDS = " (the other seeds)"
 COMMANDS = "[results/README.md](results/README.md#not-measured) says what these are."
 HEAD = """\
 # Results
@@ -47,12 +48,12 @@ def pages(root, results):
     experiments = published.find(results)
     for experiment in experiments:
         experiment.check_notes()
-    done = {experiment.name for experiment in experiments}
-    missing = {
-        name: (experiment.title, repeat_command(name))
-        for name, experiment in EXPERIMENTS.items()
-        if name not in done
-    }
+    done = {experiment.name: len(experiment.about["runs"]) for experiment in experiments}
+    missing = {}  # {name: (what, command)}
+    for name, experiment in EXPERIMENTS.items():
+        if done.get(name, 0) < len(experiment.run_names):
+            what = experiment.title + (OTHER_SEEDS if name in done else "")
+            missing[name] = (what, command(name))
     page = results_page.page(experiments, missing.values(), results.resolve().name)
     texts = {results / "README.md": _overview(experiments, missing)}
     texts[root / "docs/results.html"] = page
@@ -140,10 +141,13 @@ def _accuracy(row):
 
 
 def _summary(experiments, missing):
-    """The table of README.md: a row for each experiment."""
+    """The table of README.md: a row for each experiment, but those with one of several seeds."""
     rows = []
     for experiment in experiments:
+        if experiment.progress and experiment.seeds == 1:
+            continue
         link = f"[{experiment.name}](results/README.md#{experiment.name})"
+        link += f", {experiment.progress}" if experiment.progress else ""
         accuracies = [f"{row['experiment']} {_accuracy(row)}" for row in experiment.rows]
         accuracies += [experiment.selection] if experiment.selection else []
         differences = [
@@ -162,5 +166,7 @@ def _summary(experiments, missing):
         )
     text = _as_written(tables.markdown_table(rows), "[", "]", "<br>") if rows else ""
     if missing:
-        text += f"\nNot measured: {', '.join(missing)}. {COMMANDS}\n"
+        begun = {experiment.name for experiment in experiments}
+        names = [name + (OTHER_SEEDS if name in begun else "") for name in missing]
+        text += f"\nNot measured: {', '.join(names)}. {COMMANDS}\n"
     return text

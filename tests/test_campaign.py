@@ -65,7 +65,7 @@ def test_a_model_that_starts_from_images_is_timed(tmp_path, monkeypatch, capsys)
     assert "no estimate (it needs" in capsys.readouterr().err
 
 
-ONE = "--model resnet20 --dataset shapes"
+ONE = "--model resnet20 --dataset shapes --amp off"
 LONG = Experiment("a long one", {"long": f"{ONE} --epochs 9"}, (), n=2)
 WAITING = LONG._replace(trainings={"long": f"{ONE} --epochs 1 --lr 5"}, n=1)
 FAILING = LONG._replace(trainings={"long": f"{ONE} --epochs 1 --lr 9"}, n=1)
@@ -126,14 +126,69 @@ def test_a_campaign_runs_the_cheapest_first_and_publishes(run, capsys):
     assert run(long=LONG, quick=QUICK) == 0
     out = capsys.readouterr().out
     assert started(out) == [*QUICK_RUNS, "long: long-s0", "long: long-s1"]
-    assert out.index("quick: published in results/quick") < out.index("long: long-s0")
+    assert out.index("quick: 2 of 2 seeds published in results/quick") < out.index("long: long-s0")
     (row,) = published.load("results/quick").differences
     assert (row["question"], row["difference"]) == ("does it help?", "+1.50")
     assert run(long=LONG, quick=QUICK) == 0 and started(capsys.readouterr().out) == []
-    shutil.rmtree("out/quick/b-s1")
-    assert run(long=LONG, quick=QUICK) == 0 and started(capsys.readouterr().out) == []
-    assert run("--only", "quick", quick=QUICK) == 0  # also what is published
-    assert started(capsys.readouterr().out) == ["quick: b-s1"]
+    shutil.rmtree("out/quick")
+    assert run("--only", "quick", quick=QUICK) == 0
+    assert "nothing to run: all of it is published" in capsys.readouterr().out
+    assert run("--only", "quick", "--results", "repeated", quick=QUICK) == 0
+    assert started(capsys.readouterr().out) == QUICK_RUNS
+
+
+def test_seeds_are_added_to_those_that_are_published(run, capsys):
+    """Where nothing but results/ is left, and the machine computes in the same precision."""
+    assert run(quick=QUICK) == 0
+    before = {path: path.read_text() for path in Path("results/quick").glob("*-s1/*")}
+    about = Path("results/quick/experiment.json")
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"seeds": 3}))
+    assert published.load("results/quick").progress == "2 of 3 seeds"
+    shutil.rmtree("out")
+    capsys.readouterr()
+    assert run(quick=QUICK._replace(n=3)) == 0
+    out = capsys.readouterr().out
+    assert started(out) == ["quick: a-s2", "quick: b-s2"]
+    assert "quick: 3 of 3 seeds published in results/quick" in out
+    assert all(path.read_text() == text for path, text in before.items())
+    experiment = published.load("results/quick")
+    assert experiment.progress == "" and len(experiment.about["runs"]) == 6
+
+
+def test_two_seeds_are_published_before_the_third(run, capsys):
+    table = QUICK._replace(n=3)
+    kill_at(Path("out/quick/a-s2"), signal.SIGTERM)
+    assert run(quick=table) == 128 + signal.SIGTERM
+    assert "quick: 2 of 3 seeds published" in capsys.readouterr().out
+    assert published.load("results/quick").title.endswith("(2 of 3 seeds)")
+    assert run(quick=table) == 0
+    assert "quick: 3 of 3 seeds published" in capsys.readouterr().out
+
+
+def test_published_runs_must_be_the_planned_ones(run, capsys, monkeypatch):
+    assert run(quick=QUICK) == 0
+    shutil.rmtree("out")
+    three = QUICK._replace(n=3)
+    longer = {label: f"{text} --lr 2" for label, text in three.trainings.items()}
+    for table, reason in (
+        (
+            three._replace(trainings=longer),
+            "results/quick/a-s0 is another run: --lr is 0.1 there, not 2.0",
+        ),
+        (
+            three._replace(trainings={"d": ONE}),
+            "results/quick holds a-s0, which quick doesn't have",
+        ),
+        (
+            three._replace(timed=True),
+            "results/quick/a-s0 is another run: device is none there, not cpu",
+        ),
+    ):
+        with refused(reason):
+            run(quick=table)
+    monkeypatch.setattr(campaign.mixed_precision, "name", lambda dtype: "bfloat16")
+    with refused("results/quick/a-s0 is another run: precision is float32 there, not bfloat16"):
+        run(quick=three)
 
 
 def test_a_campaign_starts_what_fits_and_names_the_rest(run, capsys):
@@ -155,7 +210,7 @@ def test_an_interrupted_campaign_resumes(run, capsys):
     assert "interrupted; the same command resumes out/long/long-s0" in capsys.readouterr().out
     assert run(long=WAITING) == 0
     assert Path("out/long/long-s0/starts").read_text() == "start\nresume\n"
-    assert "long: published in results/long" in capsys.readouterr().out
+    assert "long: 1 of 1 seeds published in results/long" in capsys.readouterr().out
 
 
 def test_a_run_that_takes_too_long_is_interrupted_at_the_end(run, capsys, monkeypatch):
@@ -186,7 +241,7 @@ def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, mon
         [*QUICK_RUNS, "long: long-s0", "long: long-s1", "needy: c-s0"]
     )
     names = ("quick", "long", "needy")
-    assert all(f"{name}: published in results/{name}" in out for name in names)
+    assert all(f"seeds published in results/{name}" in out for name in names)
     config = json.loads(Path("out/quick/a-s0/config.json").read_text())
     assert config["threads"] == max(1, torch.get_num_threads() // 2)
 
@@ -233,7 +288,7 @@ def test_an_experiment_whose_directory_holds_another_run_is_left_out(run, capsys
     assert run(long=other, quick=QUICK) == 1
     out = capsys.readouterr().out
     assert "long: left out: out/long/long-s0 holds another run: --epochs is 1 there" in out
-    assert "quick: published in results/quick" in out
+    assert "quick: 2 of 2 seeds published in results/quick" in out
     with refused("out/long/long-s0 holds another run"):
         run(long=other)
 
@@ -247,4 +302,4 @@ def test_a_complete_experiment_of_a_modified_tree_stays_unpublished(run, capsys)
     capsys.readouterr()
     assert run(quick=QUICK) == 0
     reason = "out/quick/b-s0 was made with a modified working tree"
-    assert f"quick: complete, but left unpublished: {reason}" in capsys.readouterr().out
+    assert f"quick: finished, but left unpublished: {reason}" in capsys.readouterr().out

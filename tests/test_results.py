@@ -10,6 +10,7 @@ from helpers.published import A, change, put
 
 from analysis import published
 from sweeps import results
+from sweeps.experiments import Experiment
 
 
 def test_accuracies_on_training_images_are_compared_where_they_were_measured(runs):
@@ -86,6 +87,26 @@ def test_the_pages_of_the_repository_are_made_from_its_results():
     for path, text in results.pages(ROOT, ROOT / "results").items():
         assert path.read_text() == text, f"{path}: python sweep.py report"
         assert len(text) < 300_000
+
+
+def test_the_pages_say_how_many_seeds_are_measured(runs, monkeypatch):
+    """One of several seeds is not shown in README.md."""
+    planned = Experiment("a title", {"alpha": "", "be": ""}, (), n=3)
+    monkeypatch.setattr(results, "EXPERIMENTS", {"x": planned})
+    Path("README.md").write_text("\n".join(results.MARKERS))
+    for count, members in ((1, [run for run in runs if run.name.endswith("-s0")]), (2, runs)):
+        put(members)
+        change(Path("results/x/experiment.json"), seeds=3)
+        pages = results.pages(Path(), Path("results"))
+        overview, page, readme = (
+            pages[Path(name)] for name in ("results/README.md", "docs/results.html", "README.md")
+        )
+        assert f"\nA title ({count} of 3 seeds).\n" in overview
+        assert "| x | a title (the other seeds) | `python sweep.py campaign --only x` |" in overview
+        assert f"a title ({count} of 3 seeds)" in page
+        assert "Not measured: x (the other seeds)." in readme
+        assert ("[x](results/README.md#x), 2 of 3 seeds |" in readme) == (count == 2)
+        assert ("alpha" in readme) == (count == 2)
 
 
 def test_what_was_selected_on_the_test_set_is_said_with_the_result(runs):
