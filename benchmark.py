@@ -43,7 +43,7 @@ def build_parser():
         add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
         if name != "data":
             choices = ("auto", "off", "bf16", "fp16")
-            precision = "precision; auto: bf16 where the device has it, else fp32 (off)"
+            precision = "precision; auto: bf16 where it is fast, else fp32 (off)"
             add("--amp", default="auto", choices=choices, help=precision)
         return add
 
@@ -85,7 +85,7 @@ def add_time_to(add):
     add("--model", default="airbench94", metavar="NAME", help=MODEL_HELP)
     add("--runs", type=number(int, low=1), default=1, metavar="N", help="with seeds 0 … N - 1")
     add("--output-dir", metavar="DIR", help="instead of runs/time-to/<dataset>-<model>")
-    add("--bare", action="store_true", help="also the bare step in bf16, and the runs' time in it")
+    add("--bare", action="store_true", help="also the bare step, and the runs' time in it")
     add("--json", metavar="FILE", help="write the results there")
     help = "arguments of the training script, after --"
     add("training", nargs="*", metavar="ARGUMENT", help=help)

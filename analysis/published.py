@@ -25,12 +25,16 @@ DECIMAL = r"\d+\.\d+"
 
 @dataclass
 class Experiment:
-    """about: experiment.json; groups: a replicates.Group for each label; configs: of all runs."""
+    """about: experiment.json; groups: a replicates.Group for each label; configs: of all runs.
+
+    planned: how many seeds there are to be, if it is known.
+    """
 
     directory: Path
     about: dict
     groups: list
     configs: list
+    planned: int = 0
 
     @property
     def name(self):
@@ -38,13 +42,12 @@ class Experiment:
 
     @property
     def seeds(self):
-        return max(len(group.counted) for group in self.groups)
+        return min(len(group.counted) for group in self.groups)
 
     @property
     def progress(self):
         """Such as "2 of 3 seeds"; "" if all that were planned are measured."""
-        planned = self.about.get("seeds", self.seeds)
-        return f"{self.seeds} of {planned} seeds" if self.seeds < planned else ""
+        return f"{self.seeds} of {self.planned} seeds" if self.seeds < self.planned else ""
 
     @property
     def title(self):
@@ -177,6 +180,9 @@ def load(directory):
         _check_replicates(directory, label, members)
     groups = [replicates.Group(label, list(runs.values())) for label, runs in by_label.items()]
     configs = [files.read_json(directory / name / "config.json") for name in names]
+    precisions = sorted({str(config.get("precision")) for config in configs})
+    if len(precisions) > 1:
+        raise _refusal(directory, f"has runs in {' and in '.join(precisions)}")
     experiment = Experiment(directory, about, groups, configs)
     _check_comparisons(experiment)
     tested = about.get("reference", {}).get("commits", [])
@@ -203,7 +209,6 @@ def _is_complete(about):
         and isinstance(comparisons, list)
         and all(map(is_comparison, comparisons))
         and isinstance(about.get("data", {}), dict)
-        and isinstance(about.get("seeds", 0), int)
         and isinstance(reference, dict)
         and are_texts(reference.get("commits", []))
         and isinstance(reference.get("compared", ""), str)

@@ -35,7 +35,8 @@ def page(experiments, missing, results):
 def _list_of_contents(experiments, missing):
     names = [(done.name, done.name, done.title) for done in experiments]
     if missing:
-        names.append(("not-measured", "not measured", f"{len(missing)} experiments"))
+        text = f"{len(missing)} experiments, or some of their seeds"
+        names.append(("not-measured", "not measured", text))
     items = [
         f'<li><a href="#{html.escape(key)}">{html.escape(name)}</a>: {html.escape(text)}</li>'
         for key, name, text in names

@@ -20,7 +20,7 @@ from common import checkpoint, files
 from common.errors import UserError
 from common.scopes import flag
 from sweeps import launch, plans
-from training import arguments, devices, optimizers
+from training import arguments, devices, mixed_precision, optimizers
 from training.checks import check_arguments
 from training.distributed import Ranks
 from training.progressive import size_schedule
@@ -181,13 +181,14 @@ def machine(run):
 
 
 def bare_steps(report, card, args, device, rounds):
-    """The bare step in bf16 at the full batch and size, and the runs' time relative to it.
+    """The bare step at the full batch and size, in the runs' precision, and their time in it.
 
     That is forward pass, backward pass and optimizer on one batch that is ready, in one piece.
     """
-    model = measure.to_device(models.from_card(card), device, torch.bfloat16)
-    optimizer = optimizers.create_optimizer(args, model, dtype=torch.bfloat16)
-    step = measure.training_step(model, optimizer, device, torch.bfloat16)
+    dtype = mixed_precision.amp_dtype_for(args.model, args.amp, device)
+    model = measure.to_device(models.from_card(card), device, dtype)
+    optimizer = optimizers.create_optimizer(args, model, dtype=dtype)
+    step = measure.training_step(model, optimizer, device, dtype)
     batch = measure.ready_batch(args.batch_size, card["image_size"], card["num_classes"], device)
     seconds = measure.repeated(device, rounds, lambda: step(*batch))
     epochs = PUBLISHED_EPOCHS.get(card["model"], report["epochs"])
@@ -229,7 +230,7 @@ def print_report(report):
     print(f"arithmetic: {speed:.3f} TFLOP/s, {share:.0f} % of a matrix product's {ceiling:.3f}")
     if "bare" in report:
         bare = report["bare"]
-        print(f"bare step in bf16: {measure.spread(bare['step_seconds'], '.3f')} s")
+        print(f"bare step: {measure.spread(bare['step_seconds'], '.3f')} s")
         ratio = measure.spread(bare["ratios"], ".3f")
         print(f"time to the end: {ratio} of {bare['epochs']} epochs of bare steps")
     if any(one["resumed"] for one in results):

@@ -5,14 +5,12 @@
 Runs are processes of the training scripts in <root>/<experiment>/<run>, as many at a time as asked.
 Finished runs are kept, interrupted ones resume, and published ones are not repeated. A run starts
 if its estimated time is left; one that takes longer is interrupted at the end of the budget, and
-resumes in the next campaign. Seeds are published as soon as all trainings of an experiment have
-finished them.
+resumes in the next campaign. A seed is published when all trainings of its experiment have finished
+it and those before it. Seeds of trainings that need weights are published together.
 """
 
 import argparse
-import dataclasses
 import importlib
-import itertools
 import math
 import re
 import shlex
@@ -26,13 +24,11 @@ from typing import NamedTuple
 import torch
 
 import models
-from analysis import published
-from common import command_line
+from common import command_line, files
 from common.errors import UserError
-from sweeps import estimate, launch, plans
+from sweeps import estimate, launch, plans, reference, seeds
 from sweeps.experiments import EXPERIMENTS, repeat_command
 from sweeps.publish import about, commits_of, publish
-from training import arguments, devices, environment, mixed_precision
 
 TRAIN_IMAGES, TEST_IMAGES, _ = estimate.SIZES["cifar10"]
 START_SECONDS = 20  # of a process until its first step, and after its last one
@@ -80,63 +76,9 @@ def plan(name, options):
     return runs
 
 
-def published_runs(name, results):
-    """{name: config.json} of an experiment's runs in results/. Raises UserError for others."""
-    directory = results / name
-    if not (directory / published.ABOUT).exists():
-        return {}
-    experiment = published.load(directory)
-    runs = dict(zip(experiment.about["runs"], experiment.configs))
-    others = set(runs) - set(EXPERIMENTS[name].run_names)
-    if others:
-        reason = f"holds {min(others)}, which {name} doesn't have"
-        raise UserError(f"{directory} {reason}: remove it, or choose another --results", 2)
-    return runs
-
-
-def in_results(run, config, results):
-    """A run as it was published, with its config.json. Raises UserError if it isn't the same."""
-    path = results / run.path.parent.name / run.path.name
-    saved = config | {"arguments": _without_directories(config["arguments"])}
-    args = argparse.Namespace(**_without_directories(vars(run.args)))
-    parser = importlib.import_module(run.script).build_parser()
-    found = plans.differences(args, saved, arguments.defaults(parser))
-    for key, here in _conditions(run).items():
-        if config.get(key) != here:
-            found.append(f"{key} is {config.get(key)} there, not {here}")
-    if found:
-        reason = f"{path} is another run: {'; '.join(found)}"
-        raise UserError(f"{reason} (remove it, or choose another --results)", 2)
-    return dataclasses.replace(run, path=path, state="finished")
-
-
-def _conditions(run):
-    """What the seeds of an experiment must share: the precision, and the machine if it is timed."""
-    device = devices.select_device(run.args.device)
-    dtype = mixed_precision.amp_dtype_for(run.args.model, run.args.amp, device)
-    facts = environment.environment(device) | {"precision": mixed_precision.name(dtype)}
-    timed = EXPERIMENTS[run.path.parent.name].timed
-    return {key: facts[key] for key in ("precision", *(("device", "threads") if timed else ()))}
-
-
-def _without_directories(values):
-    places = {name: values.get(name) for name in ("data_dir", "weights")}
-    return values | {name: Path(place).name for name, place in places.items() if place}
-
-
-def finished_rounds(runs):
-    """The runs of the first seeds, as far as all trainings have finished them.
-
-    runs: of an experiment, seed after seed.
-    """
-    rounds = [list(group) for _, group in itertools.groupby(runs, lambda run: run.args.seed)]
-    done = itertools.takewhile(lambda members: all(run.finished for run in members), rounds)
-    return [run for members in done for run in members]
-
-
 @lru_cache
-def _macs(model, arguments):
-    settings = models.parse_options(list(arguments), model)
+def _macs(model, options):
+    settings = models.parse_options(list(options), model)
     return models.describe(model, 10, 32, settings)[1]
 
 
@@ -149,15 +91,15 @@ def work(run):
     return macs * training, macs * passes * (args.limit_test or TEST_IMAGES)
 
 
-def measured_speed(run, environment):
+def measured_speed(run, variables):
     """Multiply-accumulates per second of a run, by a few timed steps; infinite if they fail.
 
     A run that can't start here is to say so itself. Frozen backbones are timed as trained ones.
-    environment: of its slot, which may limit its threads.
+    variables: of the environment of its slot, which may limit its threads.
     """
     args = argparse.Namespace(**vars(run.args) | {"freeze_backbone": False})
     threads = torch.get_num_threads()
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", threads)))
+    torch.set_num_threads(int(variables.get("OMP_NUM_THREADS", threads)))
     try:
         return sum(work(run)) / estimate.cost(args)[0]
     except UserError as error:
@@ -170,14 +112,15 @@ def measured_speed(run, environment):
 
 
 class Campaign:
-    """The runs of the experiments that are not published, or not all of their seeds.
+    """The runs of the experiments that results/ lacks, in whole or in part.
 
     Raises UserError if none can run.
     """
 
     def __init__(self, names, options):
         self.options, self.failed = options, {}
-        # By the name of the experiment; settled: how many runs were published, or can't be.
+        # By the name of the experiment; settled: how many runs are published, math.inf after a
+        # publication that was refused.
         self.runs, self.sources, self.refused, self.settled = {}, {}, {}, {}
         for name in names:
             self._unless_refused(name, self._add_runs)
@@ -199,34 +142,40 @@ class Campaign:
 
     def _add_runs(self, name):
         results = self.options.results
-        public = published_runs(name, results)
-        if len(public) < len(EXPERIMENTS[name].run_names):
-            runs = plan(name, self.options)
-            for i, run in enumerate(runs):
-                if run.path.name in public:
-                    runs[i] = in_results(run, public[run.path.name], results)
-            self.runs[name] = runs
-            self.settled[name] = len(public)
+        in_results = seeds.published_runs(name, results)
+        if set(EXPERIMENTS[name].run_names) <= set(in_results):
+            return
+        runs = plan(name, self.options)
+        for i, run in enumerate(runs):
+            config = in_results.get(run.path.name)
+            if config:
+                runs[i] = seeds.published_run(run, config, results)
+            if runs[i].state != "new":
+                seeds.check_conditions(runs[i], config or seeds.config_of(run))
+        self.runs[name], self.settled[name] = runs, len(in_results)
 
     def _add_source(self, name):
         """Finds the run whose weights an experiment needs."""
         source = EXPERIMENTS[name].source
         other = source.split("/")[0]
         runs = [*self.runs.get(other, []), *plan(other, self.options)]  # published: no weights
-        self.sources[name] = next(run for run in runs if run.path == self.options.root / source)
+        run = next(run for run in runs if run.path == self.options.root / source)
+        if run.state != "new":
+            seeds.check_conditions(run, seeds.config_of(run))
+        self.sources[name] = run
 
     def _kind(self, run):
         """Runs of the same kind have the same speed: those that are timed have all threads."""
         args, timed = run.args, self._is_timed(run)
         model = (args.model, tuple(args.model_arg))
-        return *model, args.optimizer, args.progressive, args.freeze_backbone, timed
+        return *model, args.optimizer, args.progressive, args.freeze_backbone, args.amp, timed
 
     def _update_speeds(self):
-        """Multiply-accumulates per second of the finished runs, but those of results/."""
+        """Multiply-accumulates per second of the runs that were finished on this machine."""
         self.speeds = {}
         for run in [run for runs in self.runs.values() for run in runs]:
-            is_here = run.path.parent.parent == self.options.root
-            summary = run.summary if is_here and run.finished else {}
+            path = self.options.root / run.path.parent.name / run.path.name
+            summary = files.read_json(path / "summary.json") if run.finished else {}
             seconds = summary.get("train_seconds", 0) + summary.get("eval_seconds", 0)
             if seconds:
                 self.speeds.setdefault(self._kind(run), []).append(sum(work(run)) / seconds)
@@ -331,36 +280,37 @@ class Campaign:
             plans.check_data(run.args)
 
     def _publish(self, name, with_training=True):
-        """Publishes the finished rounds of an experiment, and prints where to, or why not.
+        """Publishes the finished seeds of an experiment, and prints where to, or why not.
 
-        with_training: also runs of different commits, if short trainings agree.
+        with_training: also runs of different code, if short trainings agree.
         """
-        runs = finished_rounds(self.runs.get(name, []))  # none if a run of it is a source only
-        target = self.options.results / name
-        if len(runs) <= self.settled.get(name, 0):
+        runs = self.runs.get(name, [])  # none if a run of it is a source only
+        finished, experiment = seeds.finished_seeds(runs), EXPERIMENTS[name]
+        is_ready = len(finished) == len(runs) or not experiment.source
+        if not is_ready or len(finished) <= self.settled.get(name, 0):
             return
-        directories = [run.path for run in runs]
-        if not with_training and len(commits_of(directories)) > 1:
-            return
-        self.settled[name] = len(runs)
-        experiment = EXPERIMENTS[name]
+        target, directories = self.options.results / name, [run.path for run in finished]
         names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
         folders = {Path(path).name: names[key] for key, path in self.options.folders.items()}
-        more = {"data": names | folders, "seeds": experiment.n}
+        more = {"data": names | folders}
         if experiment.selected_on_test:
             more["selected_on_test"] = experiment.selected_on_test
         text = about(experiment.title, experiment.comparisons, repeat_command(name), **more)
+        count = f"{len({run.args.seed for run in finished})} of {experiment.n} seeds"
         try:
+            if not with_training and not reference.same_code(commits_of(directories)):
+                return
             publish(directories, target, text, with_training)
-            seeds = f"{len({run.args.seed for run in runs})} of {experiment.n} seeds"
-            print(f"{name}: {seeds} published in {target}", flush=True)
+            self.settled[name] = len(finished)
+            print(f"{name}: {count} published in {target}", flush=True)
         except (UserError, OSError) as error:
-            print(f"{name}: finished, but left unpublished: {error}", flush=True)
+            self.settled[name] = math.inf
+            print(f"{name}: {count} finished, but left unpublished: {error}", flush=True)
 
     def report(self):
         """Prints what is left, and what failed."""
         if not self.runs and not self.refused:
-            print("nothing to run: all of it is published; --results DIR repeats it")
+            print("nothing to run: all of it is published; see docs/usage.md to repeat it")
         for cost, name in self.by_cost():
             count = len(self.missing(name))
             print(f"{name}: {count} to run, about {launch.clock(cost)}")

@@ -61,7 +61,7 @@ def campaign_parser():
     only = dict(nargs="+", choices=EXPERIMENTS, metavar="NAME")
     add("--only", **only, help=f"from {names}")
     add("--output-dir", default="runs/campaign", metavar="DIR", help="directory of the runs")
-    add("--results", default="results", metavar="DIR", help="where to publish")
+    add("--results", default="results", metavar="DIR", help="where published runs are")
     add("--data-dir", default="data", metavar="DIR", help="directory of the archives")
     for name in ("cifar10", "cifar100"):
         text = f"take {name} from a folder of images, as --dataset folder does"

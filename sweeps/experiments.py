@@ -116,6 +116,9 @@ EXPERIMENTS = {
     "airbench94": Experiment(
         "time to 94 %", {"airbench94": f"--model airbench94 {RECORD}"}, (), n=5, timed=True,
         selected_on_test="the number of epochs"),
+    "airbench94-fp32": Experiment(
+        "time to 94 % in fp32", {"airbench94": f"--model airbench94 --amp off {RECORD}"}, (),
+        timed=True, selected_on_test="the number of epochs"),
     "airbench95": Experiment(
         "time to 95 %", {"airbench95": f"--model airbench95 {RECORD}"}, (), timed=True),
     "airbench96": Experiment(
@@ -127,11 +130,11 @@ EXPERIMENTS = {
 # fmt: on
 
 
-def command(name):
-    """The command that runs what results/ lacks of an experiment."""
+def missing_command(name):
+    """Runs what results/ lacks of an experiment."""
     return f"python sweep.py campaign --only {name}"
 
 
 def repeat_command(name):
-    """The command that runs all of a published experiment once more."""
-    return f"{command(name)} --results repeated"
+    """Runs all of a published experiment once more."""
+    return f"{missing_command(name)} --output-dir runs/repeated --results runs/repeated-results"

@@ -53,7 +53,7 @@ def publish(directories, target, about, with_training=False):
     same again changes nothing; more runs of an experiment are added.
     """
     target = Path(target)
-    old, new = (target.with_name(f".{target.name}.{word}") for word in ("old", "new"))
+    old, new = _neighbor(target, "old"), _neighbor(target, "new")
     runs, commits, trainings = {}, {}, set()
     for directory in directories:
         name, texts, config = public_run(Path(directory))
@@ -67,9 +67,8 @@ def publish(directories, target, about, with_training=False):
         script = config["command"].split(" ")[0]
         repeat = f"python {Path(script).name} --config {target.parent.name}/{target.name}"
         about = about | {"command": f"{repeat}/<run>/config.json"}
-    if old.exists() and not target.exists():  # interrupted between the two renames of _replace
-        old.rename(target)
-    _refuse_other_contents(target, runs)
+    restore(target)
+    refuse_other_contents(target, runs)
     if len(commits) > 1:
         about = about | {"reference": reference.agree(list(commits), trainings)}
     files.make_directory(target.parent)
@@ -79,6 +78,17 @@ def publish(directories, target, about, with_training=False):
         _replace(target, new, old)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _neighbor(target, word):
+    return target.with_name(f".{target.name}.{word}")
+
+
+def restore(target):
+    """Gives the target its contents back, after an end between the two renames of _replace."""
+    old = _neighbor(target, "old")
+    if old.exists() and not target.exists():
+        old.rename(target)
 
 
 def _write(directory, runs, about, target):
@@ -116,7 +126,7 @@ def _replace(target, new, old):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse_other_contents(target, runs):
+def refuse_other_contents(target, runs):
     """Raises UserError if the target holds anything else than these runs."""
     if not target.exists():
         return

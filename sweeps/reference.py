@@ -49,8 +49,7 @@ def agree(commits, trainings=()):
 
     trainings: commands that are compared where the code differs.
     """
-    first, *others = commits
-    if all(_same_code(first, other) for other in others):
+    if same_code(commits):
         return {"commits": commits, "compared": "the same code"}
     names = ", ".join(commit[:12] for commit in commits)
     if not trainings:
@@ -76,9 +75,10 @@ def _git(*arguments):
         raise UserError(f"git: {first_line(error.stderr)}", status=2) from error
 
 
-def _same_code(a, b):
-    """Whether all files that training uses are the same in two commits."""
-    return not _git("diff", "--name-only", a, b, "--", *CODE)
+def same_code(commits):
+    """Whether all files that training uses are the same in these commits. Raises UserError."""
+    commits = list(commits)
+    return not any(_git("diff", "--name-only", commits[0], b, "--", *CODE) for b in commits[1:])
 
 
 def digest(commit, training):

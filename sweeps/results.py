@@ -10,7 +10,7 @@ import re
 
 from analysis import curves, figures, published, replicates, results_page, tables
 from analysis.published import FIGURE
-from sweeps.experiments import EXPERIMENTS, command
+from sweeps.experiments import EXPERIMENTS, missing_command
 
 MARKERS = ("<!-- results -->", "<!-- end of results -->")
 OTHER_SEEDS = " (the other seeds)"
@@ -46,14 +46,17 @@ in another order, and results differ as between seeds.
 def pages(root, results):
     """{path: text} of all generated pages. Raises UserError."""
     experiments = published.find(results)
+    measured = {}
     for experiment in experiments:
         experiment.check_notes()
-    done = {experiment.name: len(experiment.about["runs"]) for experiment in experiments}
+        measured[experiment.name] = set(experiment.about["runs"])
+        if experiment.name in EXPERIMENTS:
+            experiment.planned = EXPERIMENTS[experiment.name].n
     missing = {}  # {name: (what, command)}
     for name, experiment in EXPERIMENTS.items():
-        if done.get(name, 0) < len(experiment.run_names):
-            what = experiment.title + (OTHER_SEEDS if name in done else "")
-            missing[name] = (what, command(name))
+        if set(experiment.run_names) - measured.get(name, set()):
+            what = experiment.title + (OTHER_SEEDS if name in measured else "")
+            missing[name] = (what, missing_command(name))
     page = results_page.page(experiments, missing.values(), results.resolve().name)
     texts = {results / "README.md": _overview(experiments, missing)}
     texts[root / "docs/results.html"] = page
@@ -141,11 +144,13 @@ def _accuracy(row):
 
 
 def _summary(experiments, missing):
-    """The table of README.md: a row for each experiment, but those with one of several seeds."""
+    """The table of README.md: a row for each experiment.
+
+    One of several seeds gives no interval: such an experiment has no row.
+    """
     rows = []
+    experiments = [one for one in experiments if not one.progress or one.seeds > 1]
     for experiment in experiments:
-        if experiment.progress and experiment.seeds == 1:
-            continue
         link = f"[{experiment.name}](results/README.md#{experiment.name})"
         link += f", {experiment.progress}" if experiment.progress else ""
         accuracies = [f"{row['experiment']} {_accuracy(row)}" for row in experiment.rows]
@@ -166,7 +171,7 @@ def _summary(experiments, missing):
         )
     text = _as_written(tables.markdown_table(rows), "[", "]", "<br>") if rows else ""
     if missing:
-        begun = {experiment.name for experiment in experiments}
-        names = [name + (OTHER_SEEDS if name in begun else "") for name in missing]
+        shown = {experiment.name for experiment in experiments}
+        names = [name + (OTHER_SEEDS if name in shown else "") for name in missing]
         text += f"\nNot measured: {', '.join(names)}. {COMMANDS}\n"
     return text

@@ -15,12 +15,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.errors import refused
+from helpers.published import change
 from helpers.runs import arguments, summary
 from helpers.sweeps import kill_at
 
 import sweep
 from analysis import published
-from sweeps import campaign, commands, estimate, launch
+from sweeps import campaign, commands, estimate, launch, reference, seeds
 from sweeps.experiments import EXPERIMENTS, Experiment
 from training.arguments import record
 
@@ -82,10 +83,10 @@ QUICK_RUNS = [f"quick: {label}-s{seed}" for seed in (0, 1) for label in "ab"]
 @pytest.fixture
 def run(monkeypatch, stand_in_runs):
     """run("--budget", "1h", long=LONG) -> exit status of a campaign with stand-in runs."""
-    monkeypatch.setattr(campaign, "measured_speed", lambda run, environment: 1e11)
+    monkeypatch.setattr(campaign, "measured_speed", lambda run, variables: 1e11)
 
     def run(*arguments, **table):
-        for module in (campaign, commands):
+        for module in (campaign, commands, seeds):
             monkeypatch.setattr(module, "EXPERIMENTS", table)
         return sweep.main(["campaign", "--output-dir", "out", "--device", "cpu", *arguments])
 
@@ -96,9 +97,9 @@ def test_an_estimate_follows_from_finished_runs_of_the_same_kind(tmp_path, monke
     """Not from runs of another optimizer; what an interrupted run has done is not counted."""
     both = {"a": f"{ONE} --epochs 4", "b": f"{ONE} --epochs 4 --optimizer adamw"}
     table = {"two": LONG._replace(trainings=both)}
-    for module in (campaign, commands):
+    for module in (campaign, commands, seeds):
         monkeypatch.setattr(module, "EXPERIMENTS", table)
-    monkeypatch.setattr(campaign, "measured_speed", lambda run, environment: math.inf)
+    monkeypatch.setattr(campaign, "measured_speed", lambda run, variables: math.inf)
     options = campaign.Options(tmp_path, tmp_path / "results", {}, {"device": "cpu"})
     by_name = {run.path.name: run for run in campaign.plan("two", options)}
     for name, left in (
@@ -107,7 +108,8 @@ def test_an_estimate_follows_from_finished_runs_of_the_same_kind(tmp_path, monke
     ):
         path, recorded = by_name[name].path, record(by_name[name].args, {})[0]
         path.mkdir(parents=True)
-        (path / "config.json").write_text(json.dumps({"arguments": recorded}))
+        config = {"arguments": recorded, "precision": "float32"}
+        (path / "config.json").write_text(json.dumps(config))
         (path / "last.pt").touch()
         (path / "summary.json").write_text(json.dumps(left))
     planned = campaign.Campaign(["two"], options)
@@ -131,64 +133,86 @@ def test_a_campaign_runs_the_cheapest_first_and_publishes(run, capsys):
     assert (row["question"], row["difference"]) == ("does it help?", "+1.50")
     assert run(long=LONG, quick=QUICK) == 0 and started(capsys.readouterr().out) == []
     shutil.rmtree("out/quick")
-    assert run("--only", "quick", quick=QUICK) == 0
-    assert "nothing to run: all of it is published" in capsys.readouterr().out
-    assert run("--only", "quick", "--results", "repeated", quick=QUICK) == 0
+    Path("results/quick").rename("results/.quick.old")  # as a power cut may leave it
+    for table in (QUICK, QUICK._replace(n=1)):
+        assert run("--only", "quick", quick=table) == 0
+        assert "nothing to run: all of it is published" in capsys.readouterr().out
+    elsewhere = ("--output-dir", "other", "--results", "repeated")
+    assert run("--only", "quick", *elsewhere, quick=QUICK) == 0
     assert started(capsys.readouterr().out) == QUICK_RUNS
+    assert published.load("repeated/quick").rows == published.load("results/quick").rows
 
 
-def test_seeds_are_added_to_those_that_are_published(run, capsys):
-    """Where nothing but results/ is left, and the machine computes in the same precision."""
+def test_seeds_are_added_to_those_that_are_published(run, monkeypatch, capsys):
+    """Of another commit with the same code, and with nothing but results/."""
     assert run(quick=QUICK) == 0
+    for path in Path("results/quick").glob("*/config.json"):
+        path.write_text(path.read_text().replace("c0ffee", "decade"))
     before = {path: path.read_text() for path in Path("results/quick").glob("*-s1/*")}
-    about = Path("results/quick/experiment.json")
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"seeds": 3}))
-    assert published.load("results/quick").progress == "2 of 3 seeds"
     shutil.rmtree("out")
+    monkeypatch.setattr(reference, "same_code", lambda commits: True)
     capsys.readouterr()
-    assert run(quick=QUICK._replace(n=3)) == 0
+    assert run(quick=QUICK._replace(n=3), long=LONG) == 0
     out = capsys.readouterr().out
-    assert started(out) == ["quick: a-s2", "quick: b-s2"]
-    assert "quick: 3 of 3 seeds published in results/quick" in out
+    assert started(out)[:3] == ["quick: a-s2", "quick: b-s2", "long: long-s0"]
+    assert out.index("quick: 3 of 3 seeds published in results/quick") < out.index("long-s0")
     assert all(path.read_text() == text for path, text in before.items())
-    experiment = published.load("results/quick")
-    assert experiment.progress == "" and len(experiment.about["runs"]) == 6
+    assert len(published.load("results/quick").about["runs"]) == 6
 
 
-def test_two_seeds_are_published_before_the_third(run, capsys):
-    table = QUICK._replace(n=3)
-    kill_at(Path("out/quick/a-s2"), signal.SIGTERM)
-    assert run(quick=table) == 128 + signal.SIGTERM
-    assert "quick: 2 of 3 seeds published" in capsys.readouterr().out
-    assert published.load("results/quick").title.endswith("(2 of 3 seeds)")
-    assert run(quick=table) == 0
-    assert "quick: 3 of 3 seeds published" in capsys.readouterr().out
-
-
-def test_published_runs_must_be_the_planned_ones(run, capsys, monkeypatch):
+def test_a_seed_is_published_before_the_next_one_starts(run, capsys):
     assert run(quick=QUICK) == 0
-    shutil.rmtree("out")
+    out = capsys.readouterr().out
+    assert out.index("quick: b-s0") < out.index("quick: 1 of 2 seeds published in results/quick")
+    assert out.index("quick: 1 of 2 seeds published") < out.index("quick: a-s1")
+
+
+def test_seeds_that_share_weights_are_published_together(run, capsys):
+    """The weights are not published, so that none can be added."""
+    table = {"long": LONG, "needy": NEEDY._replace(n=2)}
+    assert run("--only", "needy", **table) == 0
+    out = capsys.readouterr().out
+    assert "needy: 2 of 2 seeds published" in out and "needy: 1 of 2" not in out
+    with refused("results/needy lacks c-s2, which needs weights that aren't published"):
+        run("--only", "needy", **table | {"needy": NEEDY._replace(n=3)})
+
+
+def test_seeds_must_be_alike(run, monkeypatch):
+    assert run(quick=QUICK) == 0
     three = QUICK._replace(n=3)
+    Path("out").rename("elsewhere")
     longer = {label: f"{text} --lr 2" for label, text in three.trainings.items()}
     for table, reason in (
-        (
-            three._replace(trainings=longer),
-            "results/quick/a-s0 is another run: --lr is 0.1 there, not 2.0",
-        ),
-        (
-            three._replace(trainings={"d": ONE}),
-            "results/quick holds a-s0, which quick doesn't have",
-        ),
-        (
-            three._replace(timed=True),
-            "results/quick/a-s0 is another run: device is none there, not cpu",
-        ),
+        (three._replace(trainings=longer), "/a-s0 is another run: --lr is 0.1 there, not 2.0"),
+        (three._replace(trainings={"d": ONE}), " holds a-s0, which quick doesn't have"),
+        (three._replace(timed=True), "/a-s0: device is none there and would be cpu"),
     ):
-        with refused(reason):
+        with refused(f"results/quick{reason}"):
             run(quick=table)
-    monkeypatch.setattr(campaign.mixed_precision, "name", lambda dtype: "bfloat16")
-    with refused("results/quick/a-s0 is another run: precision is float32 there, not bfloat16"):
+    monkeypatch.setattr(seeds.mixed_precision, "name", lambda dtype: "bfloat16")
+    reason = "precision is float32 there and would be bfloat16 here: continue on a machine like"
+    with refused(f"results/quick/a-s0: {reason}"):
         run(quick=three)
+    shutil.rmtree("results")
+    shutil.rmtree("out")
+    Path("elsewhere").rename("out")
+    with refused(f"out/quick/a-s0: {reason}"):
+        run(quick=three)
+    Path("results/quick").mkdir(parents=True)
+    Path("results/quick/mine.txt").touch()
+    with refused("results/quick holds something else (mine.txt)"):
+        run(quick=three)
+
+
+def test_finished_runs_of_this_machine_give_its_speed(run):
+    options = campaign.Options(Path("out"), Path("results"), {}, {"device": "cpu"})
+    assert run(quick=QUICK) == 0
+    for path in Path().glob("*/quick/*/summary.json"):
+        change(path, train_seconds=10)
+    assert run("--dry-run", quick=QUICK._replace(n=3)) == 0
+    assert len(campaign.Campaign(["quick"], options).speeds) == 2
+    shutil.rmtree("out")
+    assert campaign.Campaign(["quick"], options).speeds == {}
 
 
 def test_a_campaign_starts_what_fits_and_names_the_rest(run, capsys):
@@ -302,4 +326,4 @@ def test_a_complete_experiment_of_a_modified_tree_stays_unpublished(run, capsys)
     capsys.readouterr()
     assert run(quick=QUICK) == 0
     reason = "out/quick/b-s0 was made with a modified working tree"
-    assert f"quick: finished, but left unpublished: {reason}" in capsys.readouterr().out
+    assert f"2 of 2 seeds finished, but left unpublished: {reason}" in capsys.readouterr().out

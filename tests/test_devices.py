@@ -66,8 +66,8 @@ def test_automatic_precision_is_bf16_where_the_device_is_fast_in_it(has_bf16, mo
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
-    for processor, dtype in (("AMD EPYC", expected), ("Intel(R) Xeon(R)", None)):
-        monkeypatch.setattr(environment, "processor", lambda processor=processor: processor)
+    for vendor, dtype in (("AuthenticAMD", expected), ("", expected), ("GenuineIntel", None)):
+        monkeypatch.setattr(environment, "_cpuinfo", {"vendor_id": vendor}.get)
         assert mixed_precision.amp_dtype("auto", CPU) == dtype
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert mixed_precision.amp_dtype("auto", CPU) == BF16

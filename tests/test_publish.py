@@ -109,6 +109,10 @@ def of_other_arguments(run):
         (lambda run: change(run / "summary.json", test_acc=99), "reports 99.00 % in summary.json"),
         (lambda run: change(run / "config.json", git=None), "be-s0 doesn't say its commit"),
         (resumed_when_modified, "be-s0 was made with a modified working tree"),
+        (
+            lambda run: change(run / "config.json", precision="bfloat16"),
+            "in bfloat16 and in float32",
+        ),
         (of_other_arguments, "results/x has runs of be that differ in"),
         (lambda run: run.rename(run.with_name("ce-s0")), "results/x lacks be-s0: it has the seeds"),
         (lambda run: run.rename(run.with_name("alpha-s0-2")), "another run is alpha-s0, too"),
@@ -145,7 +149,7 @@ def test_a_failure_while_copying_leaves_the_old_or_the_new(runs):
 
 def test_runs_of_different_commits_need_equal_reference_runs(runs, monkeypatch):
     other_commit(Path("runs/be-s1"))
-    monkeypatch.setattr(reference, "_same_code", lambda a, b: False)
+    monkeypatch.setattr(reference, "same_code", lambda commits: False)
     with refused("the runs are of different commits", "--reference"):
         put(runs)
     monkeypatch.setattr(reference, "digest", lambda commit, training: commit)

@@ -313,12 +313,19 @@ def test_a_last_pt_with_other_contents_is_refused(train, copy, change):
         train("--resume", copy)
 
 
+NAMES = {"off": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
 @pytest.mark.parametrize(("before", "after"), [("off", "fp16"), ("fp16", "bf16")])
-def test_a_run_resumes_in_another_precision(train, before, after):
+def test_a_run_resumes_in_another_precision_and_says_so(train, before, after, capsys):
     options = (*CNN, *words("--epochs 2 --ema-decay 0.8 --amp"), before)
     expected = train(*options, output="expected")
     cut = train(*options, output="cut", stop_after=4)
+    capsys.readouterr()
     train("--resume", cut, "--amp", after)
+    note = f"resuming in {NAMES[after]}: until here the run computed in {NAMES[before]} (--amp)"
+    assert capsys.readouterr().err.splitlines().count(note) == 1
+    assert note in (cut / "log.txt").read_text()
     ours, theirs = (float(rows(path)[-1]["train_loss"]) for path in (cut, expected))
     assert ours == pytest.approx(theirs, rel=0.05) and ours != theirs
 

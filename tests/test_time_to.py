@@ -72,7 +72,7 @@ def test_runs_are_trained_resumed_and_kept(time_runs, tmp_path, capsys):
     report = time_runs("--runs", 2, "--bare")
     assert len(time_runs.started) == 2
     text, bare = capsys.readouterr().out, report["bare"]
-    assert re.search(r"bare step in bf16: [\d.]+", text) and "of 2 epochs of bare steps" in text
+    assert re.search(r"bare step: [\d.]+", text) and "of 2 epochs of bare steps" in text
     charged = report["runs"][1]["charged_seconds"]
     assert bare["ratios"][1] == pytest.approx(charged / (2 * 3 * bare["step_seconds"][0]))
 

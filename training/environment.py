@@ -62,12 +62,22 @@ def _version(package):
 
 def processor():
     """The name of the processor, where the system tells it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def is_intel():
+    """Whether the processor says that it is Intel's; False if it says nothing."""
+    return "Intel" in (_cpuinfo("vendor_id") or platform.processor())
+
+
+def _cpuinfo(key):
+    """The value of a key for the first processor under Linux, or ""."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        line = next(line for line in lines if line.startswith("model name"))
-        return line.split(":", 1)[1].strip()
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        return ""
+    values = (line.split(":", 1)[1].strip() for line in lines if line.startswith(key))
+    return next(values, "")
 
 
 # Paths of git: all but the published results.

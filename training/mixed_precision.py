@@ -36,7 +36,7 @@ def _cpu_is_fast_in_bf16():
         return False
     if torch.cpu._is_amx_tile_supported():
         return True
-    return torch.cpu._is_avx512_bf16_supported() and "Intel" not in environment.processor()
+    return torch.cpu._is_avx512_bf16_supported() and not environment.is_intel()
 
 
 def autocast(device, dtype):

@@ -238,17 +238,24 @@ def open_directory(args, config, state, saved, curve):
             state.history = _history(rows, state.reported_columns(curve.name))
         if args.resume_previous:
             directory.restore_previous()
-            note = (
-                f"{directory.path}/last.pt is damaged: resuming from previous.pt, one save before"
+            _note(
+                directory,
+                f"{directory.path}/last.pt is damaged: resuming from previous.pt, one save before",
             )
-            print(note, file=sys.stderr)
-            directory.write_log(note)
+        before, now = directory.config.get("precision"), config["precision"]
+        if before not in (None, now):
+            _note(directory, f"resuming in {now}: until here the run computed in {before} (--amp)")
         directory.note_resumed(config, epoch=progress["epoch"] + 1)
         files.remove(directory.path / "summary.json")  # it is out of date
     except BaseException:
         directory.close()
         raise
     return directory
+
+
+def _note(directory, text):
+    print(text, file=sys.stderr)
+    directory.write_log(text)
 
 
 def _restore_best(directory, state, saved, curve):

@@ -113,10 +113,13 @@ class RunDir:
         with files.replacing(self.path / "last.pt") as file:
             file.write((self.path / "previous.pt").read_bytes())
 
+    @property
+    def config(self):
+        return read_json(self.path / "config.json")
+
     def note_resumed(self, config, epoch):
         """Replaces config.json and keeps what was in it before in the list "resumed"."""
-        path = self.path / "config.json"
-        before = read_json(path)
+        path, before = self.path / "config.json", self.config
         resumed = before.pop("resumed", [])
         before.pop("from", None)
         resumed = resumed if isinstance(resumed, list) else []
