@@ -99,18 +99,18 @@ def test_a_micro_batch_that_the_run_chose_is_no_difference():
     origin = {"micro_batch": "auto", "accumulate": "--micro-batch"}
     config = {"arguments": saved, "from": origin}
     args = argparse.Namespace(micro_batch=None, accumulate=1, dataset="shapes", origin={})
-    assert plans._differences(args, config, {}) == []
+    assert plans.differences(args, config, {}) == []
     args.micro_batch = 0
-    assert plans._differences(args, config, {}) == ["--micro-batch is 16 there, not 0"]
+    assert plans.differences(args, config, {}) == ["--micro-batch is 16 there, not 0"]
 
 
 def test_a_run_of_an_earlier_version_had_the_defaults():
     config, origin = {"arguments": {"lr": 1}}, {"lookahead": "command line"}
     args = argparse.Namespace(lr=1, lookahead=0, origin=origin, dataset="shapes")
-    assert plans._differences(args, config, {"lookahead": 0}) == []
+    assert plans.differences(args, config, {"lookahead": 0}) == []
     args.lookahead = 5
     expected = ["--lookahead is 0 there, not 5"]
-    assert plans._differences(args, config, {"lookahead": 0}) == expected
+    assert plans.differences(args, config, {"lookahead": 0}) == expected
 
 
 def test_a_directory_with_another_run_is_refused(run):
