@@ -100,7 +100,8 @@ EXPERIMENTS = {
     "resnet20-epochs": Experiment(
         "ResNet-20 with its recipe, for 5 and for 30 epochs",
         {"5-epochs": "--model resnet20 --epochs 5", "30-epochs": "--model resnet20 --epochs 30"},
-        (("are six times the epochs worth it?", "30-epochs", "5-epochs"),), timed=True),
+        (("are six times the epochs worth it?", "30-epochs", "5-epochs"),),
+        "--eval-every 5", timed=True),
     "progressive": Experiment(
         "smaller images early in training: two networks on 10,000 images, ResNet-20 on all",
         {"resnet20": f"{SUBSET} --model resnet20 --epochs 10",
