@@ -116,7 +116,7 @@ def check_models_options(args):
         raise UserError("--runs needs --output DIR: the plot is written there", 2)
     if args.precisions or args.quick:
         ignored = dict(suite="table", image_size=None, classes=None, inference_batch_size=None)
-        ignored |= dict(skip_training=False, output=None, timm_results=None)
+        ignored |= dict(skip_training=False, output=None, timm_results=None, amp="auto")
         for name, default in ignored.items():
             if getattr(args, name) != default:
                 raise UserError(f"{flag(name)} has no meaning with --precisions or --quick", 2)

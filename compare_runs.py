@@ -135,13 +135,17 @@ def check_files(args):
     if args.show and (args.no_figures or args.watch):
         other = "--no-figures" if args.no_figures else "--watch"
         raise UserError(f"--show can't be used with {other}", status=2)
+    if args.no_figures and args.output:
+        raise UserError("--output names a figure and can't be used with --no-figures", status=2)
+    if not args.baseline and tables.DIFFERENCE_COLUMNS.keys() & set(args.columns or ()):
+        raise UserError("--columns: differences need --baseline RUN", status=2)
     if not args.no_figures:
         figures.check_places(args.output)
     outputs = [("--table", path, tuple(tables.SUFFIXES.values())) for path in args.table]
     if args.html:
         outputs.append(("--html", args.html, (".html",)))
     for option, path, suffixes in outputs:
-        if not path.endswith(suffixes) or not Path(path).parent.is_dir():
+        if Path(path).suffix not in suffixes or not Path(path).parent.is_dir():
             kind = f"a {' or '.join(suffixes)} file in an existing directory"
             raise UserError(f"{option} {path}: must be {kind}", status=2)
     if args.html:

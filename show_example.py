@@ -81,10 +81,14 @@ def check(args):
     ignored = []
     if args.image:
         ignored += ["dataset", "data_dir", "count"]
+    if args.index:
+        ignored += ["count"]
     if modes:
         ignored += ["explain", "count"]
     if args.export or args.serve:
         ignored += ["json", "dataset", "data_dir"]
+    if args.serve:
+        ignored += ["output"]
     for name in ignored:
         if getattr(args, name):
             raise UserError(f"{flag(name)} has no meaning with {(modes + choices)[0]}", status=2)

@@ -111,8 +111,15 @@ def execute(args, runs, todo, slots, parameters):
     return launch.execute(launch.in_order(todo), start, slots, progress.report)
 
 
-def refuse_modified_tree():
+def check_publication(args, runs, todo):
     """Raises UserError before runs start that could not be published."""
+    target, seeds = Path(args.publish), " ".join(map(str, args.seeds))
+    if sorted(args.seeds) != list(range(len(args.seeds))):
+        raise UserError(f"--publish needs --seeds 0 to n-1, not {seeds}", 2)
+    publish.refuse_other_contents(target, {run.path.name: {} for run in runs})
+    for run in todo:
+        if (target / run.path.name).exists():
+            raise UserError(f"{target} holds another run {run.path.name}: remove it first", 2)
     git = environment.git_state()
     if not git or git["dirty"]:
         raise UserError("--publish needs an unmodified working tree: commit the changes first", 2)
@@ -122,7 +129,8 @@ def publish_runs(args, given, runs):
     """Copies the runs to --publish. Raises UserError."""
     suite = SUITES[args.suite]
     of_sweep = {"own_recipes": True} if args.own_recipes else {}
-    chosen = words(publish.public_arguments(given) | of_sweep)
+    public = {key: value for key, value in given.items() if key != "data_url"}
+    chosen = words(publish.public_arguments(public) | of_sweep)
     for option, values in (("--seeds", args.seeds), ("--only", args.only)):
         chosen += [option, *map(str, values)] if values else []
     command = shlex.join(["python", "sweep.py", args.suite, *chosen])
@@ -152,8 +160,8 @@ def main(argv=None):
     todo = [run for run in runs if run.state != "finished"]
     if args.launcher == "local":
         slots = launch.find_slots(runs[0].args.device, args.jobs or 1)
-    else:  # SLURM has a slot for each run, unless --jobs limits them
-        slots = [None] * min(args.jobs or len(todo), len(todo))
+    else:  # all are submitted at once; SLURM starts --jobs of them at a time
+        slots = [None] * len(todo)
     parameters = slurm_parameters(args, root.name, len(todo))
     states = [run.state for run in runs]
     finished, interrupted, new = map(states.count, ("finished", "interrupted", "new"))
@@ -165,11 +173,12 @@ def main(argv=None):
             print(shlex.join(run.command))
         for command in afterwards:
             print(shlex.join(command))
-        estimate.print_plan(todo, len(slots), timed=not args.no_estimate)
+        jobs = min(args.jobs or len(slots), len(slots))
+        estimate.print_plan(todo, jobs, timed=not args.no_estimate)
         return 0
 
     if args.publish and todo:
-        refuse_modified_tree()
+        check_publication(args, runs, todo)
     with plans.lock(root):
         failed, stopped = execute(args, runs, todo, slots, parameters)
         if stopped:

@@ -111,10 +111,17 @@ def _draw_panel(axis, name, groups, options):
         x, mean, std = (np.asarray(values, dtype=float) for values in group.band(name, options.x))
         if not len(x):
             continue
+        smooth, last = _smoothed(mean, options.smooth), mean[-1]
+        std = _smoothed(std, options.smooth)
+        if logarithmic:  # zero has no place on the axis
+            shown = smooth > 0
+            x, mean, smooth = x[shown], mean[shown], smooth[shown]
+            std = std[shown] if len(std) else std
+            if not len(x):
+                continue
         ends |= {x[0], x[-1]}
         style = line_style(number)
         style["linewidth"] *= options.size.font / 10
-        smooth = _smoothed(mean, options.smooth)
         if options.smooth > 1 and number is not None and len(groups) <= CURVES_WITH_RAW:
             faint = dict(alpha=0.25, linewidth=0.6, linestyle="-", marker=None)
             axis.plot(x, mean, **style | faint)
@@ -125,24 +132,23 @@ def _draw_panel(axis, name, groups, options):
         if number is None:
             continue
         if len(std):
-            std = _smoothed(std, options.smooth)
-            lowest = 1e-9 + 0.5 * smooth.min() if logarithmic else -np.inf
+            lowest = 0.5 * smooth.min() if logarithmic else -np.inf
             low, color = np.maximum(smooth - std, lowest), style["color"]
             axis.fill_between(x, low, smooth + std, color=color, alpha=0.15, linewidth=0)
         label = group.label
         if len(measured_on) > 1 and len(groups) <= MOST and group.measured_on:
             label += f", {group.measured_on}"
-        curves.append(Curve(label, line, mean[-1], x[-1], smooth[-1]))
+        curves.append(Curve(label, line, last, x[-1], smooth[-1]))
     axis.set_xlabel(X_TITLES[options.x])
     axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)
     axis.margins(x=0.02)
     if len(ends) == 1:  # a single epoch: without ticks at its fractions
         axis.set_xticks([*ends])
     figures.tidy(axis)
-    if logarithmic and curves:
+    if logarithmic and ends:
         axis.set_yscale("log")
         figures.plain_numbers(axis.yaxis)
-    if not curves:
+    if not ends:
         say_empty(axis)
     return curves
 

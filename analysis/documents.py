@@ -93,6 +93,7 @@ UNCHANGED = {
     "lora_rank": 0,
     "limit_train": 0,
     "limit_test": 0,
+    "val_size": 0,
 }
 
 

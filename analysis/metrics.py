@@ -120,10 +120,12 @@ class Run:
         self.path = path = Path(path)
         self.in_directory = path.name == "metrics.csv"
         self.name = printable(path.resolve().parent.name if self.in_directory else path.stem)
-        self.is_ours = (path.parent / "config.json").is_file()
         self.summary = read_json(path.parent / "summary.json") if self.in_directory else {}
         config = read_json(path.parent / "config.json") if self.in_directory else {}
         self.arguments = _dict_or_empty(config.get("arguments"))
+        # Other programs write a config.json, too; a damaged one may be ours.
+        has_config = self.in_directory and (path.parent / "config.json").is_file()
+        self.is_ours = has_config and (not config or "arguments" in config)
         self.origins = _dict_or_empty(config.get("from"))  # where each argument's value came from
         self.started = _start_time(config)
         family = config.get("family")  # of its model
@@ -223,14 +225,17 @@ class Run:
 
     @property
     def accuracy(self):
-        """Test accuracy in percent: the summary's, else of the last evaluation; None if unknown.
+        """Test accuracy in percent: the summary's, else of the last test; None if unknown.
 
-        A run of ours with held-out images has none before its final test.
+        A run of ours with held-out images has none before its final test. Of another program's
+        file without test images, it is the last accuracy of whatever was evaluated.
         """
         if self.scalars["test"] is not None:
             return self.scalars["test"]
-        is_test = not self.is_ours or self.evaluation.endswith("test")
-        return self.scalars["last"] if is_test else None
+        tests = self.curve("ema_test_acc")[1] or self.curve("test_acc")[1]
+        if tests:
+            return tests[-1]
+        return None if self.is_ours else self.scalars["last"]
 
     @cached_property
     def scalars(self):
@@ -244,7 +249,7 @@ class Run:
         if not self.summary and accuracy and len(seconds) == len(self.epochs):
             to90, to95 = (self._seconds_to(share * accuracy[-1]) for share in (0.9, 0.95))
         return {
-            "epochs": _last(self.epochs),
+            "epochs": self._epochs_trained(),
             "last": _last(accuracy),
             "best": best,
             "best_epoch": epochs[accuracy.index(best)] if accuracy else None,
@@ -264,6 +269,12 @@ class Run:
             "to90": to90,
             "to95": to95,
         }
+
+    def _epochs_trained(self):
+        if not self.epochs:
+            return None
+        counts_from_zero = self.epochs[0] == 0  # as Keras does
+        return self.epochs[-1] + 1 if counts_from_zero else self.epochs[-1]
 
     def _seconds_to(self, accuracy):
         """Seconds of training until the evaluation first reached an accuracy."""
@@ -287,12 +298,19 @@ def load_runs(patterns):
         if run.problem:
             print(f"{run.path} {run.problem}", file=sys.stderr)
     _check_common_curve(readable)
-    names = Counter(run.name for run in runs)
-    for run in runs:
-        if names[run.name] > 1:
-            path = run.path.resolve()
-            run.name = printable("/".join((path.parent if run.in_directory else path).parts[-2:]))
+    _make_names_differ(runs)
     return runs
+
+
+def _make_names_differ(runs):
+    """Puts as many directories before equal names as needed."""
+    for count in range(2, 2 + max(len(run.path.resolve().parts) for run in runs)):
+        names = Counter(run.name for run in runs)
+        for run in runs:
+            if names[run.name] > 1:
+                path = run.path.resolve()
+                parts = (path.parent if run.in_directory else path).parts
+                run.name = printable("/".join(parts[-count:]))
 
 
 def _check_common_curve(runs):

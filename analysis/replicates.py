@@ -250,6 +250,8 @@ def _common_name(runs):
     if len(runs) == 1:
         return runs[0].name
     names = [label_of(run.name) for run in runs]
+    if not _all_equal(names):  # one may have its directory in front
+        names = [label_of(run.name.rpartition("/")[2]) for run in runs]
     if _all_equal(names):
         return names[0]
     return os.path.commonprefix([run.name for run in runs]).rstrip("-_ .") or names[0]

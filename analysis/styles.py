@@ -35,7 +35,9 @@ def style_numbers(groups):
     """For each group the number of its line style; None for groups that are only drawn in gray."""
     if len(groups) <= MOST:
         return list(range(len(groups)))
-    best = sorted(range(len(groups)), key=lambda i: -accuracy_of(groups[i]))[:TOP]
+    with_epochs = [any(run.epochs for run in group.counted) for group in groups]
+    order = sorted(range(len(groups)), key=lambda i: (-accuracy_of(groups[i]), not with_epochs[i]))
+    best = order[:TOP]
     return [best.index(i) if i in best else None for i in range(len(groups))]
 
 

@@ -128,7 +128,10 @@ def to_device(model, device, dtype=None, memory_format=torch.channels_last):
 
 
 def create_optimizer(model, name="sgd", lr=1e-4):
-    return optimizers.build_optimizer(name, optimizers.param_groups(model, 5e-4), lr)
+    groups = optimizers.param_groups(model, 5e-4, optimizer=name)
+    if name == "muon_sgd":
+        groups = optimizers.muon_sgd_groups(groups, model, lr)
+    return optimizers.build_optimizer(name, groups, lr)
 
 
 def training_step(model, optimizer, device, dtype=None):

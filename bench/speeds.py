@@ -103,9 +103,13 @@ def print_table(args, device):
     if args.output:
         _make_directory(args.output)
     cases = [Case(name, args, device) for name in names]
-    if args.models or args.image_size:
+    if args.models:
         for case in cases:
             case.describe()  # wrong sizes are refused before anything is measured
+    elif args.image_size:
+        cases = [case for case in cases if _takes_its_size(case)]
+        if not cases:
+            raise UserError(f"--image-size {args.image_size}: no model can have it", 2)
     types = dict.fromkeys((None, mixed_precision.amp_dtype(args.amp, device)))
     ceilings = {dtype: measure.flop_ceiling(device, dtype, args.rounds) for dtype in types}
     pairs = [
@@ -120,6 +124,15 @@ def print_table(args, device):
     if args.output:
         heading = f"{measure.machine(device)}; median of {args.rounds} rounds; {ceiling}; {source}"
         print("written:", *write(rows, args.output, heading, accuracy))
+
+
+def _takes_its_size(case):
+    try:
+        case.describe()
+    except UserError as error:
+        print(f"left out: {error}")
+        return False
+    return True
 
 
 def print_precisions(args, device):

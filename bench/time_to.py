@@ -106,6 +106,7 @@ def measured(runs, args):
     # The precision is that of the run, whichever --amp it had.
     dtype = None if config["precision"] == "float32" else getattr(torch, config["precision"])
     device = devices.select_device(runs[0].args.device)
+    devices.configure_backends(runs[0].args.deterministic)  # as in the runs
     flops = 3 * 2 * average_macs(card, runs[0].args, summary["steps"])
     speed = statistics.fmean(one["images_per_second"] for one in results)
     ceiling = measure.flop_ceiling(device, dtype, args.rounds)

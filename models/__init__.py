@@ -21,6 +21,7 @@ from models.registry import (
     canonical,
     check_options,
     create_model,
+    defines_layers,
     family,
     from_card,
     is_published,

@@ -70,6 +70,12 @@ def is_published(name):
     return name.startswith("timm/") or MODELS[name].timm_name is not None
 
 
+def defines_layers(name):
+    """Whether a model tells the depth of its layers, as --layer-decay needs."""
+    entry = MODELS.get(name)
+    return entry is None or is_published(name) or hasattr(entry.constructor, "group_matcher")
+
+
 def require_published(name):
     """Raises UserError for a model that has no published weights."""
     if not is_published(name):
@@ -99,8 +105,8 @@ def recipe(name, transfer=False, frozen=False):
         chosen["image_size"] = entry.image_size
     elif is_published(name):
         chosen["image_size"] = TRANSFER_SIZE
-    elif not hasattr(entry.constructor, "group_matcher"):
-        chosen["layer_decay"] = 1.0  # only classes that tell the depth of their layers decay
+    elif not defines_layers(name):
+        chosen["layer_decay"] = 1.0
     return chosen
 
 

@@ -45,7 +45,7 @@ class Predictor:
         metric, epoch = self.card["metric"], self.card["epoch"]
         summary = read_json(self.path.parent / "summary.json")
         if metric and metric["selected_on"] == "test":
-            return metric["value"], f"epoch {epoch}, the best on these test images"
+            return metric["value"], f"epoch {epoch}, the best on the run's test images"
         if metric:
             return summary.get("test_acc"), f"epoch {epoch}, the best on held-out images"
         if epoch is None:
@@ -122,12 +122,13 @@ def test_split(predictors, dataset=None, data_dir=None):
     """The dataset of the first checkpoint's run, or another one with the same classes."""
     first = predictors[0]
     saved = metrics.read_arguments(first.path.parent)
-    limit = saved.get("limit_test")
+    name, limit = saved.get("dataset", first.card["source"]), saved.get("limit_test")
+    are_others = dataset not in (None, name) or (name == "folder" and data_dir)
     split = data.load(
-        dataset or saved.get("dataset", first.card["source"]),
+        dataset or name,
         data_dir or saved.get("data_dir", "data"),
         image_size=max(predictor.image_size for predictor in predictors),
-        limit_test=limit if isinstance(limit, int) else 0,
+        limit_test=limit if isinstance(limit, int) and not are_others else 0,
         skip_bad_images=saved.get("skip_bad_images", False),
     )
     if list(split.classes) != first.classes:

@@ -26,9 +26,11 @@ import torch
 import models
 from common import command_line, files
 from common.errors import UserError
+from datasets.archives import ARCHIVES
 from sweeps import estimate, launch, plans, reference, seeds
 from sweeps.experiments import EXPERIMENTS, repeat_command
-from sweeps.publish import about, commits_of, publish
+from sweeps.publish import about, commits_of, given_arguments, publish, refuse_unknown_code
+from training import environment
 
 TRAIN_IMAGES, TEST_IMAGES, _ = estimate.SIZES["cifar10"]
 START_SECONDS = 20  # of a process until its first step, and after its last one
@@ -126,19 +128,23 @@ class Campaign:
             self._unless_refused(name, self._add_runs)
         for name in [name for name in self.runs if EXPERIMENTS[name].source]:
             self._unless_refused(name, self._add_source)
-        if self.refused and not self.runs:
-            raise next(iter(self.refused.values()))
+        self._refuse_if_none_is_left()
         self.slots = launch.find_slots(options.given.get("device", "auto"), options.jobs)
         self.timed_speeds = {}  # multiply-accumulates per second of a few steps, see _kind
         self._update_speeds()
 
-    def _unless_refused(self, name, add):
-        """Calls add(name). An experiment whose directories hold something else is left out."""
+    def _refuse_if_none_is_left(self):
+        if self.refused and not self.runs:
+            raise next(iter(self.refused.values()))
+
+    def _unless_refused(self, name, check):
+        """Calls check(name). An experiment whose directories hold something else is left out."""
         try:
-            add(name)
+            check(name)
         except UserError as error:
             self.refused[name] = error
             self.runs.pop(name, None)
+            self.sources.pop(name, None)
 
     def _add_runs(self, name):
         results = self.options.results
@@ -235,6 +241,9 @@ class Campaign:
     def run(self, budget):
         """Runs and publishes what fits into so many seconds; returns the exit status."""
         self._check_data()
+        for name in list(self.runs):
+            self._unless_refused(name, self._check_code)
+        self._refuse_if_none_is_left()
         for name in self.runs:
             self._publish(name)
         self.by_cost()  # times the models, while Ctrl-C still ends this process
@@ -277,7 +286,26 @@ class Campaign:
     def _check_data(self):
         missing = [run for name in self.runs for run in self.missing(name)]
         for run in {(run.args.dataset, run.args.data_dir): run for run in missing}.values():
-            plans.check_data(run.args)
+            split = plans.check_data(run.args)
+            for name, folder in self.options.folders.items():
+                classes = ARCHIVES[name].num_classes
+                if run.args.data_dir == folder and split.num_classes != classes:
+                    reason = f"has {split.num_classes} classes, {name} has {classes}"
+                    raise UserError(f"--{name}-dir {folder} {reason}", 2)
+
+    def _check_code(self, name):
+        """Raises UserError if what has begun can't be published with what this code will add."""
+        git = environment.git_state()
+        begun = [run.path for run in self.runs[name] if run.state != "new"]
+        if not begun or not self.missing(name) or not git or git["dirty"]:
+            return
+        trainings = set()
+        for path in begun:
+            config = files.read_json(path / "config.json")
+            refuse_unknown_code(path, config)
+            trainings.add(reference.short_training(*given_arguments(config)))
+        earlier = commits_of(begun) - {git["commit"]}
+        reference.agree([git["commit"], *sorted(earlier)], trainings)
 
     def _publish(self, name, with_training=True):
         """Publishes the finished seeds of an experiment, and prints where to, or why not.

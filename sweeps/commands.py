@@ -46,7 +46,7 @@ def publish_parser():
 
 def report_parser():
     parser = command_line.Parser(
-        "Makes results/README.md, and in this directory README.md's table and docs/results.html."
+        "Makes results/README.md, and beside results/ README.md's table and docs/results.html."
     )
     parser.add_argument("--results", default="results", metavar="DIR", help="published experiments")
     return parser
@@ -92,7 +92,7 @@ def publish_runs(args):
 def report(args):
     if not Path(args.results).is_dir():
         raise UserError(f"--results {args.results}: there is no such directory", status=2)
-    for path in results.write(Path(), Path(args.results)):
+    for path in results.write(Path(args.results).parent, Path(args.results)):
         print(path)
     return 0
 
@@ -103,6 +103,9 @@ def run_campaign(args):
     for name, folder in folders.items():
         if not Path(folder).is_dir():
             raise UserError(f"--{name}-dir {folder}: there is no such folder", status=2)
+    if len({Path(folder).name for folder in folders.values()}) < len(folders):
+        # Published runs have only the names of their folders.
+        raise UserError("--cifar10-dir and --cifar100-dir must have different names", status=2)
     root = Path(args.output_dir)
     if Path(args.results).exists() and not Path(args.results).is_dir():
         raise UserError(f"--results {args.results} is not a directory", status=2)

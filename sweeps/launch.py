@@ -110,9 +110,10 @@ def submit(runs, folder, parameters):
 
 def shell_script(run):
     """Starts or resumes a run. `exec` replaces the shell, so SLURM's signals reach the run."""
-    last, log = shlex.quote(str(run.path / "last.pt")), shlex.quote(str(run.log))
-    start, resume = shlex.join(run.start_command), shlex.join(run.resume_command)
-    return f"exec >>{log} 2>&1; [ -f {last} ] && exec {resume}; exec {start}"
+    last, previous = (shlex.quote(str(run.path / f"{name}.pt")) for name in ("last", "previous"))
+    log, start = shlex.quote(str(run.log)), shlex.join(run.start_command)
+    saved, resume = f"[ -f {last} ] || [ -f {previous} ]", shlex.join(run.resume_command)
+    return f"exec >>{log} 2>&1; {{ {saved}; }} && exec {resume}; exec {start}"
 
 
 @dataclass

@@ -25,6 +25,8 @@ from common.scopes import flag, words
 from common.text import printable
 from sweeps.suites import DECIDED, SUITES
 from training import arguments, run_directory
+from training.checks import check_arguments
+from training.distributed import Ranks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Arguments that say where a run is executed or stored, not what it is.
@@ -193,7 +195,9 @@ def stored_state(run, defaults):
         wait_until_free(run.path)
     if run.finished:
         return "finished"
-    return "interrupted" if (run.path / "last.pt").is_file() else "new"
+    # A run that has only previous.pt says how it resumes.
+    saves = (run.path / name for name in ("last.pt", "previous.pt"))
+    return "interrupted" if any(path.is_file() for path in saves) else "new"
 
 
 def differences(args, config, defaults):
@@ -229,7 +233,15 @@ def wait_until_free(path, seconds=10):
 
 
 def prepare(runs):
-    """Loads the data, and removes what runs without a checkpoint have left behind."""
+    """Refuses what can't start, loads the data, removes what runs without a checkpoint have left.
+
+    Raises UserError.
+    """
+    for label, run in {run.label: run for run in runs if run.state == "new"}.items():
+        try:
+            check_arguments(run.args, None, Ranks(torch.device("cpu")))
+        except UserError as error:
+            raise UserError(f"{label}: {error}", 2) from error
     check_data(runs[0].args)
     for run in runs:
         remove_leftovers(run)
@@ -243,13 +255,14 @@ def remove_leftovers(run):
 
 
 def check_data(args):
-    """Loads the dataset once, so that it is downloaded, or missing, before the first run starts."""
+    """Loads the dataset, so that it is downloaded, or missing, before the first run starts."""
     try:
         split = data.load(args.dataset, args.data_dir, **arguments.data_options(args))
     except UserError as error:
         raise UserError(str(error), status=2) from error
     for note in split.notes:
         print(printable(f"{split.name}: {note}"), file=sys.stderr)  # a note may hold a file name
+    return split
 
 
 def lock(root):

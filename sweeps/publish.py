@@ -60,7 +60,7 @@ def publish(directories, target, about, with_training=False):
         if name in runs:
             raise UserError(f"{directory}: another run is {name}, too", status=2)
         runs[name] = texts
-        commits |= dict.fromkeys(part["commit"] for part in parts(config))
+        commits |= dict.fromkeys(part["git"]["commit"] for part in parts(config))
         if with_training:
             trainings.add(reference.short_training(*given_arguments(config)))
     if not about["command"]:
@@ -81,6 +81,8 @@ def publish(directories, target, about, with_training=False):
 
 
 def _neighbor(target, word):
+    if not target.name:
+        raise UserError(f"name a directory to publish in, such as results/eca, not {target}", 2)
     return target.with_name(f".{target.name}.{word}")
 
 
@@ -157,11 +159,10 @@ def public_run(path):
     if run.problem or run.epochs != list(range(1, summary.get("epochs", 0) + 1)):
         reason = run.problem or "doesn't hold each epoch of summary.json once"
         raise UserError(f"{path}: metrics.csv {reason}", status=2)
-    for git in parts(config):
-        if not git:
-            raise UserError(f"{path} doesn't say its commit: it was made outside git", status=2)
-        if git["dirty"]:
-            raise UserError(f"{path} was made with a modified working tree", status=2)
+    refuse_unknown_code(path, config)
+    precisions = {part.get("precision") for part in parts(config)} - {None}
+    if len(precisions) > 1:
+        raise UserError(f"{path} was computed in {' and in '.join(sorted(precisions))}", status=2)
     name = f"{replicates.label_of(path.resolve().name)}-s{arguments['seed']}"
     texts = {
         "config.json": _json(public_config(config)),
@@ -175,16 +176,25 @@ def _json(value):
     return json.dumps(value, indent=1) + "\n"
 
 
+def refuse_unknown_code(path, config):
+    """Raises UserError unless all of a run was made by committed code."""
+    for part in parts(config):
+        if not part.get("git"):
+            raise UserError(f"{path} doesn't say its commit: it was made outside git", status=2)
+        if part["git"]["dirty"]:
+            raise UserError(f"{path} was made with a modified working tree", status=2)
+
+
 def parts(config):
-    """The git state of a run's start and of each time that it resumed."""
-    earlier = [part.get("before", part) for part in config.get("resumed", [])]
-    return [part.get("git") for part in [config, *earlier]]
+    """config.json as it was at a run's start and each time that it resumed: the last one first."""
+    return [config, *(part.get("before", part) for part in config.get("resumed", []))]
 
 
 def commits_of(directories):
     """The commits that runs were made with, as far as their config.json names them."""
     configs = [files.read_json(Path(directory) / "config.json") for directory in directories]
-    return {part["commit"] for config in configs for part in parts(config) if part}
+    states = [part.get("git") for config in configs for part in parts(config)]
+    return {git["commit"] for git in states if git}
 
 
 def given_arguments(config):
@@ -206,7 +216,8 @@ def public_config(config):
     if "resumed" in config:
         epochs = [part["at_epoch"] for part in config["resumed"]]
         public["resumed"] = [
-            {"at_epoch": epoch, "git": git} for epoch, git in zip(epochs, parts(config)[1:])
+            {"at_epoch": epoch, "git": part["git"]}
+            for epoch, part in zip(epochs, parts(config)[1:])
         ]
     return {key: value for key, value in public.items() if key in PUBLIC}
 

@@ -4,8 +4,8 @@
     agree(["2b6c3bb…", "f866e08…"], trainings)      # {"commits": […], "compared": "…"}
 
 A short training has a run's own arguments and a few steps, from fresh weights, on generated images
-on the CPU. It runs in a temporary git worktree of each commit. Compared are the weights and
-metrics.csv without its clocks.
+on the CPU. It runs in a temporary git worktree of each commit. Compared are the weights,
+metrics.csv without its clocks, and the accuracies and losses of the final test.
 """
 
 import csv
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import checkpoint
+from common import checkpoint, files
 from common.errors import UserError, first_line
 from common.scopes import words
 
@@ -29,7 +29,7 @@ SHORT = {
 }
 # What a short training on other images can't have, or doesn't need.
 WITHOUT = (
-    *("data_dir", "data_url", "val_size", "patience", "eval_every", "tag"),
+    *("data_dir", "data_url", "skip_bad_images", "val_size", "patience", "eval_every", "tag"),
     *("weights", "pretrained", "freeze_backbone", "fsdp", "micro_batch"),
 )
 CODE = ("train*.py", "data.py", "common", "datasets", "models", "training", "requirements.txt")
@@ -111,4 +111,7 @@ def _train(tree, commit, training):
         for row in csv.DictReader(file):
             kept = [value for column, value in row.items() if column not in CLOCKS]
             sha.update(",".join(kept).encode())
+    for name, value in sorted(files.read_json(run / "summary.json").items()):
+        if name.startswith(("test_", "train_clean_")) and not name.endswith("_seconds"):
+            sha.update(f"{name} {value}".encode())
     return sha.hexdigest()

@@ -36,8 +36,9 @@ A run is repeated with its own arguments:
 
     python train.py --config results/augmentation/none-s0/config.json --data-dir data/cifar10-png
 
-On the same kind of machine and with the same versions, its `metrics.csv` is the same, except for
-the columns of time and memory. For transformers, use `train_vit.py`. Runs that start from weights
+On the same kind of machine, with the same versions and number of threads (`threads` in
+`config.json`; here, set `OMP_NUM_THREADS=1`), its `metrics.csv` is the same, except for the columns
+of time and memory. For transformers, use `train_vit.py`. Runs that start from weights
 need `--weights`. With the official archive (`--dataset cifar10 --data-dir data`), the images come
 in another order, and results differ as between seeds.
 """

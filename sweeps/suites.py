@@ -175,7 +175,7 @@ SUITES = {
         "--image-size 224 --epochs 30",
         "--batch-size 128 --optimizer adamw --lr 3e-4 --layer-decay 1 --weight-decay 0.05 "
         "--schedule cosine --augment random_resized_crop,rand_augment --mixup 0 --cutmix 0 "
-        "--mix-prob 0.5 --random-erasing 0 --label-smoothing 0.1 --clip-grad 1", "train_vit"),
+        "--random-erasing 0 --label-smoothing 0.1 --clip-grad 1", "train_vit"),
     "vit-pretraining": Suite(
         "How far do transformers get with published weights, and from scratch?",
         {"vit_tiny-pretrained": "--model vit_tiny --image-size 224 --pretrained",

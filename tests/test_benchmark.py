@@ -247,6 +247,7 @@ def test_options_that_would_be_ignored_are_refused():
     for command, message in (
         ("models --runs x", "--runs needs --output DIR"),
         ("models --quick --suite sota", "--suite has no meaning with --precisions or --quick"),
+        ("models --precisions --amp off", "--amp has no meaning with --precisions or --quick"),
     ):
         with refused(message):
             benchmark.main(command.split())
@@ -256,6 +257,23 @@ def test_a_misspelled_option_of_a_command_is_named(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["models", "--rouds", "3"])
     assert "did you mean --rounds?" in capsys.readouterr().err
+
+
+def test_the_optimizer_of_a_recipe_is_measured():
+    model = models.create_model("airbench94", 10)
+    optimizer = measure.create_optimizer(model, "muon_sgd")
+    assert any(group["orthogonal"] for group in optimizer.param_groups)
+
+
+def test_models_that_cannot_have_an_image_size_are_left_out(capsys, monkeypatch):
+    monkeypatch.setitem(speeds.SUITES, "table", ("resnet20", "airbench94"))
+    monkeypatch.setattr(speeds, "measure_model", lambda case, *more: {"model": case.name})
+    monkeypatch.setattr(speeds, "line", lambda row, with_headings: row["model"])
+    words = "models --image-size 48 --batch-size 2 --rounds 1 --device cpu"
+    assert benchmark.main(words.split()) == 0
+    out = capsys.readouterr().out
+    assert "left out: airbench94: image_size must be 32 px, not 48" in out
+    assert out.splitlines()[-1] == "resnet20"
 
 
 def test_accuracy_is_drawn_against_speed(tmp_path):

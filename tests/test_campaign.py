@@ -18,12 +18,16 @@ from helpers.errors import refused
 from helpers.published import change
 from helpers.runs import arguments, summary
 from helpers.sweeps import kill_at
+from PIL import Image
 
 import sweep
 from analysis import published
 from sweeps import campaign, commands, estimate, launch, reference, seeds
 from sweeps.experiments import EXPERIMENTS, Experiment
+from training import environment
 from training.arguments import record
+from training.checks import check_arguments
+from training.distributed import Ranks
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3h", 10800), ("1h30m", 5400), ("0.5m", 30)])
@@ -47,6 +51,9 @@ def test_every_experiment_of_the_table_can_be_planned(tmp_path):
         assert {run.label for run in runs} == set(experiment.trainings)
         assert {run.args.dataset for run in runs} <= {"folder", "cifar100"}
         assert all(value > 0 for run in runs for value in campaign.work(run))
+        if not experiment.source:
+            for run in {run.label: run for run in runs}.values():
+                check_arguments(run.args, None, Ranks(torch.device("cpu")))
         for _, *labels in experiment.comparisons:
             assert set(labels) <= set(experiment.trainings)
         names |= {f"{name}/{run.path.name}" for run in runs}
@@ -77,6 +84,7 @@ QUICK = LONG._replace(
 NEEDY = LONG._replace(
     trainings={"c": f"{ONE} --weights SOURCE_WEIGHTS"}, n=1, source="long/long-s0"
 )
+STAND_IN = "c0ffee" * 6  # the commit of stand-in runs
 QUICK_RUNS = [f"quick: {label}-s{seed}" for seed in (0, 1) for label in "ab"]
 
 
@@ -84,6 +92,7 @@ QUICK_RUNS = [f"quick: {label}-s{seed}" for seed in (0, 1) for label in "ab"]
 def run(monkeypatch, stand_in_runs):
     """run("--budget", "1h", long=LONG) -> exit status of a campaign with stand-in runs."""
     monkeypatch.setattr(campaign, "measured_speed", lambda run, variables: 1e11)
+    monkeypatch.setattr(environment, "git_state", lambda: {"commit": STAND_IN, "dirty": False})
 
     def run(*arguments, **table):
         for module in (campaign, commands, seeds):
@@ -158,6 +167,45 @@ def test_seeds_are_added_to_those_that_are_published(run, monkeypatch, capsys):
     assert out.index("quick: 3 of 3 seeds published in results/quick") < out.index("long-s0")
     assert all(path.read_text() == text for path, text in before.items())
     assert len(published.load("results/quick").about["runs"]) == 6
+
+
+def test_seeds_of_code_that_computes_otherwise_are_refused_before_any_run(run, monkeypatch, capsys):
+    assert run(quick=QUICK) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(environment, "git_state", lambda: {"commit": "d" * 40, "dirty": False})
+    monkeypatch.setattr(reference, "same_code", lambda commits: len(set(commits)) == 1)
+    monkeypatch.setattr(reference, "digest", lambda commit, training: commit)
+    three = QUICK._replace(n=3)
+    assert run(quick=three, long=LONG) == 1
+    out = capsys.readouterr().out
+    assert started(out) == ["long: long-s0", "long: long-s1"]
+    assert "quick: left out: dddddddddddd, c0ffeec0ffee have different results with" in out
+    with refused("dddddddddddd, c0ffeec0ffee have different results with"):
+        run(quick=three)
+    monkeypatch.setattr(reference, "digest", lambda commit, training: training)
+    assert run(quick=three) == 0
+    assert started(capsys.readouterr().out) == ["quick: a-s2", "quick: b-s2"]
+
+
+def test_seeds_are_not_added_to_those_of_a_modified_tree(run):
+    assert run(quick=QUICK) == 0
+    shutil.rmtree("results")
+    git = {"commit": STAND_IN, "dirty": True}
+    change(Path("out/quick/b-s0/config.json"), git=git)
+    with refused("out/quick/b-s0 was made with a modified working tree"):
+        run(quick=QUICK._replace(n=3))
+
+
+def test_folders_must_hold_the_data_set_that_they_stand_for(run, tmp_path):
+    for place in ("one/images", "other/images", "three"):
+        for part in ("train/cat", "train/dog", "test/cat", "test/dog"):
+            (tmp_path / place / part).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(tmp_path / place / part / "0.png")
+    with refused("--cifar10-dir and --cifar100-dir must have different names"):
+        run("--cifar10-dir", "one/images", "--cifar100-dir", "other/images", quick=QUICK)
+    real = QUICK._replace(trainings={"a": "--model resnet20 --epochs 1"}, comparisons=())
+    with refused("--cifar10-dir three has 2 classes, cifar10 has 10"):
+        run("--cifar10-dir", "three", "--cifar100-dir", "one/images", quick=real)
 
 
 def test_a_seed_is_published_before_the_next_one_starts(run, capsys):

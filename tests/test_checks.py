@@ -23,6 +23,11 @@ FROZEN = ("--freeze-backbone", "--weights", __file__)
             ("--model", "resnest50d", "--batch-size", 2, "--accumulate", 2),
             "resnest50d can't train on one image at a time (Expected more than 1 value",
         ),
+        (("--grad-checkpointing",), "resnet18 has no gradient checkpointing"),
+        (("--layer-decay", 0.8), "--layer-decay: this model doesn't define its layers"),
+        (("--model", "timm/resnet18", "--pretrained", "--weights", __file__), "exclude each other"),
+        (("--data-url", "http://x", "--dataset", "shapes"), "--data-url has no effect with"),
+        (("--skip-bad-images",), "--skip-bad-images has no effect with --dataset cifar10"),
         (("--warmup-epochs", 5, "--epochs", 5), "--warmup-epochs 5 is as long as the run"),
         (("--final-lr", 0.1, "--schedule", "constant"), "--final-lr needs --schedule cosine"),
         (("--weights", "missing.pt"), "missing.pt"),
@@ -64,9 +69,23 @@ def test_arguments_that_go_together_are_accepted():
 
 
 def test_each_rank_needs_an_image_for_each_part_of_a_batch():
+    with refused("--batch-size 6 is too small for 4 processes: each needs two images"):
+        check_arguments(resolve(train, "--batch-size", 6), None, Ranks(CPU, world_size=4))
     with refused("--accumulate 3 is more than the 2 images", "that a process has"):
         argv = ("--batch-size", 8, "--accumulate", 3)
         check_arguments(resolve(train, *argv), None, Ranks(CPU, world_size=4))
+
+
+@pytest.mark.parametrize("argv", [("--micro-batch", 1), ("--batch-size", 5, "--micro-batch", 2)])
+def test_a_part_of_one_image_is_refused_where_batch_norm_needs_two(argv):
+    with refused("resnest50d can't train on one image at a time", "--micro-batch"):
+        args = resolve(train_sota, "--model", "resnest50d", "--image-size", 32, *argv)
+        check_arguments(args, None, Ranks(CPU))
+
+
+def test_the_recipe_of_train_sota_suits_models_without_layers():
+    assert resolve(train_sota, "--model", "resnet18").layer_decay == 1
+    assert resolve(train_sota, "--model", "eva02_large").layer_decay == 0.85
 
 
 @pytest.mark.parametrize(
@@ -82,7 +101,7 @@ def test_each_rank_needs_an_image_for_each_part_of_a_batch():
     ],
 )
 def test_options_of_train_sota_that_contradict_each_other_are_refused(argv, message, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
     with refused(message):
         check_fitting(resolve(train_sota, *argv), None)
     check_fitting(resolve(train_sota, "--accumulate", 2, "--micro-batch", 0), None)

@@ -125,3 +125,25 @@ def test_each_panel_is_drawn_and_each_format_is_valid(tmp_path):
 
 def test_names_are_drawn_literally():
     assert figures.plain("_$x$") == r" _\$x\$" and len(figures.plain("x" * 100, 20)) == 20
+
+
+def test_an_error_of_zero_has_no_place_on_a_logarithmic_axis(tmp_path, drawn):
+    for seed, accuracies in enumerate(([90, 100], [92, 100])):
+        rows = [f"{i},{i},0.1,1,50,1,{acc},5,9" for i, acc in enumerate(accuracies, start=1)]
+        write(tmp_path / f"a-s{seed}", rows=rows, arguments={"seed": seed})
+    curves.draw(groups_in(tmp_path), tmp_path / "x.png", "error", log=True)
+    axis = drawn[0].axes[1]
+    low, high = axis.get_ylim()
+    assert 1 < low < high < 100
+    assert [list(line.get_ydata()) for line in axis.lines[:1]] == [[9.0]]
+
+
+def test_of_many_runs_those_with_epochs_have_names(tmp_path):
+    for i in range(30):
+        arguments = {"dataset": "cifar10", "seed": 0, "lr": i, "val_size": 5000}
+        rows = ("1,10,0.1,2.0,20,5,100",) if i >= 15 else ()
+        header = "epoch,step,lr,val_loss,val_acc,epoch_seconds,images_per_second"
+        write(tmp_path / f"run{i:02}", header, rows, arguments)
+    groups = groups_in(tmp_path)
+    named = [g for g, number in zip(groups, styles.style_numbers(groups)) if number is not None]
+    assert len(named) == styles.TOP and all(group.counted[0].epochs for group in named)

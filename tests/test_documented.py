@@ -136,7 +136,7 @@ def test_a_suite_has_the_settings_of_the_documents(name, tmp_path, monkeypatch):
 def test_the_same_recipe_for_four_and_a_recipe_of_its_own_for_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = plans.plan("pretraining", {}, [0], None)
-    identity = plans.IDENTITY & vars(runs[0].args).keys() - {"model", "pretrained"}
+    identity = plans.IDENTITY & vars(runs[0].args).keys() - {"model", "pretrained", "mix_prob"}
     values = [{key: vars(run.args)[key] for key in identity} for run in runs]
     assert all(value == values[0] for value in values)
     own = plans.plan("pretraining", {}, [0], None, own_recipes=True)

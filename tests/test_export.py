@@ -76,7 +76,7 @@ def test_transformers_are_exported(tmp_path, kind, model, options):
 @pytest.mark.parametrize(
     ("split", "weights", "accuracy"),
     [
-        ("test", "epoch 1, the best on these test images", "61.00 %"),
+        ("test", "epoch 1, the best on the run's test images", "61.00 %"),
         ("val", "epoch 1, the best on held-out images", "50.00 %"),
     ],
 )

@@ -50,6 +50,32 @@ def test_averaged_weights_and_held_out_images_are_preferred(tmp_path):
     assert run.curve("eval_error") == ((1,), (45.0,))
 
 
+def test_a_config_of_another_program_makes_no_run_of_ours(tmp_path):
+    run = read(write(tmp_path / "a", "epoch,train_loss,val_acc", ["1,0.5,0.93"]))
+    (tmp_path / "a/config.json").write_text('{"lr": 0.1}')
+    assert not run.is_ours and read(tmp_path / "a").scalars["last"] == pytest.approx(93)
+    (tmp_path / "a/config.json").write_text("{")  # ours, damaged
+    assert read(tmp_path / "a").is_ours
+
+
+def test_the_accuracy_is_of_the_test_images_where_there_are_any(tmp_path):
+    run = read(write(tmp_path / "a", "epoch,train_loss,val_acc,test_acc", ["1,1,70,65"]))
+    assert (run.accuracy, run.scalars["last"], run.measured_on) == (65, 70, "held-out")
+    assert read(write(tmp_path / "b", "epoch,train_loss,val_acc", ["1,1,70"])).accuracy == 70
+
+
+def test_epochs_are_counted_also_from_zero(tmp_path):
+    rows = [f"{epoch},1,50" for epoch in range(10)]
+    assert read(write(tmp_path / "a", "epoch,loss,acc", rows)).scalars["epochs"] == 10
+
+
+def test_equal_names_get_as_many_directories_as_needed(tmp_path):
+    for place in ("old/runs/a", "new/runs/a", "new/runs/b"):
+        write(tmp_path / place)
+    runs = metrics.load_runs([str(tmp_path / "*/runs/*")])
+    assert sorted(run.name for run in runs) == ["b", "new/runs/a", "old/runs/a"]
+
+
 # fmt: off
 OTHER_PROGRAMS = {
     "Keras": (

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -92,6 +93,11 @@ def resumed_when_modified(run):
     change(run / "config.json", resumed=[{"at_epoch": 1, "before": earlier}])
 
 
+def resumed_in_another_precision(run):
+    earlier = {"git": {"commit": A, "dirty": False}, "precision": "bfloat16"}
+    change(run / "config.json", resumed=[{"at_epoch": 1, "before": earlier}])
+
+
 def of_other_arguments(run):
     change(run / "config.json", arguments=arguments(run) | {"dataset": "cifar100", "lr": 9})
 
@@ -109,6 +115,7 @@ def of_other_arguments(run):
         (lambda run: change(run / "summary.json", test_acc=99), "reports 99.00 % in summary.json"),
         (lambda run: change(run / "config.json", git=None), "be-s0 doesn't say its commit"),
         (resumed_when_modified, "be-s0 was made with a modified working tree"),
+        (resumed_in_another_precision, "be-s0 was computed in bfloat16 and in float32"),
         (
             lambda run: change(run / "config.json", precision="bfloat16"),
             "in bfloat16 and in float32",
@@ -224,14 +231,17 @@ def test_published_results_may_change_between_runs_but_no_code(tmp_path, monkeyp
     def git(*words):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
 
-    for name in ("results", "training"):
+    for name in ("results", "docs", "training"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("1\n")
+    (tmp_path / "README.md").write_text("1\n")
     git("init", "-q")
     git("add", ".")
     git("-c", "user.name=me", "-c", "user.email=me@x", "commit", "-q", "-m", "all")
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "training/environment.py"))
-    (tmp_path / "results/file").write_text("2\n")
+    (tmp_path / "README.md").write_text("2\n")
+    for name in ("results", "docs"):
+        (tmp_path / name / "file").write_text("2\n")
     assert not environment.git_state()["dirty"]
     (tmp_path / "training/file").write_text("2\n")
     assert environment.git_state()["dirty"]
@@ -247,6 +257,7 @@ def test_published_results_may_change_between_runs_but_no_code(tmp_path, monkeyp
             "--baseline resnet: the labels are alpha, be",
         ),
         ("publish runs --to runs", "runs holds something else"),
+        ("publish runs --to .", "name a directory to publish in, such as results/eca, not ."),
         ("report --results nowhere", "there is no such directory"),
         ("campaign --budget 0", "such as 90m, 3h or 1h30m, not '0'"),
         ("campaign --budget -1h", "argument --budget"),
@@ -290,6 +301,14 @@ def test_a_part_of_a_suite_is_published_with_its_comparisons(stand_in_runs, monk
         sweep.main(words)
     assert not Path("out").exists()
     tree["dirty"] = False
+    with refused("--publish needs --seeds 0 to n-1, not 3407"):
+        sweep.main(["eca", "--seeds", "3407", *words[3:]])
+    for path in ("mine.txt", "resnet20_no_eca-s0"):
+        Path("results/eca", path).mkdir(parents=True)
+        with refused("results/eca holds"):
+            sweep.main(words)
+        shutil.rmtree("results")
+    assert not Path("out").exists()
     assert sweep.main(words) == 0
     experiment = published.load("results/eca")
     pairs = [(row["experiment"], row["against"]) for row in experiment.differences]

@@ -168,3 +168,11 @@ def test_quantiles_are_the_published_ones():
     published = {1: 12.706, 2: 4.303, 4: 2.776, 30: 2.042, 120: 1.980, 10**6: 1.960}
     for freedom, quantile in published.items():
         assert replicates.t975(freedom) == pytest.approx(quantile, abs=5.1e-4)
+
+
+def test_a_directory_before_one_name_is_no_part_of_the_common_name(tmp_path):
+    write_seeds(tmp_path / "old", "resnet20", [90.0], lr=1)
+    write_seeds(tmp_path / "runs", "resnet20", [91.0, 92.0, 93.0])
+    runs = metrics.load_runs([str(tmp_path / "*/*")])
+    names = {len(group.runs): group.name for group in replicates.group(runs, ("arguments",))}
+    assert names[3].startswith("resnet20") and names[1] != names[3]

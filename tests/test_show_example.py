@@ -17,6 +17,8 @@ from datasets import shapes
 from models.weights import load_checkpoint
 from show import assess, predict
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def path(tmp_path, monkeypatch, few_shapes):
@@ -66,6 +68,17 @@ def test_the_shown_probabilities_are_the_models(path, show):
     for line, i, classes, values in zip(lines, (5, 7), top.indices.tolist(), top.values.tolist()):
         guesses = (f"{shapes.SHAPES[c]} {100 * p:.1f} %" for c, p in zip(classes, values))
         assert line == f"test {i} ({shapes.SHAPES[test.labels[i]]}): {', '.join(guesses)}"
+
+
+def test_other_images_are_not_limited_as_those_of_the_run(path, tmp_path):
+    for part in ("train", "test"):
+        for name in shapes.SHAPES:
+            (tmp_path / "mine" / part / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(tmp_path / "mine" / part / name / "0.png")
+    other = write_checkpoint(tmp_path / "other", classes=sorted(shapes.SHAPES))
+    assert len(predict.test_split(predict.load_all([path], CPU)).test) == 50
+    mine = dict(dataset="folder", data_dir=str(tmp_path / "mine"))
+    assert len(predict.test_split(predict.load_all([other], CPU), **mine).test) == 10
 
 
 def test_random_images_follow_the_seed(path, show):

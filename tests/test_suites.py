@@ -8,6 +8,8 @@ from helpers.sweeps import TINY
 
 from common.errors import UserError
 from sweeps import estimate, plans, suites
+from training.checks import check_arguments
+from training.distributed import Ranks
 
 # ---- suites --------------------------------------------------------------------------------------
 
@@ -22,8 +24,10 @@ def test_a_suite_names_existing_models_and_its_own_experiments(name, tmp_path, m
     assert len({run.path for run in runs}) == 2 * len(suite.experiments)
     path = rf"runs/sweep-{name}-cifar100?/[\w-]+-s[01]"
     assert all(re.fullmatch(path, str(run.path)) for run in runs)
-    distinct = {str(vars(run.args)) for run in runs[: len(suite.experiments)]}
-    assert len(distinct) == len(suite.experiments)
+    of_a_seed = runs[: len(suite.experiments)]
+    assert len({str(vars(run.args)) for run in of_a_seed}) == len(suite.experiments)
+    for run in of_a_seed:
+        check_arguments(run.args, None, Ranks(torch.device("cpu")))
 
 
 def test_a_file_replaces_published_weights(tmp_path, monkeypatch):

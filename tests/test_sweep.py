@@ -94,6 +94,14 @@ def test_finished_runs_are_kept_and_interrupted_ones_resumed(run, capsys):
     assert run("--seeds", 0) == 0 and Path("sweep/results.md").read_text() == before
 
 
+def test_a_run_that_has_only_the_save_before_the_last_is_not_started_anew(run):
+    assert run("--seeds", 0) == 0
+    path = Path("sweep/pad-s0")
+    (path / "last.pt").rename(path / "previous.pt")
+    (path / "summary.json").unlink()
+    assert run("--seeds", 0) == 0 and starts("pad-s0") == ["start", "resume"]
+
+
 def test_a_micro_batch_that_the_run_chose_is_no_difference():
     saved = {"micro_batch": 16, "accumulate": 8}
     origin = {"micro_batch": "auto", "accumulate": "--micro-batch"}
@@ -214,6 +222,31 @@ def test_a_job_array_of_submitit(run, monkeypatch, capsys):
     assert run("--seeds", 0, *slurm) == 0 and starts("pad-s0") == ["start"]
 
 
+def test_ctrl_c_cancels_all_jobs_of_an_array(run, monkeypatch):
+    """Also those that SLURM has not started, because of --jobs."""
+    signaled, canceled = [], []
+
+    def poll(job):
+        if not signaled:
+            signaled.append(job)
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1 if job in canceled else None
+
+    def submit(runs, folder, parameters):
+        assert parameters["slurm_array_parallelism"] == 1
+        return {
+            run: SimpleNamespace(
+                poll=lambda run=run: poll(run),
+                send_signal=lambda number, run=run: canceled.append(run),
+            )
+            for run in runs
+        }
+
+    monkeypatch.setattr(launch, "submit", submit)
+    assert run("--seeds", 0, 1, "--launcher", "submitit", "--jobs", 1) == 128 + signal.SIGINT
+    assert len(canceled) == 4
+
+
 def test_jobs_may_end_before_they_are_waited_for(run, monkeypatch, capsys):
     def submit(runs, folder, parameters):
         statuses = {run: subprocess.call(launch.shell_script(run), shell=True) for run in runs}
@@ -267,6 +300,7 @@ def test_submitit_without_slurm_is_refused(run, monkeypatch):
         ("tiny --epocs 1", "unknown argument --epocs; did you mean --epochs"),
         ("tiny --dataset folder --data-dir nowhere", "no folder nowhere"),
         ("tiny --limit-train 1000000", "--limit-train 1000000"),
+        ("tiny --cutout 32", "project: --cutout 32 must be less than the image size, 32 px"),
         ("missing", "unknown model 'resnet19'"),
         ("tiny --output-dir file/x", "--output-dir file/x can't be written"),
         ("tiny --launcher submitit --slurm-arg account", "--slurm-arg must be KEY=VALUE"),

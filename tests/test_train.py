@@ -37,6 +37,16 @@ def test_each_script_trains_stops_resumes_and_finishes(train, capsys, script, mo
     assert card["classes"] == list(shapes.SHAPES)
 
 
+def test_a_model_that_cannot_be_compiled_is_one_line(train, monkeypatch):
+    def fail(*arguments):
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nand more")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
+    monkeypatch.setattr(train_script, "train_epoch", fail)
+    with refused("--compile failed: no C++ compiler (resume with --no-compile)"):
+        train(*CNN, "--epochs", 1, "--compile")
+
+
 BAD = [
     ("--model resnet81", "did you mean resnet18", 2),
     ("--model timm/resnet81", "timm has no model", 2),

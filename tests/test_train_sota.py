@@ -117,14 +117,18 @@ def test_a_dry_run_names_what_a_model_does_not_support(dry_run, name):
 @pytest.mark.slow
 def test_a_smoke_run_of_options_that_an_epoch_more_would_change(train):
     options = words("--smoke --device cpu --accumulate 2 --schedule cosine --eval-every 2")
-    assert train_sota.main(["--model", "resnet20", "--lookahead", "2", *options]) == 0
+    options += ["--lookahead", "2", "--final-lr", "0.1"]
+    assert train_sota.main(["--model", "resnet20", *options]) == 0
 
 
 @pytest.mark.slow
 def test_a_run_of_train_py_can_be_resumed(train):
-    directory = train("--epochs", 2, stop_after=4)
+    """It keeps its parts of a batch, which change the statistics of batch norm."""
+    directory = train("--epochs", 2, "--accumulate", 2, stop_after=4)
     assert train_sota.main(["--resume", str(directory), "--device", "cpu"]) == 0
     assert summary(directory)["status"] == "finished"
+    values = arguments(directory)
+    assert (values["accumulate"], values["micro_batch"]) == (2, 0)
 
 
 @pytest.mark.slow
@@ -230,7 +234,7 @@ def test_a_run_that_ran_out_of_memory_resumes_in_smaller_parts(train_small, trai
 
 @pytest.mark.slow
 @pytest.mark.extras("peft")
-def test_adapters_learn_and_are_merged_into_the_weights(train_small, weights, monkeypatch):
+def test_adapters_learn_and_are_merged_into_the_weights(train, train_small, weights, monkeypatch):
     pytest.importorskip("peft")
     options = words("--epochs 2 --lora-rank 3 --ema-decay 0 --amp off --weights")
     directory = train_small(*options, weights)
@@ -253,6 +257,8 @@ def test_adapters_learn_and_are_merged_into_the_weights(train_small, weights, mo
     with torch.no_grad():
         loaded = load_checkpoint(directory / "last.pt")[0]
         torch.testing.assert_close(loaded(x), source.eval()(x))
+    with refused("can't resume", "--lora-rank needs train_sota.py"):
+        train("--resume", directory)
 
 
 @pytest.mark.extras("peft")

@@ -166,7 +166,8 @@ def recipe_for(chosen, script_recipe):
     """The recipe of the chosen model, or of starting from its weights; else the script's."""
     transfer = bool(chosen.get("pretrained") or chosen.get("weights"))
     own = models.recipe(chosen["model"], transfer, bool(chosen.get("freeze_backbone")))
-    return own or _without(script_recipe, {"model"})
+    unusable = set() if models.defines_layers(chosen["model"]) else {"layer_decay"}
+    return own or _without(script_recipe, {"model"} | unusable)
 
 
 def _without(values, keys):

@@ -1,17 +1,18 @@
 """What can be refused before any data is loaded or any model is built."""
 
-import os
-
 import torch
 
+import data
 import models
 from common.errors import UserError, first_line
-from common.scopes import words
+from common.scopes import flag, words
+from datasets.archives import ARCHIVES
 from models import lora
 from models.weights import weights_file
-from training import progressive, run_directory
+from training import distributed, progressive, run_directory
+from training.fitting import number_of_parts, requested_micro_batch
 from training.initial_model import model_options
-from training.optimizers import optimizer_defaults
+from training.optimizers import optimizer_defaults, param_groups
 from training.schedules import WITH_FINAL_RATE
 
 
@@ -21,6 +22,8 @@ def check_arguments(args, saved, ranks):
     _check_transfer(args, saved)
     _check_optimizer(args)
     _check_augmentation(args)
+    if saved is None:
+        _check_data_options(args)
     if args.cutout >= args.image_size:
         size = args.image_size
         raise UserError(f"--cutout {args.cutout} must be less than the image size, {size} px", 2)
@@ -38,6 +41,7 @@ def check_arguments(args, saved, ranks):
         run_directory.refuse_if_taken(args.output_dir)
     # Raises UserError where the model can't be built for this image size.
     models.describe(args.model, 10, args.image_size, model_options(args))
+    _check_model_has(args)
     _check_progressive(args)
     if smallest == 1:
         _check_single_images(args)
@@ -45,10 +49,13 @@ def check_arguments(args, saved, ranks):
 
 def _check_batches(args, ranks):
     """Returns the fewest images of a process that a step trains on at once."""
-    smallest, whose = args.batch_size, f"of --batch-size {args.batch_size}"
+    shares = data.rank_shares(args.batch_size, ranks.world_size)
+    smallest, whose = min(shares), f"of --batch-size {args.batch_size}"
     if ranks.world_size > 1:
-        smallest = 2 * (args.batch_size // 2 // ranks.world_size)  # see data.rank_rows
         whose += " that a process has"
+        if args.batch_size < 2 * ranks.world_size:
+            few = f"--batch-size {args.batch_size} is too small for {ranks.world_size} processes"
+            raise UserError(f"{few}: each needs two images", 2)
     if (args.accumulate or 1) > smallest:  # auto fits
         raise UserError(
             f"--accumulate {args.accumulate} is more than the {smallest} images {whose}", 2
@@ -56,7 +63,22 @@ def _check_batches(args, ranks):
     if args.batch_size % args.repeated_augment:
         repeats = f"--repeated-augment {args.repeated_augment}"
         raise UserError(f"--batch-size {args.batch_size} is not a multiple of {repeats}", 2)
+    micro_batch = requested_micro_batch(args) if hasattr(args, "micro_batch") else 0
+    if micro_batch and not args.freeze_backbone:
+        return smallest // number_of_parts(shares, micro_batch)
     return smallest // (args.accumulate or 1)
+
+
+def _check_model_has(args):
+    """Raises UserError for options that not every model has, before images are downloaded."""
+    if not args.grad_checkpointing and args.layer_decay == 1:
+        return
+    with torch.device("meta"):
+        model = models.create_model(args.model, 10, **model_options(args))
+    if args.grad_checkpointing:
+        models.checkpoint_gradients(model, args.model)
+    if args.layer_decay != 1:
+        param_groups(model, args.weight_decay, args.layer_decay)
 
 
 def _check_single_images(args):
@@ -70,7 +92,7 @@ def _check_single_images(args):
         except ValueError as error:
             raise UserError(
                 f"{args.model} can't train on one image at a time ({first_line(error)}): choose a "
-                "larger --batch-size or a smaller --accumulate",
+                "larger --batch-size or fewer parts (--accumulate, --micro-batch)",
                 2,
             ) from error
 
@@ -80,6 +102,8 @@ def _check_transfer(args, saved):
         weights_file(args.weights)
     if args.pretrained:
         models.require_published(args.model)
+    if args.pretrained and args.weights and saved is None:
+        raise UserError("--pretrained and --weights exclude each other: give one of them", 2)
     if not args.freeze_backbone:
         return
     if not (args.pretrained or args.weights):
@@ -121,6 +145,16 @@ def _check_augmentation(args):
             raise UserError(f"{option} has no effect without {needed}", 2)
 
 
+def _check_data_options(args):
+    """Refuses what the data set doesn't use."""
+    for name, used in (
+        ("data_url", args.dataset in ARCHIVES),
+        ("skip_bad_images", args.dataset == "folder"),
+    ):
+        if getattr(args, name) and args.origin.get(name) == "command line" and not used:
+            raise UserError(f"{flag(name)} has no effect with --dataset {args.dataset}", 2)
+
+
 def _check_progressive(args):
     sizes = [size for size, _ in progressive.parse_stages(args.progressive)]
     if not sizes:
@@ -151,5 +185,5 @@ def check_fitting(args, saved):
         raise UserError("--fsdp can't be used with --freeze-backbone or --amp fp16", 2)
     if args.lora_rank or args.ema_device != "same":
         raise UserError("--fsdp can't be used with --lora-rank or --ema-device cpu", 2)
-    if "RANK" not in os.environ and saved is None:
+    if distributed.world_size() == 1 and saved is None:
         raise UserError("--fsdp needs several processes: use torchrun --nproc-per-node=N", 2)

@@ -80,17 +80,17 @@ def _cpuinfo(key):
     return next(values, "")
 
 
-# Paths of git: all but the published results.
-RESULTS = ":(top,exclude)results"
+# Paths of git: without published results and pages.
+CODE = (":/", ":(top,exclude)results", ":(top,exclude)docs", ":(top,exclude)README.md")
 
 
 def git_state():
     """Commit of this code and whether it was changed since; None outside a repository.
 
-    Published results are no code: a campaign changes them between its runs.
+    Results and pages are no code: a campaign and `sweep.py report` change them between runs.
     """
     try:
-        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", RESULTS)
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
         return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -37,8 +37,14 @@ def split_batches(args, model, split, dtype, ranks):
     if args.freeze_backbone:  # its features are small
         parts = batch_parts(args, ranks)
         return replace(parts, images_at_once=micro_batch, automatic=automatic | parts.automatic)
-    accumulate = min(math.ceil(max(shares) / micro_batch), *shares)
-    return BatchParts(accumulate, micro_batch, automatic, {"accumulate": accumulate})
+    accumulate = number_of_parts(shares, micro_batch)
+    at_once = min(micro_batch, max(shares))
+    return BatchParts(accumulate, at_once, automatic, {"accumulate": accumulate})
+
+
+def number_of_parts(shares, micro_batch):
+    """Into how many parts each rank splits its share of a batch; each part has an image."""
+    return min(math.ceil(max(shares) / micro_batch), *shares)
 
 
 def requested_micro_batch(args):

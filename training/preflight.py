@@ -38,6 +38,7 @@ SMOKE = {
 # So that the run can be extended by an epoch.
 EXTENDABLE = {
     "schedule": "constant",
+    "final_lr": 0.0,
     "warmup_epochs": 0.0,
     "eval_every": 1,
     "lookahead": 0,

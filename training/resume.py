@@ -38,12 +38,17 @@ def resolve(defaults, given):
     given = given | {"resume_previous": used_previous, "output_dir": str(path)}
     try:
         training = saved["training"]
-        values = defaults | dict(training["arguments"])
+        arguments = dict(training["arguments"])
+        if "micro_batch" in defaults:  # a run of another script splits batches by --accumulate
+            arguments.setdefault("micro_batch", 0)
+        values = defaults | arguments
         origin = dict.fromkeys(defaults, "default") | dict(training["origin"])
         training["progress"]["epoch"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{_source(path, used_previous)} is not the last.pt of a run") from error
 
+    if values.get("lora_rank") and "lora_rank" not in defaults:
+        raise UserError(f"can't resume {path}: --lora-rank needs train_sota.py", 2)
     # "auto" on the command line is what the run was started with.
     given = {k: v for k, v in given.items() if v is not None or origin.get(k) != "auto"}
     # For --epochs see check_epochs.

@@ -13,8 +13,10 @@ import contextlib
 import signal
 import time
 
+import torch
+
 import models
-from common.errors import UserError
+from common.errors import UserError, first_line
 from models import lora
 from training import (
     devices,
@@ -49,6 +51,10 @@ def open_run(args, split, state, curve, step, train_batches, saved):
             run.end_interrupted()
         except BaseException as error:
             run.end_failed(error)
+            of_compiler = args.compile and isinstance(error, torch._dynamo.exc.TorchDynamoException)
+            if of_compiler and not out_of_memory.is_out_of_memory(error):
+                reason = f"--compile failed: {first_line(error)}"
+                raise UserError(f"{reason} (resume with --no-compile)") from error
             raise
         else:  # the run is finished: an error of its last images doesn't make it a failed one
             run.end_finished()
