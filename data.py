@@ -103,7 +103,7 @@ class Batches:
     device: torch.device | str = "cpu"
     seed: int = 0
     shuffle: bool = True
-    repeats: int = 1  # times that a batch augments each of its images (arXiv 1901.09335)
+    repeats: int = 1  # of an image in a batch; an epoch has 1 / repeats of all (arXiv 1902.05509)
     rank: int = 0
     world_size: int = 1
     resident: str = "auto"  # "device", "host", or "auto": the device if the images fit there

@@ -6,7 +6,7 @@
     python sweep.py zoo --jobs 4                                   # four runs at once, a GPU each
     python sweep.py zoo --launcher submitit --slurm-partition gpu  # a SLURM job array
 
-    python sweep.py eca --publish results/eca                      # a copy without weights
+    python sweep.py eca --publish results/sweep-eca                # a copy without weights
     python sweep.py publish RUN... --to results/x                  # the same for any runs
     python sweep.py report                                         # tables of results/
     python sweep.py campaign --budget 3h                           # what is missing in results/
@@ -67,7 +67,7 @@ def build_parser():
     plan = "print the commands, and their cost by a few timed steps, and exit"
     add("--dry-run", action="store_true", help=plan)
     add("--no-estimate", action="store_true", help="with --dry-run: don't time any steps")
-    add("--publish", metavar="DIR", help="copy the finished runs to DIR, such as results/eca")
+    add("--publish", metavar="DIR", help="copy the finished runs to DIR, such as results/sweep-eca")
     add("--reference", **commands.REFERENCE)
     launchers = ("local", "submitit")
     add("--launcher", default="local", choices=launchers, help="submitit: a SLURM job array")

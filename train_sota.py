@@ -137,7 +137,7 @@ def train(args, saved, ranks):
     if saved:
         state.restore(saved)
     if args.compile:
-        state.compile(several_sizes=args.progressive != "none")
+        state.compile()
 
     step = Step(
         lr_at=plan.lr_at,

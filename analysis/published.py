@@ -122,6 +122,10 @@ class Experiment:
         if len(self.commits) > 1:
             commits += f" ({self.about['reference']['compared']})"
         reported = ", ".join(dict.fromkeys(group.reported for group in self.groups))
+        runs = [run for group in self.groups for run in group.counted]
+        weights = dict.fromkeys(run.summary["weights"] for run in runs if "weights" in run.summary)
+        if weights:
+            reported += f" (weights: {', '.join(weights)})"
         selection = f" {self.selection[:1].upper()}{self.selection[1:]}." if self.selection else ""
         return [
             f"Data: {self.data}. Test accuracy of the {reported}, mean ± standard deviation over "

@@ -55,6 +55,7 @@ def _section(experiment, results):
         *(f"<p>{_with_code(note)}</p>" for note in experiment.notes),
         f'<figure>{image} alt="{title}: curves with bands over seeds"></figure>',
         *(f'<p class="quiet">{html.escape(fact)}</p>' for fact in experiment.facts),
+        '<p class="quiet">Repeat it:</p>',
         f"<pre>{html.escape(experiment.about['command'])}</pre>",
     ]
 

@@ -102,18 +102,6 @@ def flop_ceiling(device, dtype, rounds=5):
     return best
 
 
-def step_flops(name, classes, image_size, options=None):
-    """FLOPs of a training step for one image: forward and backward, counted on the meta device."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        model = models.create_model(name, classes, **(options or {})).train()
-        images = torch.empty(2, 3, image_size, image_size)  # batch norm can't train on one image
-        with FlopCounterMode(display=False) as counter:
-            model(images).sum().backward()
-    return counter.get_total_flops() / 2
-
-
 def ready_batch(size, image_size, classes, device):
     """Noise as normalized inputs (B, 3, H, W) in channels_last, and random labels."""
     inputs = torch.randn(size, 3, image_size, image_size, device=device)

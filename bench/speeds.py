@@ -257,11 +257,12 @@ def _speed(case, part, batch_size, rounds):
         optimizer = measure.create_optimizer(model, case.optimizer)
         step = measure.training_step(model, optimizer, device, dtype)
         seconds = measure.repeated(device, rounds, lambda: step(inputs, targets))
-        flops = measure.step_flops(case.name, case.classes, case.size, case.options)
+        passes = 3  # the backward pass takes two
     else:
         infer = measure.inference_step(model, device, dtype)
         seconds = measure.repeated(device, rounds, lambda: infer(inputs))
-        flops = 2 * case.describe()[1]  # a multiplication and an addition
+        passes = 1
+    flops = passes * 2 * case.describe()[1]  # a multiplication and an addition
     median = statistics.median(seconds)
     return {
         "batch_size": batch_size,

@@ -20,7 +20,7 @@ from common import checkpoint, files
 from common.errors import UserError
 from common.scopes import flag
 from sweeps import launch, plans
-from training import arguments, devices, mixed_precision, optimizers
+from training import arguments, devices, optimizers
 from training.checks import check_arguments
 from training.distributed import Ranks
 from training.progressive import size_schedule
@@ -118,6 +118,7 @@ def measured(runs, args):
         "batch_size": runs[0].args.batch_size,
         "tta": runs[0].args.tta,
         "targets": targets,
+        "measured_on": metrics.Run(runs[0].path / "metrics.csv").measured_on,
         "machine": list(dict.fromkeys(machine(run) for run in runs)),
         "runs": results,
         "flops_per_image": flops,
@@ -126,7 +127,7 @@ def measured(runs, args):
         "of_ceiling": flops * speed / ceiling,
     }
     if args.bare:
-        report["bare"] = bare_steps(report, card, runs[0].args, device, args.rounds)
+        report["bare"] = bare_steps(report, card, runs[0].args, device, dtype, args.rounds)
     return report
 
 
@@ -181,12 +182,11 @@ def machine(run):
     )
 
 
-def bare_steps(report, card, args, device, rounds):
-    """The bare step at the full batch and size, in the runs' precision, and their time in it.
+def bare_steps(report, card, args, device, dtype, rounds):
+    """The bare step at the full batch and size, and the time of the runs in such steps.
 
     That is forward pass, backward pass and optimizer on one batch that is ready, in one piece.
     """
-    dtype = mixed_precision.amp_dtype_for(args.model, args.amp, device)
     model = measure.to_device(models.from_card(card), device, dtype)
     optimizer = optimizers.create_optimizer(args, model, dtype=dtype)
     step = measure.training_step(model, optimizer, device, dtype)
@@ -210,11 +210,12 @@ def print_report(report):
         f"{report['batch_size']} images; n = {n}"
     )
     print(*report["machine"], sep="\n")
-    rows = []
+    rows, images = [], report["measured_on"]
+    title = "to {} %" if images.startswith("test") else f"to {{}} % on {images} images"
     for target in report["targets"]:
         pairs = [one["charged_and_training_seconds_to"][str(target)] for one in results]
         reached = [pair for pair in pairs if pair]
-        rows.append(_row(f"to {target} %", f"{len(reached)} of {n}", *zip(*reached)))
+        rows.append(_row(title.format(target), f"{len(reached)} of {n}", *zip(*reached)))
     names = ("charged_seconds", "train_seconds", "eval_seconds")
     seconds = ([one[name] for one in results] for name in names)
     rows.append(_row("to the end", f"{n} of {n}", *seconds))

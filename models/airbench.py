@@ -8,7 +8,8 @@ no scale, pooling is by maximum, and the logits are scaled down.
 `rate_groups` declares the learning rates of the published trainings: with Muon (--optimizer
 muon_sgd) for 94 %, and with SGD (--optimizer sgd) for more. One differs: with SGD, the published
 rate of the whitening layer's bias is that of the convolutions. Here it is that of the other biases
-and goes through the whole schedule while the bias is trained, as with Muon.
+and goes through the whole schedule while the bias is trained, as with Muon. The published filters
+are those of the second moments of the patches, ours of their covariance.
 """
 
 import torch
@@ -141,8 +142,8 @@ class Airbench(nn.Module):
     def rate_groups(self, optimizer, weight_decay):
         """Parameter groups of an optimizer's name that differ from the usual ones.
 
-        See training.optimizers.param_groups. Each parameter has the rate --lr times lr_scale, and
-        is trained until the share lr_end of the run.
+        See training.optimizers.param_groups. Each parameter has the rate --lr times lr_scale. The
+        bias of the whitening layer is trained until the share lr_end of the run.
         """
         whitening = dict(params=[self.whitening.bias], lr_end=self.whitening_share)
         # The outputs change as fast as those of a classifier with the published initial weights

@@ -183,7 +183,8 @@ class Campaign:
             path = self.options.root / run.path.parent.name / run.path.name
             summary = files.read_json(path / "summary.json") if run.finished else {}
             seconds = summary.get("train_seconds", 0) + summary.get("eval_seconds", 0)
-            if seconds:
+            # A run that is published may have begun here, too.
+            if seconds and summary.get("status") == "finished":
                 self.speeds.setdefault(self._kind(run), []).append(sum(work(run)) / seconds)
 
     def missing(self, name):
@@ -323,7 +324,8 @@ class Campaign:
         more = {"data": names | folders}
         if experiment.selected_on_test:
             more["selected_on_test"] = experiment.selected_on_test
-        text = about(experiment.title, experiment.comparisons, repeat_command(name), **more)
+        command = repeat_command(name, self._folders_of(name))
+        text = about(experiment.title, experiment.comparisons, command, **more)
         count = f"{len({run.args.seed for run in finished})} of {experiment.n} seeds"
         try:
             if not with_training and not reference.same_code(commits_of(directories)):
@@ -334,6 +336,12 @@ class Campaign:
         except (UserError, OSError) as error:
             self.settled[name] = math.inf
             print(f"{name}: {count} finished, but left unpublished: {error}", flush=True)
+
+    def _folders_of(self, name):
+        """{data set: folder of its images} that an experiment, or its source, takes."""
+        runs = [*self.runs[name], *filter(None, [self.sources.get(name)])]
+        used = {run.args.data_dir for run in runs}
+        return {key: path for key, path in self.options.folders.items() if path in used}
 
     def report(self):
         """Prints what is left, and what failed."""

@@ -3,9 +3,10 @@
     trainings = {"train.py --model resnet20 …"}
     agree(["2b6c3bb…", "f866e08…"], trainings)      # {"commits": […], "compared": "…"}
 
-A short training has a run's own arguments and a few steps, from fresh weights, on generated images
-on the CPU. It runs in a temporary git worktree of each commit. Compared are the weights,
-metrics.csv without its clocks, and the accuracies and losses of the final test.
+A short training has a run's own arguments, but a few steps with warmup and moving average, from
+fresh weights (and so with the recipe from scratch), on generated images on the CPU. It runs in a
+temporary git worktree of each commit. Compared are the weights, their moving average, metrics.csv
+without its clocks, and the accuracies and losses of the final test.
 """
 
 import csv
@@ -24,7 +25,8 @@ from common.scopes import words
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHORT = {
     **dict(dataset="shapes", limit_train=128, limit_test=64, batch_size=32, seed=0),
-    **dict(epochs=2, warmup_epochs=0.0, lr=1e-3),  # small, for it was chosen for another batch
+    **dict(epochs=2, warmup_epochs=1.0, ema_decay=0.9),
+    **dict(lr=1e-3),  # small, for it was chosen for another batch
     **dict(device="cpu", deterministic=True, amp="off", output_dir="reference-run"),
 }
 # What a short training on other images can't have, or doesn't need.
@@ -105,8 +107,10 @@ def _train(tree, commit, training):
         reason = done.stderr.strip().split("\n")[-1]
         raise UserError(f"the short training of commit {commit[:12]} failed: {reason}", status=2)
     run, sha = tree / "reference-run", hashlib.sha256()
-    for name, value in checkpoint.load(run / "last.pt")["state_dict"].items():
-        sha.update(name.encode() + value.numpy().tobytes())
+    last = checkpoint.load(run / "last.pt")
+    for weights in (last["state_dict"], last["ema"]):
+        for name, value in weights.items():
+            sha.update(name.encode() + value.numpy().tobytes())
     with open(run / "metrics.csv", newline="") as file:
         for row in csv.DictReader(file):
             kept = [value for column, value in row.items() if column not in CLOCKS]

@@ -21,8 +21,10 @@ HEAD = """\
 `python sweep.py report` makes this page from the files beside it. Each run has its `config.json`
 (arguments, versions, machine, commit), `metrics.csv` and `summary.json`, but no weights.
 `python compare_runs.py results/<experiment>/*` compares the runs of an experiment. Intervals are
-95 %, by Student's t, over seeds: they describe other seeds, not other images, and hold for each row
-alone.
+95 %, by Student's t: they cover the variation between seeds, not between test sets, and are not
+corrected for multiple comparisons. "last train %" is counted during the last epoch, on augmented
+images; "train % (clean)" is measured at the end, without augmentation. In "3 paired", differences
+are between runs of the same seed. "AMX" are an Intel CPU's matrix instructions for bf16.
 
 ## Repeat a run
 
@@ -38,9 +40,10 @@ A run is repeated with its own arguments:
 
 On the same kind of machine, with the same versions and number of threads (`threads` in
 `config.json`; here, set `OMP_NUM_THREADS=1`), its `metrics.csv` is the same, except for the columns
-of time and memory. For transformers, use `train_vit.py`. Runs that start from weights
-need `--weights`. With the official archive (`--dataset cifar10 --data-dir data`), the images come
-in another order, and results differ as between seeds.
+of time and memory. For transformers, use `train_vit.py`. The runs of transfer also need the weights
+they start from, those of `ghost/resnet20-s0`; the command below the table of transfer trains them
+first. With the official archive (`--dataset cifar10 --data-dir data`), the images come in another
+order, and results differ as between seeds.
 """
 
 
@@ -111,10 +114,10 @@ def _overview(experiments, missing):
         parts += [f"{note}\n" for note in experiment.notes]
         parts.append(f"![{experiment.title}: mean and deviation]({experiment.name}/{FIGURE})\n")
         parts += [f"{tables.markdown_text(fact)}\n" for fact in experiment.facts]
-        parts.append(f"    {experiment.about['command']}\n")
+        parts.append(f"Repeat it:\n\n    {experiment.about['command']}\n")
     if missing:
         rows = [
-            {"experiment": name, "not measured": title, "command": f"`{command}`"}
+            {"experiment": name, "about": title, "command": f"`{command}`"}
             for name, (title, command) in missing.items()
         ]
         parts.append(f"## Not measured\n\n{_as_written(tables.markdown_table(rows), '`')}")

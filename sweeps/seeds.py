@@ -33,12 +33,16 @@ def published_runs(name, results):
     experiment = published.load(directory)
     runs = dict(zip(experiment.about["runs"], experiment.configs))
     missing, others = set(planned) - set(runs), set(runs) - set(planned)
-    reason = f"holds {min(others)}, which {name} doesn't have" if others else ""
-    if EXPERIMENTS[name].source:
-        reason = f"lacks {min(missing, default='')}, which needs weights that aren't published"
-    if missing and reason:
-        raise UserError(f"{directory} {reason}: choose another --results", 2)
+    if missing and others:
+        raise _other_results(directory, f"holds {min(others)}, which {name} doesn't have")
+    if missing and EXPERIMENTS[name].source:
+        reason = f"lacks {min(missing)}, which needs weights that aren't published"
+        raise _other_results(directory, reason)
     return runs
+
+
+def _other_results(directory, reason):
+    return UserError(f"{directory} {reason}: choose another --results", 2)
 
 
 def published_run(run, config, results):

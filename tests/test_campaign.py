@@ -23,7 +23,7 @@ from PIL import Image
 import sweep
 from analysis import published
 from sweeps import campaign, commands, estimate, launch, reference, seeds
-from sweeps.experiments import EXPERIMENTS, Experiment
+from sweeps.experiments import EXPERIMENTS, Experiment, repeat_command
 from training import environment
 from training.arguments import record
 from training.checks import check_arguments
@@ -58,6 +58,17 @@ def test_every_experiment_of_the_table_can_be_planned(tmp_path):
             assert set(labels) <= set(experiment.trainings)
         names |= {f"{name}/{run.path.name}" for run in runs}
     assert {experiment.source for experiment in EXPERIMENTS.values()} <= names
+
+
+def test_the_command_that_repeats_an_experiment_takes_the_same_images(tmp_path):
+    options = campaign.Options(tmp_path, tmp_path / "results", {"cifar10": "/x/c10"}, {})
+    planned = campaign.Campaign.__new__(campaign.Campaign)
+    planned.options, planned.sources = options, {}
+    planned.runs = {name: campaign.plan(name, options) for name in ("eca", "progressive")}
+    assert planned._folders_of("eca") == {}
+    folders = planned._folders_of("progressive")
+    command = repeat_command("progressive", folders)
+    assert "campaign --only progressive --cifar10-dir data/c10 --output-dir runs/" in command
 
 
 def test_a_model_that_starts_from_images_is_timed(tmp_path, monkeypatch, capsys):
@@ -259,6 +270,9 @@ def test_finished_runs_of_this_machine_give_its_speed(run):
         change(path, train_seconds=10)
     assert run("--dry-run", quick=QUICK._replace(n=3)) == 0
     assert len(campaign.Campaign(["quick"], options).speeds) == 2
+    for path in Path("out").glob("quick/*/summary.json"):
+        change(path, status="interrupted")  # what is published comes from another machine
+    assert campaign.Campaign(["quick"], options).speeds == {}
     shutil.rmtree("out")
     assert campaign.Campaign(["quick"], options).speeds == {}
 

@@ -35,6 +35,7 @@ FROZEN = ("--freeze-backbone", "--weights", __file__)
         (("--freeze-backbone",), "--freeze-backbone needs trained weights"),
         ((*FROZEN, "--augment", "crop"), "--freeze-backbone computes features once"),
         ((*FROZEN, "--mixup", 0.2), "add --augment none"),
+        ((*FROZEN, "--repeated-augment", 2), "--repeated-augment can't be used with"),
         (("--output-dir", __file__), "is a file"),
         (("--model-arg", "widht=3"), "resnet18 has no option 'widht'"),
         (("--drop-path", 0.1), "--drop-path"),

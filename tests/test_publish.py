@@ -209,6 +209,7 @@ def test_a_reference_run_is_a_short_one_of_the_runs_own_arguments():
     args, _ = resolve(train.build_parser(), options)
     assert script == "train.py" and (args.model, args.tta) == ("airbench95", "flip")
     assert (args.epochs, args.dataset, args.model_arg) == (2, "shapes", ["a=1", "b=2"])
+    assert args.warmup_epochs > 0 and args.ema_decay > 0  # what long runs have is compared, too
     assert (args.lookahead, args.optimizer, args.val_size) == (5, "sgd", 0)  # of its recipe
     assert not args.pretrained and args.data_dir == "data"
 

@@ -68,6 +68,8 @@ def test_runs_are_trained_resumed_and_kept(time_runs, tmp_path, capsys):
     assert re.search(r"to 100 % +0 of 2\b", text) and "n = 2" in text
     assert f"torch {version('torch')}" in text
     assert "--tta flip" in text and "resumed" in text and "bare" not in text
+    time_to.print_report(report | {"measured_on": "held-out"})
+    assert re.search("to 1 % on held-out images +2 of 2", capsys.readouterr().out)
 
     report = time_runs("--runs", 2, "--bare")
     assert len(time_runs.started) == 2

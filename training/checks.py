@@ -117,6 +117,8 @@ def _check_transfer(args, saved):
         )
     if args.tta != "none":
         raise UserError(f"--tta {args.tta} can't be used with --freeze-backbone", 2)
+    if args.repeated_augment > 1:
+        raise UserError("--repeated-augment can't be used with --freeze-backbone", 2)
 
 
 def _check_optimizer(args):

@@ -3,9 +3,9 @@
     step = Step(lr_at=lambda step: 0.1, dtype=torch.bfloat16)
     row = train_epoch(State(model, optimizer), train_batches, step)
 
-The state between two steps is the weights, the optimizer and `Progress`: batches and dropout are
-drawn from functions of (seed, epoch, batch), the learning rate is a function of the step. So a run
-can stop and resume after any step.
+All that changes from step to step is in `State`: batches and dropout are drawn from functions of
+(seed, epoch, batch), the learning rate is a function of the step. So a run can stop and resume
+after any step.
 """
 
 import math

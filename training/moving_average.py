@@ -35,7 +35,11 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self):
-        """Call after each step. Early on, the average is over the steps so far."""
+        """Call after each step.
+
+        Early on, the decay is (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage: the
+        average is over about the last ninth of the n steps.
+        """
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for group in self.floats:

@@ -13,9 +13,9 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5
 class MuonSGD(torch.optim.Optimizer):
     """Groups with `orthogonal` use Muon, on weights of two or more dimensions; the others use SGD.
 
-    lr: in units of a weight whose rows have norm 1 for Muon; momentum: Muon's; sgd_momentum: of
-    SGD; both are Nesterov's. weight_decay: of SGD, added to the gradient. Muon has none, because it
-    resets the norms.
+    lr: for Muon, in units of a weight whose rows have norm 1 (their root mean square); momentum:
+    Muon's; sgd_momentum: of SGD; both are Nesterov's. weight_decay: of SGD, added to the gradient.
+    Muon has none, because it resets the norms.
     """
 
     def __init__(self, params, lr, momentum=0.6, sgd_momentum=0.85, weight_decay=0.0):

@@ -122,7 +122,11 @@ TRAINING = (
     Option("--lr", RATE, "highest learning rate"),
     Option("--momentum", number(low=0, high=0.9999), "momentum, or Adam's first beta", 0.9),
     Option("--nesterov", argparse.BooleanOptionalAction, "Nesterov momentum in SGD and Muon", True),
-    Option("--weight-decay", RATE, "norms and biases have none, except in airbench*"),
+    Option(
+        "--weight-decay",
+        RATE,
+        "norms and biases have none, except in airbench* with sgd and muon_sgd",
+    ),
     Option("--schedule", SCHEDULES, "of the learning rate, after the warmup"),
     Option(
         "--warmup-epochs",
@@ -184,7 +188,12 @@ AUGMENTATION = (
     ),
     Option("--cutout", COUNT, "side of the square to cut out, in pixels", 0),
     Option("--random-erasing", SHARE, "share of the images that lose a rectangle", 0.0),
-    Option("--repeated-augment", POSITIVE, "times that a batch holds each of its images", 1),
+    Option(
+        "--repeated-augment",
+        POSITIVE,
+        "times that a batch holds each of its images; an epoch has that many times fewer images",
+        1,
+    ),
     Option(
         "--tta", ("none", *VIEWS), "also test with logits averaged over views of each image", "none"
     ),

@@ -149,7 +149,8 @@ class Run:
         """Measures the reported weights on the test set: {column of summary.json: value}.
 
         With held-out images these are the weights of best.pt, and the test set is read here only.
-        Without them the test accuracy is that of the last epoch, and only --tta is left to do.
+        Without them the test accuracy is that of the last epoch, and only --tta and --eval-train
+        are left to do.
         inputs: training.inputs.Inputs.
         """
         augmented = self.args.tta != "none"

@@ -39,7 +39,9 @@ def lr_schedule(schedule, lr, steps, warmup_steps=0, final=0.0):
         if schedule in ("linear", "one_cycle"):
             return lr * (final + (1 - final) * max(0.0, 1 - done))
         if schedule == "multi_step":
-            return lr * 0.1 ** ((step >= steps // 2) + (step >= steps * 3 // 4))
+            if step < steps // 2:
+                return lr
+            return lr * 0.1 if step < steps * 3 // 4 else lr * 0.1**2
         if schedule == "constant":
             return lr
         raise NotImplementedError(schedule)
@@ -56,8 +58,8 @@ def default_ema_decay(steps):
     """A decay whose horizon, 1 / (1 - decay) steps, is a twentieth of the run, at most 10,000
     steps.
 
-    A fixed decay fits one length only: 0.9999 remembers the random initialization of a run of 5
-    epochs. Runs of up to 20 steps get 0: no average.
+    A fixed decay fits one length only: 0.9999 is for 200,000 steps. Runs of up to 20 steps get 0:
+    no average.
     """
     return 1 - 1 / min(10_000, max(1.0, steps / 20))
 

@@ -117,17 +117,17 @@ class State:
             self.gradient_order_settled = ranks.world_size <= 2 or ranks.sharded
         return self._parallel_model
 
-    def compile(self, several_sizes=False):
+    def compile(self):
         """In place: the keys of the state dict stay as they are.
 
-        several_sizes: of the inputs. Each gets a graph of its own: one for all sizes is slower, and
-        which steps use it would depend on where a run resumed.
+        Each shape of the inputs (of a part of a batch, of --progressive, of an evaluation) gets a
+        graph of its own: one for all is slower, and which steps use it would depend on where a run
+        resumed.
         """
         self.compiled = True
-        dynamic = False if several_sizes else None
-        self.model.compile(dynamic=dynamic)
+        self.model.compile(dynamic=False)
         if self.average:
-            self.average.model.compile(dynamic=dynamic)
+            self.average.model.compile(dynamic=False)
 
     def contents(self):
         """The contents of last.pt. All ranks have to call it together if the model is sharded."""
