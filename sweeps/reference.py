@@ -108,7 +108,7 @@ def _train(tree, commit, training):
         raise UserError(f"the short training of commit {commit[:12]} failed: {reason}", status=2)
     run, sha = tree / "reference-run", hashlib.sha256()
     last = checkpoint.load(run / "last.pt")
-    for weights in (last["state_dict"], last["ema"]):
+    for weights in (last["state_dict"], last["ema"]["average"]):
         for name, value in weights.items():
             sha.update(name.encode() + value.numpy().tobytes())
     with open(run / "metrics.csv", newline="") as file:
