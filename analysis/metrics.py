@@ -123,9 +123,10 @@ class Run:
         self.summary = read_json(path.parent / "summary.json") if self.in_directory else {}
         config = read_json(path.parent / "config.json") if self.in_directory else {}
         self.arguments = _dict_or_empty(config.get("arguments"))
-        # Other programs write a config.json, too; a damaged one may be ours.
+        # Other programs write a config.json, too; one that can't be read may be ours.
         has_config = self.in_directory and (path.parent / "config.json").is_file()
-        self.is_ours = has_config and (not config or "arguments" in config)
+        unreadable = not config
+        self.is_ours = has_config and (unreadable or "arguments" in config)
         self.origins = _dict_or_empty(config.get("from"))  # where each argument's value came from
         self.started = _start_time(config)
         family = config.get("family")  # of its model

@@ -24,7 +24,7 @@ HEAD = """\
 95 %, by Student's t: they cover the variation between seeds, not between test sets, and are not
 corrected for multiple comparisons. "last train %" is counted during the last epoch, on augmented
 images; "train % (clean)" is measured at the end, without augmentation. In "3 paired", differences
-are between runs of the same seed. "AMX" are an Intel CPU's matrix instructions for bf16.
+are between runs of the same seed. AMX is a set of bf16 matrix instructions of some Intel CPUs.
 
 ## Repeat a run
 

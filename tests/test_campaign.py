@@ -61,10 +61,9 @@ def test_every_experiment_of_the_table_can_be_planned(tmp_path):
 
 
 def test_the_command_that_repeats_an_experiment_takes_the_same_images(tmp_path):
-    options = campaign.Options(tmp_path, tmp_path / "results", {"cifar10": "/x/c10"}, {})
-    planned = campaign.Campaign.__new__(campaign.Campaign)
-    planned.options, planned.sources = options, {}
-    planned.runs = {name: campaign.plan(name, options) for name in ("eca", "progressive")}
+    folders, given = {"cifar10": "/x/c10"}, {"device": "cpu"}
+    options = campaign.Options(tmp_path, tmp_path / "results", folders, given)
+    planned = campaign.Campaign(["eca", "progressive"], options)
     assert planned._folders_of("eca") == {}
     folders = planned._folders_of("progressive")
     command = repeat_command("progressive", folders)
