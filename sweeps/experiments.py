@@ -39,6 +39,7 @@ SMALLER_ALL = "--epochs 10 --progressive 20:0,24:0.35,32:0.65"
 SMALLER_20 = "--epochs 12 --progressive 20:0,24:0.5,32:0.87"
 SMALLER_18 = "--epochs 6 --progressive 16:0,24:0.5,32:0.85"
 SUBSET = "--limit-train 10000"
+# eca is in fp32 on any machine: its runs take hours, and those of one experiment must agree in this.
 COSINE = "is the cosine better than a linear decay?"
 
 # Every setting is a recipe of the repository or stands here.
@@ -79,7 +80,7 @@ EXPERIMENTS = {
         (("does ECA help?", "k3", "none"),
          ("does ECA help?", "k9", "none"),
          ("does the kernel size matter?", "k9", "k3")),
-        f"{CIFAR100} --epochs 20", n=5),
+        f"{CIFAR100} --epochs 20 --eval-every 5 --amp off", n=5),
     "ghost": Experiment(
         "ghost modules instead of 3x3 convolutions in ResNet-20",
         {"resnet20": "--model resnet20", "ghost_resnet20": "--model ghost_resnet20"},
