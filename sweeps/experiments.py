@@ -39,7 +39,7 @@ SMALLER_ALL = "--epochs 10 --progressive 20:0,24:0.35,32:0.65"
 SMALLER_20 = "--epochs 12 --progressive 20:0,24:0.5,32:0.87"
 SMALLER_18 = "--epochs 6 --progressive 16:0,24:0.5,32:0.85"
 SUBSET = "--limit-train 10000"
-# eca is in fp32 on any machine: its runs take hours, and those of one experiment must agree in this.
+# eca is in fp32 on any machine: its runs take hours, and all of an experiment must agree in this.
 COSINE = "is the cosine better than a linear decay?"
 
 # Every setting is a recipe of the repository or stands here.

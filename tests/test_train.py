@@ -114,7 +114,7 @@ def test_a_run_writes_what_the_documentation_names(train, capsys):
     printed = capsys.readouterr().out
     first, epoch, _, final = printed.splitlines()
     assert (directory / "log.txt").read_text() == printed
-    assert "96 training images" in first and "272,474 parameters" in first
+    assert "96 training images" in first and "resnet20 from scratch, 272,474 parameters" in first
     assert epoch.startswith("epoch 1/2") and str(directory) in final
     written = {path.name for path in directory.iterdir()}
     assert set(run_directory.FILES) <= written and not list(directory.glob(".*.tmp"))

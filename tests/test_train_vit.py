@@ -69,6 +69,8 @@ def test_weights_of_a_file_train_as_the_same_weights_in_memory(train_small, weig
     in_memory = train_small(*options, output="memory")
     assert same(last(from_file)["state_dict"], last(in_memory)["state_dict"])
     assert rows(from_file) == rows(in_memory)
+    first_lines = [(run / "log.txt").read_text().split("\n")[0] for run in (from_file, in_memory)]
+    assert ["vit_custom from scratch" in line for line in first_lines] == [False, True]
 
 
 @pytest.mark.slow

@@ -47,7 +47,9 @@ class ProgressDisplay:
     """
 
     def __init__(self, args, steps_per_epoch):
-        self.model, self.epochs, self.steps = args.model, args.epochs, steps_per_epoch
+        from_weights = args.pretrained or args.weights
+        self.model = args.model if from_weights else f"{args.model} from scratch"
+        self.epochs, self.steps = args.epochs, steps_per_epoch
         self.bar, self.log = None, None
 
     def say(self, line):
