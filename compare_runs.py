@@ -6,10 +6,10 @@
     python compare_runs.py runs --against documents --panel family --show
     python compare_runs.py runs/* --watch
 
-A directory without a run stands for the runs in it and in its sweeps. Runs that differ by their
-seed only share one row and one curve. metrics.csv files of other programs need an epoch and a loss
-or an accuracy. Figures are written into the directory of the runs (runs/comparison.png), where git
-ignores them, unless --output is given.
+A directory without a run stands for the runs in it, its sweeps and its campaigns. Runs that differ
+by their seed only share one row and one curve. metrics.csv files of other programs need an epoch
+and a loss or an accuracy. Figures are written into the directory of the runs (runs/comparison.png),
+where git ignores them, unless --output is given.
 """
 
 import os
@@ -82,6 +82,8 @@ def load_groups(args):
             hint = "; --group-by run makes a row of each run" if len(runs) > len(groups) else ""
             counts = f"{len(args.labels)} names for {len(groups)} rows"
             raise UserError(f"--labels has {counts}{hint}", status=2)
+        if len(set(args.labels)) < len(args.labels):
+            raise UserError("--labels must differ from one another", status=2)
         for group, label in zip(groups, args.labels):
             group.name = printable(label)
     if not args.baseline:

@@ -1,6 +1,6 @@
 """Figures with a point or a bar for each group of runs: accuracy, and accuracy against cost."""
 
-from analysis import figures
+from analysis import figures, replicates
 from analysis.panels import PANELS
 from analysis.styles import add_legend, line_style, say_empty, style_numbers, subplots
 from common.errors import UserError
@@ -28,7 +28,7 @@ def efficiency(plt, groups, size):
     handles = {}
     for axis, (name, title) in zip(axes.flat, panels.items()):
         handles |= _draw_cost(axis, name, title, groups)
-        axis.set_ylabel("test accuracy (%)")
+        axis.set_ylabel(_accuracy_title(groups))
     if "Pareto front" in handles:
         handles["Pareto front"] = handles.pop("Pareto front")  # the last
     add_legend(figure, handles, groups, size)
@@ -36,13 +36,15 @@ def efficiency(plt, groups, size):
 
 
 def _draw_cost(axis, name, title, groups):
-    """Draws a point for each group and the Pareto front; returns {label: artist}."""
-    points, handles = [], {}
+    """Draws a point for each group and the front of the finished ones; returns {label: artist}."""
+    points, finished, handles = [], [], {}
     for i, (group, number) in enumerate(zip(groups, style_numbers(groups))):
         cost, accuracy = group.scalar(name), group.accuracy
         if cost is None or accuracy is None or cost.mean <= 0:
             continue
         points.append((cost.mean / 1e6 if name == "parameters" else cost.mean, accuracy.mean))
+        if group.is_finished:
+            finished.append(points[-1])
         artist = axis.errorbar(
             *points[-1],
             yerr=accuracy.std,
@@ -68,11 +70,20 @@ def _draw_cost(axis, name, title, groups):
     else:
         axis.locator_params(axis="x", nbins=5)
     axis.margins(0.12)
-    front = pareto(points)
-    if len(front) > 1:
+    front = pareto(finished)
+    if len(front) > 1 and len(replicates.test_images(groups)) < 2:
         line = dict(color="#444444", linestyle=":", linewidth=1, drawstyle="steps-post", zorder=1)
         (handles["Pareto front"],) = axis.plot(*zip(*front), **line)
     return handles
+
+
+def _accuracy_title(groups):
+    """The title of an axis of accuracies, which can't be compared if they are of other images."""
+    images = replicates.test_images(groups)
+    if images == [replicates.HELD_OUT]:
+        return "held-out accuracy (%)"
+    title = PANELS["bars"]["test"]
+    return f"{title}, different images" if len(images) > 1 else title
 
 
 def bars(plt, groups, size):
@@ -81,7 +92,7 @@ def bars(plt, groups, size):
     width = size.width * size.columns * 0.75
     height = 0.8 + size.font * 2.3 / 72 * max(1, len(groups))
     figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
-    axis.set(xlabel=PANELS["bars"]["test"], xlim=(0, 100), ylim=(-0.6, len(groups) - 0.4))
+    axis.set(xlabel=_accuracy_title(groups), xlim=(0, 100), ylim=(-0.6, len(groups) - 0.4))
     axis.set_ylabel("run")
     for row, group in enumerate(groups):
         _draw_bar(axis, row, group, size.font * 0.85)
@@ -118,9 +129,9 @@ def families(plt, groups, size):
 
     Raises UserError for runs on different test images, of which a mean has no meaning.
     """
-    test_sets = dict.fromkeys(group.test_images for group in groups if group.test_images)
-    if len(test_sets) > 1:
-        raise UserError(f"--panel family: the test images differ ({'; '.join(test_sets)})", 2)
+    test_images = replicates.test_images(groups)
+    if len(test_images) > 1:
+        raise UserError(f"--panel family: the test images differ ({'; '.join(test_images)})", 2)
     members = {}  # {family: [(accuracy, label of its row)]}
     for group in groups:
         for run in group.counted:

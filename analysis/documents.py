@@ -8,6 +8,8 @@ compared with. A run matches it only if all of them are equal.
 
 from typing import NamedTuple
 
+from analysis.replicates import SEVERAL
+
 
 class Documented(NamedTuple):
     """An experiment: test accuracy in percent after so many epochs.
@@ -120,7 +122,7 @@ def settings_of(argument):
     """
     names = ("augment", "mixup", "cutmix", "mix_prob", "cutout", "random_erasing")
     values = {name: argument(name) for name in names}
-    if any(value in (None, "several") for value in values.values()):
+    if any(value in (None, SEVERAL) for value in values.values()):
         return {}
     if not isinstance(values["augment"], str):
         return {}

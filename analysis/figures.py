@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 from common import files
-from common.errors import UserError
+from common.errors import UserError, first_line
 
 # Okabe and Ito's colors, which color-blind readers can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -46,8 +46,10 @@ def show(paths):
 
 def pyplot(font=10, windows=False):
     """matplotlib.pyplot for files or, with `windows`, also for windows. font: size in points."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ValueError as error:
+        raise UserError(f"$MPLBACKEND: {first_line(error)}", status=2) from error
     if not windows:
         matplotlib.use("Agg")
     import matplotlib.pyplot as plt

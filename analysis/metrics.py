@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from analysis.panels import PANELS
 from common.errors import UserError
@@ -79,8 +79,8 @@ def read_arguments(directory):
 def find_metrics(patterns):
     """The metrics.csv files that paths and patterns name, each once, in order.
 
-    A directory without a run stands for the runs in it and in its sweeps. Includes files that a run
-    hasn't written yet. Raises UserError for a path without metrics.
+    A directory without a run stands for the runs in it, its sweeps and its campaigns. Includes
+    files that a run hasn't written yet. Raises UserError for a path without metrics.
     """
     files_by_path = {}
     for pattern in patterns:
@@ -96,13 +96,13 @@ def find_metrics(patterns):
     return list(files_by_path.values())
 
 
-def _files_of_runs(directory):
-    """The metrics.csv of a run's directory, or of the runs in a directory and in its sweeps."""
+def _files_of_runs(directory, depth=3):
+    """The metrics.csv of a run's directory, or of the runs in it, its sweeps and its campaigns."""
     own = directory / "metrics.csv"
     if _is_metrics(own):
         return [own]
-    inside = sorted(directory.glob("*")) + sorted(directory.glob("*/*"))
-    return [path / "metrics.csv" for path in inside]
+    inside = [path for path in sorted(directory.glob("*")) if depth and path.is_dir()]
+    return [file for path in inside for file in _files_of_runs(path, depth - 1)]
 
 
 def _is_metrics(file):
@@ -127,6 +127,8 @@ class Run:
         has_config = self.in_directory and (path.parent / "config.json").is_file()
         unreadable = not config
         self.is_ours = has_config and (unreadable or "arguments" in config)
+        if self.arguments.get("dataset") == "folder":
+            self.arguments["data_dir"] = _folder(self.arguments.get("data_dir"))
         self.origins = _dict_or_empty(config.get("from"))  # where each argument's value came from
         self.started = _start_time(config)
         family = config.get("family")  # of its model
@@ -340,6 +342,12 @@ def _make_percent(columns):
     if values and max(values) <= 1:
         for name in names:
             columns[name] = [None if value is None else 100 * value for value in columns[name]]
+
+
+def _folder(data_dir):
+    """A folder of images, without data/ in front, as in runs that were published."""
+    parts = PurePosixPath(str(data_dir).replace("\\", "/")).parts
+    return "/".join(parts[1:] if len(parts) > 1 and parts[0] == "data" else parts)
 
 
 def _start_time(config):

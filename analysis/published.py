@@ -140,7 +140,7 @@ class Experiment:
     def notes(self):
         """The paragraphs of notes.md: what the result means. [] without the file."""
         path = self.directory / NOTES
-        text = path.read_text() if path.is_file() else ""
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
         return [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
 
     @property
@@ -265,6 +265,6 @@ def _check_comparisons(experiment):
             if label not in groups:
                 raise _refusal(experiment.directory, f"compares {label}, which has no runs")
         ours, theirs = (groups[label] for label in labels)
-        if ours.test_set != theirs.test_set:
+        if len(replicates.test_images([ours, theirs])) > 1:
             reason = f"compares {labels[0]} and {labels[1]}, which have other test images"
             raise _refusal(experiment.directory, reason)

@@ -26,6 +26,9 @@ FITTED_TO_MEMORY = ("micro_batch", "accumulate")
 # What differences are taken of: scalars of a run, and the images that they are the accuracy on.
 MEASURES = {"test": "test images", "train_clean": "training images"}
 
+HELD_OUT, TEST = "held-out images", "test images"  # of other programs' files
+SEVERAL = "several"  # the value of an argument that differs between the runs of a group
+
 
 class MeanStd(NamedTuple):
     """Mean and sample standard deviation of n values; std is None for one."""
@@ -64,11 +67,11 @@ class Group:
 
     @property
     def label(self):
-        """The name in a legend, with n or with the status of an unfinished run."""
-        if len(self.counted) > 1:
-            return f"{self.name} (n = {len(self.counted)})"
-        status = self.counted[0].status.split(":")[0]
-        return self.name if status in ("finished", "") else f"{self.name} ({status})"
+        """The name in a legend, with n and with the status of unfinished runs."""
+        notes = [f"n = {len(self.counted)}"] if len(self.counted) > 1 else []
+        if not self.is_finished:
+            notes.append(self.status.split(":")[0])
+        return f"{self.name} ({', '.join(notes)})" if notes else self.name
 
     @property
     def status(self):
@@ -117,31 +120,18 @@ class Group:
         """MeanStd of the test accuracies, or None."""
         return summarize(self.tests.values())
 
-    @property
-    def test_set(self):
-        """What identifies the test images, as far as the arguments tell; None without arguments."""
-        if not any(run.arguments for run in self.runs):
-            return None
-        names = ["dataset", "limit_test"]
-        if self.argument("dataset") == "folder":
-            names.append("data_dir")
-        return [str(self.argument(name)) for name in names]
-
-    @property
-    def test_images(self):
-        """The name of the test images, such as "cifar10, 500 images"; "" if it isn't known."""
-        if self.test_set is None:
-            return ""
-        dataset, limit, *folder = self.test_set
-        name = " ".join([dataset, *folder])
-        return name if limit in ("0", "None") else f"{name}, {limit} images"
-
     def argument(self, name):
         """The value that all runs share, "several" if they differ, None if none has it."""
         values = [run.arguments[name] for run in self.runs if name in run.arguments]
         if not values:
             return None
-        return values[0] if _all_equal(values) else "several"
+        return values[0] if _all_equal(values) else SEVERAL
+
+    @property
+    def varying(self):
+        """The arguments besides the seed that differ between the runs."""
+        names = _compared_names(self.runs)
+        return [name for name in names if self.argument(name) == SEVERAL]
 
     def scalar(self, name):
         """MeanStd of one of the runs' scalars, or None."""
@@ -196,7 +186,7 @@ def group(runs, by=("arguments",)):
     members_by_key = {}
     for run in runs:
         members_by_key.setdefault(_key(run, by), []).append(run)
-    groups = [Group(_common_name(members), members) for members in members_by_key.values()]
+    groups = [Group(_name(members, by), members) for members in members_by_key.values()]
     _make_names_differ(groups)
     return groups
 
@@ -229,20 +219,29 @@ def _key(run, by):
     if "arguments" not in by:
         return tuple(str(run.arguments.get(name)) for name in by)
     ignored = _ignored(run)
-    if run.arguments.get("dataset") != "folder":
-        ignored |= {"data_dir"}
     return str(sorted((k, str(value)) for k, value in run.arguments.items() if k not in ignored))
 
 
 def _ignored(run):
     """The arguments that don't identify the run's experiment."""
     chosen = {n for n in FITTED_TO_MEMORY if run.origins.get(n) in ("auto", "--micro-batch")}
-    return NOT_COMPARED | chosen
+    is_folder = run.arguments.get("dataset") == "folder"
+    return NOT_COMPARED | chosen | (set() if is_folder else {"data_dir"})
+
+
+def _compared_names(runs):
+    return dict.fromkeys(n for run in runs for n in run.arguments if n not in _ignored(run))
 
 
 def label_of(name):
     """The name of a run without its seed and the time when it started."""
     return re.sub(r"-s\d+(-\d{8}-\d{6})?(-\d+)?$", "", name)
+
+
+def _name(runs, by):
+    if {"run", "arguments"} & set(by) or not runs[0].arguments:
+        return _common_name(runs)
+    return printable(", ".join(f"{name} {runs[0].arguments.get(name)}" for name in by))
 
 
 def _common_name(runs):
@@ -257,15 +256,41 @@ def _common_name(runs):
     return os.path.commonprefix([run.name for run in runs]).rstrip("-_ .") or names[0]
 
 
+def test_images(groups):
+    """The images that the accuracies of groups are of, such as ["cifar10, 500 images"].
+
+    More than one can't be compared. Files of other programs don't tell their data set.
+    """
+    names = dict.fromkeys(_test_images(run) for group in groups for run in group.runs if run.epochs)
+    if HELD_OUT not in names:
+        names.pop(TEST, None)
+    return [name for name in names if name]
+
+
+def _test_images(run):
+    if not run.is_ours:
+        return HELD_OUT if run.measured_on.startswith("held-out") else TEST
+    if not run.arguments:
+        return ""
+    name, limit = str(run.arguments.get("dataset")), run.arguments.get("limit_test")
+    if name == "folder":
+        name += f" {run.arguments.get('data_dir')}"
+    return f"{name}, {limit} images" if limit else name
+
+
 def compare_arguments(groups):
     """(names of the arguments that differ between groups, {name: value} of the others)."""
     groups = [group for group in groups if any(run.arguments for run in group.runs)]
     runs = [run for group in groups for run in group.runs]
-    names = dict.fromkeys(n for run in runs for n in run.arguments if n not in _ignored(run))
+    names = _compared_names(runs)
     values = {name: [group.argument(name) for group in groups] for name in names}
     if not _all_equal(values.get("dataset", [])):
         values.pop("data_dir", None)  # of course other data lies elsewhere
-    common = {name: column[0] for name, column in values.items() if _all_equal(column)}
+    common = {
+        name: column[0]
+        for name, column in values.items()
+        if _all_equal(column) and column[0] != SEVERAL
+    }
     return [name for name in values if name not in common], common
 
 

@@ -117,7 +117,7 @@ def _traces(group, i, name, every):
     curve = Scatter(
         x=x,
         y=mean,
-        name=html.escape(group.label),
+        name=html.escape(group.label, quote=False),
         legendgroup=str(i),
         mode="lines" if len(x) > 1 else "markers",
         customdata=std or None,

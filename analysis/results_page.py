@@ -52,7 +52,7 @@ def _section(experiment, results):
         f'<h2 id="{name}">{name}</h2>',
         f"<p>{title}.</p>",
         *(_table(rows) for rows in (experiment.rows, experiment.differences) if rows),
-        *(f"<p>{_with_code(note)}</p>" for note in experiment.notes),
+        *(f"<p>{_inline(note)}</p>" for note in experiment.notes),
         f'<figure>{image} alt="{title}: curves with bands over seeds"></figure>',
         *(f'<p class="quiet">{html.escape(fact)}</p>' for fact in experiment.facts),
         '<p class="quiet">Repeat it:</p>',
@@ -60,9 +60,10 @@ def _section(experiment, results):
     ]
 
 
-def _with_code(text):
-    """Escaped text, in which `x` is code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+def _inline(text):
+    """Escaped text, in which `x` is code and [x](#y) a link."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    return re.sub(r"\[([^]]+)\]\((#[\w-]+)\)", r'<a href="\2">\1</a>', text)
 
 
 def _table(rows):

@@ -190,11 +190,13 @@ def _difference(group, baseline):
     """The values of DIFFERENCE_COLUMNS, as far as there are any."""
     if baseline is None or group is baseline:
         return {}
-    if group.test_set and baseline.test_set and group.test_set != baseline.test_set:
+    if len(replicates.test_images([group, baseline])) > 1:
         return {"verdict": "other test images"}
     difference = replicates.difference(group.tests, baseline.tests)
     if difference is None:
         return {}
+    if group.varying or baseline.varying:  # no error is known of runs that are not of one kind
+        return {"difference": difference.value, "verdict": "not only seeds differ"}
     both_finished = group.is_finished and baseline.is_finished
     return {
         "difference": difference.value,
@@ -222,19 +224,24 @@ def _sentences(groups, baseline, against, common, shows_best):
     common = replicates.without_defaults(common, groups)
     shown = [f"{key} {show(value)}" for key, value in common.items() if value not in (None, [])]
     if shown:
-        yield printable(f"The same in all: {', '.join(shown)}.")
+        known = all(run.arguments for group in groups for run in group.runs)
+        which = "in all" if known else "in all with a config.json"
+        yield printable(f"The same {which}: {', '.join(shown)}.")
     for group in groups:
         if group.repeats:
             yield printable(f"{group.name}: of runs that repeat a seed, only the last counts.")
-    test_sets = dict.fromkeys(group.test_images for group in groups if group.test_images)
-    if len(test_sets) > 1:
-        names = "; ".join(test_sets)
+        if group.varying:
+            names = ", ".join(group.varying[:3]) + (", …" if len(group.varying) > 3 else "")
+            yield printable(f"{group.name}: its runs differ not only in the seed ({names}).")
+    test_images = replicates.test_images(groups)
+    if len(test_images) > 1:
+        names = "; ".join(test_images)
         yield printable(f"Accuracies on different test images ({names}) can't be compared.")
     if shows_best and any("test" in group.measured_on for group in groups):
         yield "The best % is the highest of the curve on test images, so it was selected on them."
     if baseline:
         yield printable(
-            f"Differences are from {baseline.name}, in points of test accuracy: of the seeds that "
+            f"Differences are from {baseline.name}, in points of accuracy: of the seeds that "
             "both have (paired), else of the means. Intervals are 95 %, by Student's t."
         )
     if against == "documents":
@@ -372,6 +379,7 @@ def latex_table(rows):
 # fmt: off
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "[": "{[}", "*": "{*}",  # else, at the start of a row, they would belong to the line before it
     "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 } | {mark: f"\\{mark}" for mark in "&%$#_{}"}
 # fmt: on

@@ -16,6 +16,7 @@ from torchvision import transforms
 
 import models
 from bench import measure
+from common.errors import UserError
 from data import Batches
 from datasets.archives import ARCHIVES
 from datasets.examples import Examples
@@ -196,6 +197,10 @@ def measure_checkpoint(args, device):
     Training waits while the state is copied; the files are written while it continues. "in the
     foreground" is the same work with training waiting for all of it.
     """
+    steps = args.images // args.batch_size
+    if not steps:
+        sizes = f"--batch-size {args.batch_size} is larger than --images {args.images}"
+        raise UserError(f"{sizes}: an epoch has no step", status=2)
     name = models.canonical(args.model)
     dtype = mixed_precision.amp_dtype_for(name, args.amp, device)
     model = measure.to_device(models.create_model(name, 10), device, dtype)
@@ -235,7 +240,6 @@ def measure_checkpoint(args, device):
         functions = dict(step=train, foreground=foreground, save=save, wait=run.wait)
         seconds = measure.in_turn(device, args.rounds, **functions)
         run.close()
-    steps = args.images // args.batch_size
     epoch = f"{args.images:,} images in batches of {args.batch_size} ({steps} times a step)"
     print(f"{name}: last.pt {size / 2**20:.0f} MB, with best.pt; an epoch is {epoch}")
     for key, title in (("save", "training waits"), ("foreground", "in the foreground")):

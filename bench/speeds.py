@@ -167,9 +167,9 @@ def accuracies(patterns):
             names = f"{groups[model].name} and {group.name}"
             raise UserError(f"--runs: {names} are different experiments with {model}", 2)
         groups[model] = group
-    test_sets = dict.fromkeys(group.test_images for group in groups.values())
-    if len(test_sets) > 1:
-        raise UserError(f"--runs: the test images differ ({'; '.join(test_sets)})", 2)
+    test_images = replicates.test_images(groups.values())
+    if len(test_images) > 1:
+        raise UserError(f"--runs: the test images differ ({'; '.join(test_images)})", 2)
     return {model: group.scalar("test").mean for model, group in groups.items()}
 
 
@@ -220,7 +220,11 @@ def measure_model(case, args, ceilings, published=None):
             row["activation_bytes"] = need.image
         if case.device.type != "cuda":
             batch_size = min(batch_size, need.largest(free))
-        measured = _largest_that_fits(case, part, batch_size, args.rounds)
+        try:
+            measured = _largest_that_fits(case, part, batch_size, args.rounds)
+        except ValueError as error:  # batch norm can't be trained on a single pixel
+            problems.append(f"{part}: {first_line(error)}")
+            continue
         if measured is None:
             needed = f"one image needs {need.total(1) / GB:.1f} GB; {free / GB:.1f} GB are free"
             problems.append(f"{part} does not fit: {needed}, 10 % kept in reserve")

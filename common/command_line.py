@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import io
 import math
 import os
 import signal
@@ -108,6 +109,9 @@ def explicit(parser, argv=None):
 
 def run(main):
     """Ends the process with the status that main() returns, or with one line for its error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may have signs that its encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     status = _exit_status(main)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         # A gloo thread that frees a tensor during the interpreter's shutdown aborts the process

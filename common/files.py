@@ -14,6 +14,8 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+TEXT = {"encoding": "utf-8", "newline": "\n"}  # the same on every platform
+
 
 @contextmanager
 def replacing(path, mode="wb", previous=None):
@@ -70,7 +72,7 @@ def write_json(path, value):
 def read_json(path):
     """The object in a JSON file; {} if the file is missing, damaged or holds anything else."""
     try:
-        value = json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         return {}
     return value if isinstance(value, dict) else {}
@@ -97,7 +99,7 @@ def remove(path):
 
 
 def open_file(path, mode):
-    return open(path, mode)
+    return open(path, mode) if "b" in mode else open(path, mode, **TEXT)
 
 
 def sync(file):

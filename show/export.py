@@ -70,7 +70,7 @@ def export(predictor, kind, directory):
 def _check_readme(path):
     """Raises UserError for a README.md that an export may not replace."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return
     except OSError as error:

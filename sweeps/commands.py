@@ -7,9 +7,11 @@ python sweep.py campaign --budget 3h                          # what is missing 
 
 import argparse
 import math
+import os
 import sys
 from pathlib import Path
 
+from analysis import published
 from analysis.replicates import label_of
 from common import command_line
 from common.errors import UserError
@@ -92,8 +94,11 @@ def publish_runs(args):
 def report(args):
     if not Path(args.results).is_dir():
         raise UserError(f"--results {args.results}: there is no such directory", status=2)
-    for path in results.write(Path(args.results).parent, Path(args.results)):
-        print(path)
+    directory = Path(args.results).resolve()
+    if not published.find(directory):
+        raise UserError(f"--results {args.results} holds no published experiment", status=2)
+    for path in results.write(directory.parent, directory):
+        print(os.path.relpath(path))
     return 0
 
 

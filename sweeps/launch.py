@@ -186,7 +186,7 @@ def failure_reason(run, process, status):
     """What submitit says, or the exit status and the last line of the log."""
     if getattr(process, "reason", ""):
         return process.reason
-    log = run.log.read_text(errors="replace") if run.log.is_file() else ""
+    log = run.log.read_text(encoding="utf-8", errors="replace") if run.log.is_file() else ""
     lines = log.split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     return f"exit status {status}, {last}"

@@ -99,11 +99,11 @@ def _write(directory, runs, about, target):
     Raises UserError if they don't belong together.
     """
     directory.mkdir()
-    (directory / published.ABOUT).write_text(_json(about | {"runs": list(runs)}))
+    (directory / published.ABOUT).write_text(_json(about | {"runs": list(runs)}), **files.TEXT)
     for name, texts in runs.items():
         (directory / name).mkdir()
         for file, text in texts.items():
-            (directory / name / file).write_text(text)
+            (directory / name / file).write_text(text, **files.TEXT)
     for name in (published.NOTES, published.FIGURE):
         with suppress(FileNotFoundError):
             shutil.copy(target / name, directory / name)
@@ -142,7 +142,7 @@ def refuse_other_contents(target, runs):
     for name, texts in runs.items():
         for file, text in texts.items():
             path = target / name / file
-            if path.is_file() and path.read_text() != text:
+            if path.is_file() and path.read_text(encoding="utf-8") != text:
                 raise UserError(f"{target} holds another run {name}: remove it first", status=2)
 
 
@@ -166,7 +166,7 @@ def public_run(path):
     name = f"{replicates.label_of(path.resolve().name)}-s{arguments['seed']}"
     texts = {
         "config.json": _json(public_config(config)),
-        "metrics.csv": run.path.read_text(),
+        "metrics.csv": run.path.read_text(encoding="utf-8"),
         "summary.json": _json(summary),
     }
     return name, texts, config

@@ -111,7 +111,7 @@ def _train(tree, commit, training):
     for weights in (last["state_dict"], last["ema"]["average"]):
         for name, value in weights.items():
             sha.update(name.encode() + value.numpy().tobytes())
-    with open(run / "metrics.csv", newline="") as file:
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             kept = [value for column, value in row.items() if column not in CLOCKS]
             sha.update(",".join(kept).encode())

@@ -65,7 +65,7 @@ def pages(root, results):
     texts = {results / "README.md": _overview(experiments, missing)}
     texts[root / "docs/results.html"] = page
     readme = root / "README.md"
-    before = readme.read_text() if readme.is_file() else ""
+    before = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     if all(marker in before for marker in MARKERS):
         start, end = map(before.index, MARKERS)
         table = f"{MARKERS[0]}\n{_summary(experiments, missing)}\n"
@@ -78,7 +78,7 @@ def write(root, results):
     texts = pages(root, results)
     written = [path for path in map(draw, published.find(results)) if path]
     for path, text in texts.items():
-        if not path.is_file() or path.read_text() != text:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             figures.write(path, text.encode())
             written.append(path)
@@ -93,7 +93,7 @@ def draw(experiment):
     plt = figures.pyplot()
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": experiment.name}):
         curves.draw(experiment.groups, path, size="page")
-    text = re.sub(r"\s*<dc:date>.*?</dc:date>", "", path.read_text())
+    text = re.sub(r"\s*<dc:date>.*?</dc:date>", "", path.read_text(encoding="utf-8"))
     figures.write(path, f"{text.rstrip()}\n<!-- {experiment.digest} -->\n".encode())
     return path
 
@@ -101,7 +101,8 @@ def draw(experiment):
 def is_current(experiment):
     """Whether the figure was drawn from the experiment's runs."""
     path = experiment.directory / FIGURE
-    return path.is_file() and path.read_text().endswith(f"<!-- {experiment.digest} -->\n")
+    drawn_from = f"<!-- {experiment.digest} -->\n"
+    return path.is_file() and path.read_text(encoding="utf-8").endswith(drawn_from)
 
 
 def _overview(experiments, missing):

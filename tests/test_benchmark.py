@@ -162,11 +162,11 @@ def test_large_models_are_not_built_where_they_do_not_fit(run, monkeypatch):
         assert re.search(row.replace(" ", " +") + r"\d\d .*does not fit", text)
 
 
-def case_of(*words):
-    """A measured case of resnet20 at 16 px, and the arguments."""
+def case_of(*words, name="resnet20"):
+    """A measured case at 16 px, and the arguments."""
     words = ["models", "--amp", "off", "--image-size", "16", "--rounds", "1", *words]
     args = benchmark.build_parser().parse_args(words)
-    return speeds.Case("resnet20", args, CPU), args
+    return speeds.Case(name, args, CPU), args
 
 
 def test_inference_is_measured_where_training_does_not_fit(monkeypatch):
@@ -177,6 +177,13 @@ def test_inference_is_measured_where_training_does_not_fit(monkeypatch):
     row = speeds.measure_model(case, args, {})
     assert row["inference_ms"] > 0 and row["inference_batch_size"] <= 4
     assert row["train_ms"] is None and row["status"].startswith("train does not fit: one image")
+
+
+def test_a_model_that_cannot_train_on_one_image_is_named():
+    case, args = case_of("--image-size", "8", "--batch-size", "1", name="resnet18")
+    row = speeds.measure_model(case, args, {})
+    assert row["inference_ms"] > 0 and row["train_ms"] is None
+    assert row["status"].startswith("train: Expected more than 1 value per channel")
 
 
 def test_training_is_skipped_on_request_and_the_plot_is_of_inference(tmp_path):
@@ -250,6 +257,11 @@ def test_a_misspelled_option_of_a_command_is_named(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["models", "--rouds", "3"])
     assert "did you mean --rounds?" in capsys.readouterr().err
+
+
+def test_saves_need_an_epoch_of_steps(run):
+    with refused("--batch-size 512 is larger than --images 256: an epoch has no step"):
+        run("checkpoint --model resnet20 --images 256", "--batch-size", "512")
 
 
 def test_the_optimizer_of_a_recipe_is_measured():

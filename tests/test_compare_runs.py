@@ -76,6 +76,7 @@ def test_watch_compares_again_when_a_run_has_changed(tmp_path, monkeypatch, caps
         ("empty", "no finished epoch"),
         ("binary", "can't be read|no column|no table"),
         ("a --labels x y", "2 names for 1 rows"),
+        ("a b --labels x x", "--labels must differ"),
         ("a --output no/where.png", "--output no/where.png"),
         ("a --output x.mp3", "--output x.mp3: must"),
         ("a --table x.doc", "--table x.doc"),
@@ -103,6 +104,24 @@ def test_errors_name_the_value_and_leave_nothing(tmp_path, monkeypatch, argument
     with pytest.raises(UserError, match=message) as error:
         compare_runs.main(arguments.split())
     assert "\n" not in str(error.value) and set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status", "stream", "text"),
+    [
+        ("PYTHONIOENCODING", "cp1252", 0, "stdout", r"\u5b9f"),
+        ("MPLBACKEND", "nothing", 2, "stderr", "error: $MPLBACKEND: "),
+    ],
+)
+def test_settings_of_the_environment_leave_no_traceback(
+    tmp_path, name, value, status, stream, text
+):
+    write(tmp_path / "実")
+    command = [sys.executable, compare_runs.__file__, str(tmp_path / "実")]
+    environment = os.environ | {name: value}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == status and text in getattr(done, stream)
+    assert "Traceback" not in done.stderr
 
 
 def test_watch_waits_for_the_first_epoch(tmp_path, monkeypatch, capsys):

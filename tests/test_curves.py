@@ -111,6 +111,23 @@ def test_nothing_beats_the_pareto_front():
     assert charts.pareto(points) == [(1, 5), (2, 6), (3, 9)]
 
 
+def test_the_pareto_front_is_of_finished_runs_on_the_same_images(tmp_path, drawn):
+    for name, dataset, accuracy in (("a", "x", 80.0), ("bb", "x", 90.0), ("ccc", "y", 95.0)):
+        write_seeds(tmp_path, name, [accuracy], dataset=dataset)
+    write(tmp_path / "d", arguments={"dataset": "x"}, parameters=1)
+    groups = groups_in(tmp_path)
+    for members in (groups[:2] + groups[3:], groups):
+        curves.draw(members, tmp_path / "x.png", "efficiency")
+        curves.draw(members, tmp_path / "x.png", "bars")
+    alike, _, mixed, bars = drawn
+    (front,) = [line for line in alike.axes[0].lines if line.get_linestyle() == ":"]
+    assert front.get_ydata().tolist() == [80, 90]
+    assert not [line for line in mixed.axes[0].lines if line.get_linestyle() == ":"]
+    assert alike.axes[0].get_ylabel() == "test accuracy (%)"
+    title = "test accuracy (%), different images"
+    assert mixed.axes[0].get_ylabel() == bars.axes[0].get_xlabel() == title
+
+
 def test_each_panel_is_drawn_and_each_format_is_valid(tmp_path):
     write(tmp_path / "$x_1$ <b>")
     groups = groups_in(tmp_path)

@@ -22,15 +22,16 @@ def test_patterns_are_expanded_and_a_run_counts_once(tmp_path, monkeypatch):
     assert found == ["a/metrics.csv", "b/metrics.csv"]
 
 
-def test_a_directory_stands_for_the_runs_in_it_and_in_its_sweeps(tmp_path, monkeypatch):
+def test_a_directory_stands_for_the_runs_in_it_in_its_sweeps_and_campaigns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("runs/a", "runs/sweep/b-s0", "runs/sweep/b-s1", "runs/sweep/b-s1/too/deep"):
+    names = ["runs/a", "runs/campaign/x/c-s0", "runs/sweep/b-s0", "runs/sweep/b-s1"]
+    for name in (*names, "runs/sweep/b-s1/of/a/run", "runs/x/much/too/deep"):
         write(tmp_path / name)
-    inside = ["runs/sweep/b-s0/metrics.csv", "runs/sweep/b-s1/metrics.csv"]
     for patterns in (["runs"], ["runs/*"], ["runs/sweep", "runs/a", "runs"]):
-        found = sorted(str(path) for path in metrics.find_metrics(patterns))
-        assert found == ["runs/a/metrics.csv", *inside]
-    assert [str(path) for path in metrics.find_metrics(["runs/sweep"])] == inside
+        found = {str(path.parent) for path in metrics.find_metrics(patterns)}
+        assert found - {"runs/x/much/too/deep"} == set(names)
+        assert ("runs/x/much/too/deep" in found) == (patterns == ["runs/*"])
+    assert [str(path.parent) for path in metrics.find_metrics(["runs/sweep"])] == names[2:]
 
 
 @pytest.mark.parametrize("pattern", ["nothing", "no*thing", "a/nothing.csv", "README.md"])

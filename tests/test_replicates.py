@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -36,6 +37,22 @@ def test_groups_of_one_name_are_told_apart_by_their_arguments(tmp_path):
         run.name = run.path.parent.name
     names = [group.name for group in replicates.group(runs)]
     assert names == ["cifar10-resnet20 (lr 0.1)", "cifar10-resnet20 (lr 0.2)"]
+
+
+def test_a_legend_names_the_status_of_unfinished_runs(tmp_path):
+    for seed in range(2):
+        path = write(tmp_path / f"a-s{seed}", arguments={"model": "a", "seed": seed})
+        os.utime(path / "metrics.csv", (1, 1))
+    (group,) = groups_in(tmp_path)
+    assert group.label == "a (n = 2, unfinished)"
+
+
+def test_a_published_run_has_the_same_folder_as_its_repetition(tmp_path):
+    folders = ("png", "data/png", "data\\png", "./data/png/", "other/png")
+    for seed, folder in enumerate(folders):
+        arguments = {"dataset": "folder", "data_dir": folder, "seed": seed}
+        write(tmp_path / f"a-s{seed}", arguments=arguments)
+    assert sorted(len(group.runs) for group in groups_in(tmp_path)) == [1, 4]
 
 
 def test_a_resumed_seed_is_of_the_same_experiment(tmp_path):
@@ -110,12 +127,15 @@ def test_means_are_of_finished_runs_at_epochs_that_all_have(tmp_path):
 
 
 def test_arguments_are_common_or_differ_between_or_within_groups(tmp_path):
-    write_seeds(tmp_path, "a", [1.0, 2.0], lr=0.1, data_dir="x")
-    write_seeds(tmp_path, "b", [1.0], lr=0.2, data_dir="x", dropout=0.5)
+    images = {"dataset": "folder", "data_dir": "x"}
+    write_seeds(tmp_path, "a", [1.0, 2.0], lr=0.1, **images)
+    write_seeds(tmp_path, "b", [1.0], lr=0.2, dropout=0.5, **images)
     differing, common = replicates.compare_arguments(groups_in(tmp_path))
-    assert differing == ["model", "lr", "dropout"] and common == {"epochs": 2, "data_dir": "x"}
+    assert differing == ["model", "lr", "dropout"] and common == {"epochs": 2, **images}
     (together,) = groups_in(tmp_path, "epochs")
     assert together.argument("lr") == "several" and together.argument("nothing") is None
+    assert together.name == "epochs 2" and together.varying == ["model", "lr"]
+    assert replicates.compare_arguments([together])[1] == {"epochs": 2, "dropout": 0.5, **images}
 
 
 # ---- differences ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from helpers.errors import refused
 from helpers.paths import ROOT
 from helpers.published import A, change, put
 
+import sweep
 from analysis import published
 from sweeps import results
 from sweeps.experiments import Experiment
@@ -47,7 +48,9 @@ def test_the_pages_show_the_tables_and_what_is_missing(runs):
     Path("README.md").write_text("before\n{}\nold\n{}\nafter\n".format(*results.MARKERS))
     with refused("results/x/notes.md: 3.0 is not in the tables"):
         results.write(Path(), Path("results"))
-    Path("results/x/notes.md").write_text("The difference\nis +4.62 <wide>.\n\nOne `machine`.\n")
+    Path("results/x/notes.md").write_text(
+        "The difference\nis +4.62 <wide>.\n\nOne `machine`, [x](#x).\n"
+    )
     assert len(results.write(Path(), Path("results"))) == 4
     overview, page, readme = (
         Path(name).read_text() for name in ("results/README.md", "docs/results.html", "README.md")
@@ -65,7 +68,21 @@ def test_the_pages_show_the_tables_and_what_is_missing(runs):
     assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
     assert "&lt;wide&gt;" in page and "<code>machine</code>" in page
     assert "../results/x/curves.svg" in parsed.links
+    assert page.count('<a href="#x">x</a>') == 2
     assert results.write(Path(), Path("results")) == []
+
+
+def test_pages_are_written_beside_published_experiments_only(runs, monkeypatch):
+    put(runs)
+    Path("README.md").write_text("\n".join(results.MARKERS))
+    monkeypatch.chdir("results")
+    assert sweep.main(["report", "--results", "."]) == 0
+    assert "alpha" in Path("../README.md").read_text() and not Path("docs").exists()
+    monkeypatch.chdir("..")
+    before = Path("README.md").read_text()
+    with refused("--results . holds no published experiment"):
+        sweep.main(["report", "--results", "."])
+    assert Path("README.md").read_text() == before
 
 
 def test_a_figure_is_drawn_again_when_its_runs_change(runs):

@@ -78,6 +78,33 @@ def test_verdicts_and_sentences_warn_of_accuracies_that_do_not_compare(tmp_path)
     assert "Differences" not in table.render("csv")
 
 
+def test_runs_that_differ_in_more_than_the_seed_have_no_interval(tmp_path):
+    write_seeds(tmp_path / "low", "a", [90.0, 91.0], lr=0.1)
+    write_seeds(tmp_path / "high", "a", [80.0, 81.0], lr=0.2)
+    write_seeds(tmp_path, "b", [70.0, 71.0], lr=0.1)
+    write(tmp_path / "other")
+    runs = metrics.load_runs([str(tmp_path)])
+    groups = {group.name: group for group in replicates.group(runs, ["model"])}
+    assert set(groups) == {"model a", "model b", "other"}
+    columns = ["difference", "error", "interval", "verdict"]
+    table = tables.compare(list(groups.values()), ["run", *columns], baseline=groups["model b"])
+    (row,) = [row for row in table.rows if row["run"] == "model a"]
+    assert [row[key] for key in columns] == [15.0, None, None, "not only seeds differ"]
+    assert "model a: its runs differ not only in the seed (lr)." in table.sentences
+    assert "The same in all with a config.json: epochs 2." in table.sentences
+
+
+def test_held_out_images_of_other_programs_are_other_images(tmp_path):
+    for name, column in (("a", "test_acc"), ("b", "val_acc"), ("c", "val_acc")):
+        write(tmp_path / name, f"epoch,{column}", ["1,0.5"])
+    groups = groups_in(tmp_path)
+    a, b, c = tables.compare(groups, ["run", "verdict"], baseline=groups[1]).rows
+    assert (a["verdict"], b["verdict"]) == ("other test images", None)
+    assert c["verdict"] == "one seed: no error known"
+    (sentence,) = [s for s in tables.compare(groups).sentences if "can't be compared" in s]
+    assert "(test images; held-out images)" in sentence
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_rows_without_a_value_come_last(groups, tmp_path, reverse):
     old = write(tmp_path / "old", "epoch,train_loss", ["1,2"])
@@ -94,13 +121,13 @@ def test_csv_has_means_and_deviations_in_columns_of_their_own(groups):
 
 
 def test_special_characters_are_escaped_in_each_format(tmp_path):
-    name = r"=1|<b>&_\x{$"
+    name = r"=1|<b>&_\x{$[*"
     group = replicates.Group(name, [metrics.Run(write(tmp_path / "a") / "metrics.csv")])
     table = tables.compare([group], ["run", "last"])
-    row = "| =1\\|&lt;b&gt;&amp;\\_\\\\x{$ | 66.50 |"
+    row = "| =1\\|&lt;b&gt;&amp;\\_\\\\x{$\\[\\* | 66.50 |"
     assert table.render("markdown") == f"| run | last % |\n| :-- | --: |\n{row}\n"
-    row = table.render("latex").splitlines()[4]
-    assert row == r"=1\textbar{}\textless{}b\textgreater{}\&\_\textbackslash{}x\{\$ & 66.50 \\"
+    row = r"=1\textbar{}\textless{}b\textgreater{}\&\_\textbackslash{}x\{\${[}{*} & 66.50 \\"
+    assert table.render("latex").splitlines()[4] == row
     assert list(csv.reader(io.StringIO(table.render("csv"))))[1][0] == f"'{name}"
     table = tables.markdown_table([{"a|b": "resnet20_no_eca"}])
     assert table.startswith("| a\\|b |\n") and "resnet20_no_eca" in table

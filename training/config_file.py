@@ -30,7 +30,7 @@ def read_config(path, parser):
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}", 2) from error
     except ValueError as error:

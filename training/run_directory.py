@@ -138,7 +138,7 @@ class RunDir:
         if not self.metrics_path.exists():
             return []
         try:
-            text = self.metrics_path.read_text()
+            text = self.metrics_path.read_text(encoding="utf-8")
             lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
             if not lines:  # the first epoch is not finished, see keep_rows
                 return []
