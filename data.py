@@ -120,8 +120,15 @@ class Batches:
         self.first_flips = self._draw_first_flips() if self.pipeline.alternating_flip else None
         self.prepared = None
         if not self.streamed and residency.should_prepare(self.examples, self.device):
-            images = residency.copy_to_device(self.examples, self.device)
-            self.prepared = self.pipeline.prepare(images)
+            self.prepared = self._prepare()
+
+    def _prepare(self):
+        try:
+            return self.pipeline.prepare(residency.copy_to_device(self.examples, self.device))
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{self.device} is too small for the images: add --resident host"
+            ) from error
 
     def _check_batch_size(self):
         count, flag = len(self.examples), f"--batch-size {self.batch_size}"

@@ -14,6 +14,11 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 TEXT = {"encoding": "utf-8", "newline": "\n"}  # the same on every platform
 
 
@@ -105,7 +110,15 @@ def open_file(path, mode):
 def sync(file):
     """Writes the contents of an open file to the disk, but not its name: see sync_directory."""
     file.flush()
-    os.fsync(file.fileno())
+    _fsync(file.fileno())
+
+
+def _fsync(descriptor):
+    if hasattr(fcntl, "F_FULLFSYNC"):  # on macOS, os.fsync leaves data in the cache of the disk
+        with suppress(OSError):  # not every file system has it
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
 
 
 def rename(path, target):
@@ -129,6 +142,6 @@ def sync_directory(path):
     if os.name == "posix":
         directory = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(directory)
+            _fsync(directory)
         finally:
             os.close(directory)

@@ -15,7 +15,8 @@ BYTES_PER_BLOCK = 2**26
 def should_stream(examples, device, resident):
     """Whether batches are sent from the host; resident: "device", "host" or "auto"."""
     if resident == "auto":
-        return not _fits(examples, device)
+        # On MPS, the view that windows are cropped from may be copied as a whole, for each batch.
+        return device.type == "mps" or not _fits(examples, device)
     return resident == "host"
 
 

@@ -6,13 +6,14 @@ import random
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.hostile import Hostile
 from helpers.paths import ROOT
 
-from common import checkpoint
+from common import checkpoint, files
 from common.errors import UserError
 from models.weights import read_weights
 
@@ -204,6 +205,22 @@ def test_a_failed_save_keeps_the_old_file(path, monkeypatch, broken):
     with pytest.raises(UserError, match="No space left"):
         checkpoint.save({**STATE, "step": 8}, path)
     assert path.read_bytes() == before and os.listdir(path.parent) == ["a.pt"]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_cache_of_the_disk_is_emptied_where_fsync_does_not(path, monkeypatch, works):
+    """On macOS, if the file system can."""
+    asked, synced = [], []
+
+    def fcntl(descriptor, command):
+        asked.append(command)
+        if not works:
+            raise OSError(45, "Operation not supported")
+
+    monkeypatch.setattr(files, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=fcntl))
+    monkeypatch.setattr(os, "fsync", synced.append)
+    checkpoint.save({**STATE, "step": 8}, path)
+    assert asked == [51, 51] and len(synced) == (0 if works else 2)  # the file and its directory
 
 
 @pytest.mark.parametrize("at", [0.1, 0.5, 0.9])

@@ -36,6 +36,16 @@ FROZEN = ("--freeze-backbone", "--weights", __file__)
         ((*FROZEN, "--augment", "crop"), "--freeze-backbone computes features once"),
         ((*FROZEN, "--mixup", 0.2), "add --augment none"),
         ((*FROZEN, "--repeated-augment", 2), "--repeated-augment can't be used with"),
+        ((*FROZEN, "--layer-decay", 0.9), "--layer-decay can't be used with --freeze-backbone"),
+        (FROZEN, "--freeze-backbone: this model doesn't separate features and head"),
+        (
+            ("--repeated-augment", 2, "--augment", "alternating_flip"),
+            "--repeated-augment 2 can't be used with alternating_flip",
+        ),
+        (
+            (*UNMIXED, "--repeated-augment", 2, "--augment", "none"),
+            "--repeated-augment 2 would repeat equal images",
+        ),
         (("--output-dir", __file__), "is a file"),
         (("--model-arg", "widht=3"), "resnet18 has no option 'widht'"),
         (("--drop-path", 0.1), "--drop-path"),
@@ -65,7 +75,8 @@ def test_arguments_that_go_together_are_accepted():
     parts, adadelta = ("--batch-size", 8, "--accumulate", 8), ("--optimizer", "timm/adadelta")
     jitter = ("--augment", "color_jitter", "--jitter", 0.4, "--mixup", 0.2, "--mix-per", "batch")
     recipe = ("--model", "airbench95", "--schedule", "constant")  # its recipe has a final_lr
-    for argv in ((), parts, constant, ("--cutout", 31), FROZEN, adadelta, jitter, recipe):
+    probe = (*FROZEN, "--model", "resnet20")
+    for argv in ((), parts, constant, ("--cutout", 31), probe, adadelta, jitter, recipe):
         check_arguments(resolve(train, *argv), None, Ranks(CPU))
 
 

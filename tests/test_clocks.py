@@ -8,6 +8,7 @@ from helpers.runs import CNN, summary, words
 
 from training import environment, evaluation
 from training.run import _seconds_to
+from training.run_directory import RunDir
 
 
 def column(directory, name):
@@ -26,6 +27,13 @@ def test_total_seconds_are_those_of_all_processes(train, monkeypatch):
         start = ("--resume", directory)
     assert totals == [100, 130, 135]
     assert column(directory, "total_seconds") == [100, 130, 135]
+
+
+def test_the_first_save_counts_the_time_before_it(train, monkeypatch):
+    saved, save_last = [], RunDir.save_last
+    monkeypatch.setattr(RunDir, "save_last", lambda *args: saved.append(args) or save_last(*args))
+    train(*CNN, "--epochs", 1)
+    assert saved[0][1]["training"]["progress"]["wall_seconds"] > 0
 
 
 @pytest.mark.slow

@@ -152,6 +152,21 @@ def test_images_that_take_a_third_of_the_gpu_are_resident(monkeypatch):
     assert residency.resident_bytes(examples, gpu) == 0
 
 
+def test_images_are_sent_to_mps_in_batches():
+    examples, mps = random_examples(4), torch.device("mps")
+    assert residency.should_stream(examples, mps, "auto")
+    assert not residency.should_stream(examples, mps, "device")
+
+
+def test_images_that_do_not_fit_the_device_are_said_to(monkeypatch):
+    def fail(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(residency, "copy_to_device", fail)
+    with refused("cpu is too small for the images: add --resident host"):
+        Batches(random_examples(4), 2, UNCHANGED)
+
+
 def test_repeats_augment_each_image_of_a_batch_anew():
     once, thrice = (Batches(numbered(60), 12, UNCHANGED, seed=1, repeats=n) for n in (1, 3))
     assert len(once) == len(thrice) == 5

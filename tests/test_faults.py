@@ -34,6 +34,7 @@ from helpers.runs import (
     summary,
 )
 
+import train as train_script
 from common import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -239,6 +240,25 @@ def test_a_kill_after_going_back_leaves_a_good_file(forks, uninterrupted, copy, 
     assert checkpoint.load(copy / "previous.pt")["training"]["progress"]["epoch"] == 2
     forks.resume(copy, "--resume-previous")
     assert_same_run(copy, uninterrupted)
+
+
+@pytest.mark.slow
+def test_the_best_weights_are_tested_after_going_back(train, monkeypatch):
+    """Also where the last epoch, trained again, is not as good as it was: on another device."""
+    evaluate_epoch, accuracies = train_script.evaluate_epoch, [20.0, 10.0, 30.0]
+
+    def with_fixed_accuracy(state, *arguments):
+        return evaluate_epoch(state, *arguments) | {"ema_val_acc": accuracies[state.epoch]}
+
+    monkeypatch.setattr(train_script, "evaluate_epoch", with_fixed_accuracy)
+    directory = train(*OPTIONS)
+    best = checkpoint.load(directory / "best.pt")
+    damage(directory / "last.pt", "cut")
+    accuracies[2] = 15.0
+    train("--resume", directory, "--resume-previous")
+    ended = summary(directory)
+    assert (ended["status"], ended["best_epoch"]) == ("finished", 3)
+    assert same(checkpoint.load(directory / "best.pt"), best) and len(rows(directory)) == 3
 
 
 def test_two_damaged_checkpoints_are_both_refused(train, copy):

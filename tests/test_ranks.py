@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from models import create_model
 from models.weights import load_checkpoint
-from training.distributed import Ranks, join, shard
+from training.distributed import Ranks, _read_environment, join, shard
 from training.sync_batch_norm import SyncBatchNorm
 
 EVA = words(
@@ -206,6 +206,13 @@ def test_after_an_error_nccl_is_not_shut_down(monkeypatch):
         assert ranks.device == torch.device("cuda", 0)
     assert len(ended) == 2 and [backend for backend, _ in started] == ["nccl", "gloo", "nccl"]
     assert all(options["timeout"].total_seconds() > 600 for _, options in started)
+
+
+@pytest.mark.parametrize(("name", "others"), [("mps", "cpu"), ("cuda:1", "auto, cuda or cpu")])
+def test_one_device_for_several_processes_is_refused(monkeypatch, name, others):
+    set_environment(monkeypatch, PLACE | MASTER)
+    with refused(f"--device {name} is one device for 2 processes: use {others}"):
+        _read_environment(torch.device(name), 8)
 
 
 @pytest.mark.parametrize("given", [{}, dict(RANK=0, LOCAL_RANK=0) | MASTER])

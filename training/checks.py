@@ -9,7 +9,7 @@ from common.scopes import flag, words
 from datasets.archives import ARCHIVES
 from models import lora
 from models.weights import weights_file
-from training import distributed, progressive, run_directory
+from training import distributed, linear_probe, progressive, run_directory
 from training.fitting import number_of_parts, requested_micro_batch
 from training.initial_model import model_options
 from training.optimizers import optimizer_defaults, param_groups
@@ -24,6 +24,7 @@ def check_arguments(args, saved, ranks):
     _check_augmentation(args)
     if saved is None:
         _check_data_options(args)
+        _check_repeats(args)
     if args.cutout >= args.image_size:
         size = args.image_size
         raise UserError(f"--cutout {args.cutout} must be less than the image size, {size} px", 2)
@@ -71,7 +72,7 @@ def _check_batches(args, ranks):
 
 def _check_model_has(args):
     """Raises UserError for options that not every model has, before images are downloaded."""
-    if not args.grad_checkpointing and args.layer_decay == 1:
+    if not (args.grad_checkpointing or args.layer_decay != 1 or args.freeze_backbone):
         return
     with torch.device("meta"):
         model = models.create_model(args.model, 10, **model_options(args))
@@ -79,6 +80,8 @@ def _check_model_has(args):
         models.checkpoint_gradients(model, args.model)
     if args.layer_decay != 1:
         param_groups(model, args.weight_decay, args.layer_decay)
+    if args.freeze_backbone:
+        linear_probe.Probe(model)
 
 
 def _check_single_images(args):
@@ -119,6 +122,8 @@ def _check_transfer(args, saved):
         raise UserError(f"--tta {args.tta} can't be used with --freeze-backbone", 2)
     if args.repeated_augment > 1:
         raise UserError("--repeated-augment can't be used with --freeze-backbone", 2)
+    if args.layer_decay != 1:
+        raise UserError("--layer-decay can't be used with --freeze-backbone", 2)
 
 
 def _check_optimizer(args):
@@ -145,6 +150,18 @@ def _check_augmentation(args):
         if args.origin.get(name) == "command line" and not used:  # older runs lack some
             option = " ".join(words({name: getattr(args, name)}))
             raise UserError(f"{option} has no effect without {needed}", 2)
+
+
+def _check_repeats(args):
+    """Refuses copies of an image in a batch that would be equal, or mirrored alike."""
+    if args.repeated_augment == 1:
+        return
+    repeats = f"--repeated-augment {args.repeated_augment}"
+    if "alternating_flip" in args.augment.split(","):
+        raise UserError(f"{repeats} can't be used with alternating_flip in --augment", 2)
+    others = args.mixup or args.cutmix or args.cutout or args.random_erasing
+    if args.augment == "none" and not others:
+        raise UserError(f"{repeats} would repeat equal images: it needs an augmentation", 2)
 
 
 def _check_data_options(args):

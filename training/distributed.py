@@ -184,10 +184,9 @@ def _read_environment(device, batch_size):
             2,
         )
     if device.type == "mps" or device.index is not None:
+        others = "cpu" if device.type == "mps" else "auto, cuda or cpu"
         raise UserError(
-            f"--device {device} is one device for {local_processes} processes: "
-            f"use auto, cuda or cpu",
-            2,
+            f"--device {device} is one device for {local_processes} processes: use {others}", 2
         )
     if device.type == "cuda":
         if local_processes > torch.cuda.device_count():

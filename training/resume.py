@@ -266,13 +266,18 @@ def _note(directory, text):
 def _restore_best(directory, state, saved, curve):
     """Writes best.pt again where last.pt is of the best epoch: a kill may come in between.
 
-    A best.pt of an earlier epoch that will be tested is checked now.
+    A best.pt of another epoch that will be tested is checked now. After --resume-previous it may be
+    of an epoch that is still to come, and nothing has the weights of the best one before. It stays
+    the best until another is better.
     """
     best, progress = state.best["epoch"], state.progress
     if best and (progress.epoch, progress.batch) == (best, 0):
         directory.save_best(state.best_contents(curve.name)(saved))
     elif best and curve.name == "val":
-        read_best(directory, (best, *range(progress.epoch + 1, curve.epochs + 1)))
+        later = range(progress.epoch + 1, curve.epochs + 1)
+        metric = read_best(directory, (best, *later))["metric"]
+        if metric["epoch"] != best:
+            state.best = {"epoch": metric["epoch"], "value": metric["value"]}
 
 
 def _history(rows, reported):

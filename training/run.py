@@ -115,6 +115,7 @@ class Run:
         self.display.start(self.split, self.parameters, where, self.state.progress)
         if saved:
             return
+        self.count_time()
         self.directory.save_last(self.state.contents())  # from now on the run can be resumed
         if self.ranks.is_main and not self.args.freeze_backbone:
             tensorboard.write_images(self.directory.events, train_batches, self.state.card)

@@ -125,6 +125,8 @@ class State:
         resumed.
         """
         self.compiled = True
+        # Above its limit, 8, torch computes further shapes without compiling them, and warns once.
+        torch._dynamo.config.recompile_limit = 64
         self.model.compile(dynamic=False)
         if self.average:
             self.average.model.compile(dynamic=False)
