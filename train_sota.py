@@ -21,7 +21,6 @@ import data
 import models
 from analysis.curves import draw_finished
 from common import command_line
-from common.command_line import number
 from common.errors import UserError
 from common.free_memory import available
 from training import (
@@ -43,7 +42,7 @@ from training.lookahead import Lookahead
 from training.loop import Step, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
-from training.options import FITTING, Option
+from training.options import FITTING, PREFLIGHT
 from training.progressive import size_schedule
 from training.run import open_run
 from training.schedules import Plan
@@ -67,11 +66,6 @@ RECIPE = {
     "mix_prob": 0.5,  # share of the images that are mixed
     "image_size": 224,  # pixels; the three large models bring their own
 }
-PREFLIGHT = (
-    Option("--dry-run", bool, "print what a step needs and what would make it smaller, and exit"),
-    Option("--gpu-memory", number(above=0), "with --dry-run: GB of the GPU to plan for"),
-    Option("--smoke", bool, "try everything, also resuming, with a small copy of the model"),
-)
 
 
 def build_parser():

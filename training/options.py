@@ -259,3 +259,8 @@ FITTING = (  # of train_sota.py
     Option("--ema-device", ("same", "cpu"), "where the moving average is kept", "same"),
     Option("--fsdp", argparse.BooleanOptionalAction, "shard the model across the processes", False),
 )
+PREFLIGHT = (  # of train_sota.py, too
+    Option("--dry-run", bool, "print what a step needs and what would make it smaller, and exit"),
+    Option("--gpu-memory", number(above=0), "with --dry-run: GB of the GPU to plan for"),
+    Option("--smoke", bool, "try everything, also resuming, with a small copy of the model"),
+)
