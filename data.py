@@ -94,6 +94,10 @@ class Batches:
 
     With shuffle, every epoch has its own permutation, the same on all ranks, and an incomplete last
     batch is dropped. Without it, every image comes once, in order.
+
+    The images of a batch come from the device, where all of them were padded once (prepared), are
+    sent from the host a batch ahead (streamed) or, if many or cached and on a CPU, are read from
+    where they are.
     """
 
     examples: Examples
@@ -103,7 +107,7 @@ class Batches:
     device: torch.device | str = "cpu"
     seed: int = 0
     shuffle: bool = True
-    repeats: int = 1  # of an image in a batch; an epoch has 1 / repeats of all (arXiv 1902.05509)
+    repeats: int = 1  # of an image in a batch: an epoch has 1/repeats of them (arXiv 1902.05509)
     rank: int = 0
     world_size: int = 1
     resident: str = "auto"  # "device", "host", or "auto": the device if the images fit there

@@ -27,7 +27,7 @@ from training.evaluation import Curve, evaluate_epoch
 from training.initial_model import build_model, model_card
 from training.inputs import Inputs, batch_parts
 from training.lookahead import Lookahead
-from training.loop import Step, train_epoch
+from training.loop import StepSettings, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
 from training.progressive import size_schedule
@@ -106,7 +106,7 @@ def train(args, saved, ranks):
     if args.compile:
         state.compile()
 
-    step = Step(
+    settings = StepSettings(
         lr_at=plan.lr_at,
         loss_fn=partial(F.cross_entropy, label_smoothing=args.label_smoothing),
         dtype=dtype,
@@ -118,10 +118,10 @@ def train(args, saved, ranks):
     )
     # Without held-out images the curve follows the test set, and the last epoch is what counts.
     curve = Curve("val" if split.val else "test", args.eval_every, args.epochs)
-    with open_run(args, split, state, curve, step, train_batches, saved) as run:
+    with open_run(args, split, state, curve, settings, train_batches, saved) as run:
         while not run.done:
-            row = train_epoch(state, train_batches, step, run.stop, run.show)
-            row |= evaluate_epoch(state, eval_batches, curve, step, run.stop)
+            row = train_epoch(state, train_batches, settings, run.stop, run.show)
+            row |= evaluate_epoch(state, eval_batches, curve, settings, run.stop)
             run.end_epoch(row)  # metrics.csv, last.pt, best.pt, TensorBoard, a line
         run.finish(run.final_test(inputs, train_batches, eval_batches))
     draw_finished(run)  # curves.png

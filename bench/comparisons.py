@@ -22,7 +22,7 @@ from datasets.archives import ARCHIVES
 from datasets.examples import Examples
 from datasets.pipeline import Pipeline
 from training import devices, mixed_precision, run_directory
-from training.loop import Step, train_epoch
+from training.loop import StepSettings, train_epoch
 from training.moving_average import MovingAverage
 from training.state import State
 
@@ -139,10 +139,10 @@ def _fit_epoch(model, batches, dtype):
     """Ours, with augmentation, the moving average and the metrics."""
     optimizer = measure.create_optimizer(model, lr=0.1)
     state = State(model, optimizer, average=MovingAverage(model, 0.999))
-    step = Step(lr_at=lambda step: 0.01, dtype=dtype)
+    settings = StepSettings(lr_at=lambda step: 0.01, dtype=dtype)
 
     def epoch():
-        train_epoch(state, batches, step)
+        train_epoch(state, batches, settings)
         state.progress.finish_epoch()
 
     return epoch

@@ -71,13 +71,14 @@ def mirror(images, rows):
 
 
 def draw_crop(generator, count, shape, padding=None, mode="reflect", index=None):
-    """The windows of `windows`, as the number of their first pixel.
+    """(start, padding, mode). start, int64 (B,): of each window's first pixel, for `windows`.
 
-    padding: pixels on each side, by default an eighth of the height; mode: "reflect" or "zero";
-    index: of the images in a dataset that was padded by `pad`, by default the batch is padded.
+    Pixels are counted through all padded images, one after another. padding: pixels on each side,
+    by default an eighth of the height; mode: "reflect" or "zero"; index: of the images in a dataset
+    that was padded by `pad`, by default the batch is padded.
     """
     height, width = shape
-    padding = crop_padding(height) if padding is None else padding
+    padding = default_padding(height) if padding is None else padding
     if not 0 < padding < min(height, width):
         raise ValueError(f"crop: padding {padding} is not below the image size {height}x{width}")
     index = torch.arange(count) if index is None else index
@@ -90,7 +91,7 @@ def pad_and_crop(images, start, padding, mode):
     return windows(pad(to_nhwc(images), padding, mode), start, padding)
 
 
-def crop_padding(height):
+def default_padding(height):
     return max(1, height // 8)
 
 
@@ -318,7 +319,7 @@ def draw_erasing(generator, count, shape, probability, area=(0.02, 1 / 3), aspec
     sides = torch.minimum(sides.round().clamp(min=1), size)
     start = (draws[:, 2:4] * (size - sides + 1)).floor()
     sides = sides * (draws[:, 4:] < probability)
-    return (box_edges(start + (sides / 2).floor(), sides),)
+    return (torch.stack([start, start + sides], dim=1),)
 
 
 # ---- all together ----

@@ -9,7 +9,7 @@ from datasets.folder_cache import CachedImages
 
 @dataclass(frozen=True)
 class Examples:
-    """uint8 images (N, 3, H, W) and their int64 labels (N,).
+    """uint8 images (N, 3, H, W), or features (N, D) of linear_probe, and int64 labels (N,).
 
     stored: a tensor, stored as channels_last, or CachedImages in a file. rows: which of the stored
     images these are (None: all), so that a subset copies nothing.

@@ -14,28 +14,32 @@ MIX_PER = ("image", "batch")
 
 
 def draw_mixing(generator, count, shape, mixup_alpha, cutmix_alpha, probability, per="image"):
-    """Mixes each image with the given probability; an even choice if both alphas are above 0.
+    """(neighbor, kept, edges) for `blend`: each image is mixed with the given probability.
 
-    per: "image", or "batch" for one choice, one share and one box for all images.
+    An even choice if both alphas are above 0. per: "image", or "batch" for one choice, one share
+    and one box for all images.
 
     MixUp (arXiv 1710.09412) keeps a share Beta(alpha, alpha) of the image and adds its neighbor's.
     CutMix (arXiv 1905.04899) pastes a box of the neighbor; targets are weighted by the areas.
     """
     # An odd last row is its own neighbor.
     neighbor = (torch.arange(count) ^ 1).clamp_(max=count - 1)
+    rows = count
     if per == "batch":
-        count, generator = 1, of_the_batch(generator)
-    draws = rand(generator, count, 2)
+        rows, generator = 1, of_the_batch(generator)
+    draws = rand(generator, rows, 2)
     mixed = draws[:, 0] < probability
-    prefers_mixup = draws[:, 1] < (0.5 if cutmix_alpha else 1.0)
-    kept = torch.ones(count)
+    takes_mixup = torch.full((rows,), bool(mixup_alpha))
+    if mixup_alpha and cutmix_alpha:
+        takes_mixup = draws[:, 1] < 0.5
+    kept = torch.ones(rows)
     if mixup_alpha:
-        beta = rand_beta(generator, count, mixup_alpha)
-        kept = torch.where(mixed & prefers_mixup, beta, kept)
+        beta = rand_beta(generator, rows, mixup_alpha)
+        kept = torch.where(mixed & takes_mixup, beta, kept)
     if not cutmix_alpha:
         return neighbor, per_image(kept), None
-    centers, sides = _cutmix_boxes(generator, count, shape, cutmix_alpha)
-    cut = mixed & ~prefers_mixup if mixup_alpha else mixed
+    centers, sides = _cutmix_boxes(generator, rows, shape, cutmix_alpha)
+    cut = mixed & ~takes_mixup
     # The box of an image that isn't cut is empty.
     return neighbor, per_image(kept), box_edges(centers, sides * cut[:, None])
 

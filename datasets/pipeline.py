@@ -81,7 +81,7 @@ class Pipeline:
         pixels = augment.to_nhwc(images)
         if self.transforms[:1] != ("crop",):
             return pixels, 0
-        padding = self.crop_pixels or augment.crop_padding(images.shape[2])
+        padding = self.crop_pixels or augment.default_padding(images.shape[2])
         return augment.pad(pixels, padding, self.crop_mode), padding
 
     def draw(self, generator, count, shape, *, mirrored=None, index=None):
@@ -90,11 +90,11 @@ class Pipeline:
         shape: (height, width) of the images; index: of the images of a prepared dataset.
         """
         drawn = []
-        for name in self.transforms:
+        for position, name in enumerate(self.transforms):
             options = self.options.get(name, {})
             if name == "alternating_flip":
                 options = {"chosen": mirrored}
-            elif name == "crop" and not drawn:  # only then are prepared images padded
+            elif name == "crop" and position == 0:  # only then are prepared images padded
                 options = options | {"index": index}
             drawn.append(AUGMENTATIONS[name].draw(generator, count, shape, **options))
             if name == "random_resized_crop":

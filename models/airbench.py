@@ -6,10 +6,10 @@ convolutions follow, which start as the identity on their first channels. Batch 
 no scale, pooling is by maximum, and the logits are scaled down.
 
 `rate_groups` declares the learning rates of the published trainings: with Muon (--optimizer
-muon_sgd) for 94 %, and with SGD (--optimizer sgd) for more. One differs: with SGD, the published
-rate of the whitening layer's bias is that of the convolutions. Here it is that of the other biases
-and goes through the whole schedule while the bias is trained, as with Muon. The published filters
-are those of the second moments of the patches, ours of their covariance.
+muon_sgd) for 94 %, and with SGD (--optimizer sgd) for more. One rate differs: with SGD, the bias of
+the whitening layer is published with the rate of the convolutions. Here it has that of the other
+biases, on a schedule that ends when its training does, as with Muon. The published filters are
+those of the second moments of the patches, ours of their covariance.
 """
 
 import torch
@@ -140,7 +140,7 @@ class Airbench(nn.Module):
             self.whitening.weight.copy_(whitening_filters(images))
 
     def rate_groups(self, optimizer, weight_decay):
-        """Parameter groups of an optimizer's name that differ from the usual ones.
+        """Parameter groups for the optimizer of this name, where they differ from the usual ones.
 
         See training.optimizers.param_groups. Each parameter has the rate --lr times lr_scale. The
         bias of the whitening layer is trained until the share lr_end of the run.
@@ -152,6 +152,7 @@ class Airbench(nn.Module):
             bias_scale, bias_decay = MUON_BIAS_SCALE, weight_decay
             head_scale, head_decay = MUON_HEAD_SCALE * self.fc_variance, weight_decay
         elif optimizer == "sgd":  # the rate times the decay is the same for all
+            # Published for PyTorch's initial variance, 1 / (3 * in_features).
             bias_scale, head_scale = self.bias_scale, self.fc_variance * 3 * self.fc.in_features
             bias_decay, head_decay = weight_decay / bias_scale, weight_decay / head_scale
         else:

@@ -1,7 +1,8 @@
 """The thin residual networks of He et al. for CIFAR (arXiv 1512.03385 §4.2).
 
-Widths 16, 32 and 64, n blocks a stage, depth 6n + 2. `shortcut="project"` (default) is the paper's
-option B; `shortcut="pad"` is its option A: subsampling and zero channels, without parameters.
+Widths 16, 32 and 64, n blocks a stage, depth 6n + 2. The paper's CIFAR networks have option A,
+`shortcut="pad"`: subsampling and zero channels, without parameters. `shortcut="project"` (default)
+is option B.
 
 Variations replace the block:
 - Plain: the same convolutions without shortcuts.

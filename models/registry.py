@@ -66,7 +66,7 @@ def weights_name(name):
 
 
 def is_published(name):
-    """Whether timm publishes weights of a model."""
+    """Whether timm may have weights of a model; it is not asked about each timm/<name>."""
     return name.startswith("timm/") or MODELS[name].timm_name is not None
 
 

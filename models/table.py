@@ -1,6 +1,6 @@
-"""The table of models: MODELS[name] -> Entry. A new model is one file and one line here.
+"""The table of models: MODELS[name] -> Entry. A new model is one file and one entry here.
 
-The tests run over the table, so that they cover a new line.
+The tests run over the table, so that they cover a new entry.
 """
 
 import inspect
@@ -146,7 +146,7 @@ CONVNEXT_XXL = dict(name="convnext_xxlarge.clip_laion2b_soup_ft_in1k")
 LARGEST_448, LARGEST_336, LARGEST_256 = (LARGEST | dict(image_size=px) for px in (448, 336, 256))
 
 MODELS = {
-    # name: constructor, fixed options, recipe, parameters, classes, source
+    # name: constructor, fixed options, recipe, parameters, classes, source, image size
     "airbench94": Entry(Airbench, AIR94, AIRBENCH94, 1_972_792, 10, JORDAN),
     "airbench95": Entry(Airbench, AIR95, AIRBENCH95, 4_606_520, 10, JORDAN),
     "airbench96": Entry(Airbench, AIR96, AIRBENCH96, 9_918_776, 10, JORDAN),

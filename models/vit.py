@@ -6,7 +6,7 @@ excludes a token's attention to itself.
 
 Without options it is timm's VisionTransformer with the same parameter names, so that weights are
 interchangeable. Departures from arXiv 2010.11929, as in timm: no hidden layer in the head, no
-dropout, initialization by a truncated normal of 0.02.
+dropout, linear layers initialized by a truncated normal of 0.02.
 
 Shapes: B images, N tokens (the class token, then the patches row by row), D width, P patch size.
 """
@@ -20,7 +20,7 @@ from models.layers import DropPath, Mlp, attention_weights, drop_path_rates, one
 
 
 class PatchEmbed(nn.Module):
-    """One linear map of each patch (a convolution of stride P). (B, 3, H, W) -> (B, N, D)"""
+    """One linear map of each patch (a convolution of stride P). (B, 3, H, W) -> (B, N - 1, D)"""
 
     def __init__(self, patch_size, width):
         super().__init__()
@@ -33,7 +33,7 @@ class PatchEmbed(nn.Module):
 class ShiftedPatchEmbed(nn.Module):
     """Patches of the image and of its four diagonal shifts by half a patch, normalized, projected.
 
-    (B, 3, H, W) -> (B, N, D). arXiv 2112.13492 §3.1.
+    (B, 3, H, W) -> (B, N - 1, D). arXiv 2112.13492 §3.1.
     """
 
     def __init__(self, patch_size, width):
@@ -52,24 +52,25 @@ class ShiftedPatchEmbed(nn.Module):
         corners = ((0, 0), (0, 2 * s), (2 * s, 0), (2 * s, 2 * s))
         shifted = [padded[:, :, top : top + H, left : left + W] for top, left in corners]
         x = torch.cat([x, *shifted], dim=1)  # (B, 15, H, W)
-        patches = F.pixel_unshuffle(x, self.patch_size).flatten(2).transpose(1, 2)  # (B, N, 15 P P)
+        # (B, N - 1, 15 P P)
+        patches = F.pixel_unshuffle(x, self.patch_size).flatten(2).transpose(1, 2)
         return self.proj(self.norm(patches))
 
 
 class Attention(nn.Module):
     """softmax(q k' / sqrt(head_dim)) v for each head, projected. (B, N, D) -> (B, N, D)
 
-    local: the temperature is learned for each head, and a token doesn't attend to itself
-    (arXiv 2112.13492 §3.2).
+    lsa: a token doesn't attend to itself, and `temperature` is a learned factor of each head's
+    logits, at first 1 / sqrt(head_dim) (arXiv 2112.13492 §3.2, which divides by its inverse).
     """
 
-    def __init__(self, width, heads, local=False):
+    def __init__(self, width, heads, lsa=False):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.num_heads = heads
         self.scale = (width // heads) ** -0.5
-        self.temperature = nn.Parameter(torch.full((heads, 1, 1), self.scale)) if local else None
+        self.temperature = nn.Parameter(torch.full((heads, 1, 1), self.scale)) if lsa else None
         # As in timm's attention: where fused_attn is False, attn_drop sees the weights.
         self.fused_attn = True
         self.attn_drop = nn.Identity()
@@ -95,10 +96,10 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each after a layer norm and with a shortcut. (B, N, D) -> (B, N, D)"""
 
-    def __init__(self, width, heads, hidden, drop_path, local):
+    def __init__(self, width, heads, hidden, drop_path, lsa):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads, local)
+        self.attn = Attention(width, heads, lsa)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, hidden)
         self.drop_path = DropPath(drop_path)

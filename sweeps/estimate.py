@@ -39,7 +39,7 @@ from training.evaluation import evaluate
 from training.fitting import requested_micro_batch
 from training.initial_model import build_model
 from training.inputs import Inputs, batch_parts
-from training.loop import Step, train_epoch
+from training.loop import StepSettings, train_epoch
 from training.moving_average import MovingAverage
 from training.optimizers import create_optimizer
 from training.progressive import size_schedule
@@ -150,11 +150,11 @@ def _images_at_once(args, classes, device, dtype):
 
 def time_steps(args, classes, ranks, dtype, images):
     """(seconds of a training step, of an evaluation) on `images` random images."""
-    state, step, inputs = _start(args, classes, ranks, dtype, images)
+    state, settings, inputs = _start(args, classes, ranks, dtype, images)
     batches = inputs.training_batches(state.model)
     seconds = []
     for _ in range(2):  # the first epoch chooses kernels and allocates memory
-        train_epoch(state, batches, step)
+        train_epoch(state, batches, settings)
         seconds.append(state.progress.seconds / len(batches))
         state.progress.finish_epoch()
         if seconds[0] > SECONDS:
@@ -166,7 +166,7 @@ def time_steps(args, classes, ranks, dtype, images):
 
 
 def _start(args, classes, ranks, dtype, images):
-    """The state, Step and Inputs of a run with batches of `images` random images."""
+    """The state, StepSettings and Inputs of a run with batches of `images` random images."""
     args = argparse.Namespace(**vars(args) | {"batch_size": images, "repeated_augment": 1})
     steps = STEPS if images > 2 else 1
     examples = Examples(
@@ -187,11 +187,11 @@ def _start(args, classes, ranks, dtype, images):
     )
     if args.compile:
         state.compile()
-    step = Step(
+    settings = StepSettings(
         lr_at=lambda step, end=1.0: 1e-12,  # at zero, some gradients would be left out
         loss_fn=partial(F.cross_entropy, label_smoothing=args.label_smoothing),
         dtype=dtype,
         clip_grad=args.clip_grad,
         ranks=ranks,
     )
-    return state, step, Inputs(args, split, normalization, ranks, dtype, images)
+    return state, settings, Inputs(args, split, normalization, ranks, dtype, images)

@@ -59,12 +59,13 @@ def test_an_evaluation_during_training_does_not_change_the_training():
 @pytest.mark.parametrize(("name", "ema_decay"), [("test", 0.0), ("test", 0.5), ("val", 0.5)])
 def test_the_columns_of_the_accuracy_curve_and_the_confusion_matrix(name, ema_decay):
     """The matrix is that of the reported weights on the test images in the last epoch."""
-    state, step = start(network(), ema_decay=ema_decay), loop.Step(lambda step: 0.1)
+    state = start(network(), ema_decay=ema_decay)
+    settings = loop.StepSettings(lambda step: 0.1)
     state.confusion, source = Confusion(10, CPU), ordered(images(100))
     curve, rows = evaluation.Curve(name, every=2, epochs=3), []
     for epoch in (1, 2, 3):
-        loop.train_epoch(state, batches(), step)
-        rows.append(evaluation.evaluate_epoch(state, source, curve, step))
+        loop.train_epoch(state, batches(), settings)
+        rows.append(evaluation.evaluate_epoch(state, source, curve, settings))
         state.progress.finish_epoch()
         assert state.confusion.counts.sum() == (100 if epoch == 3 and name == "test" else 0)
     assert [row[f"{name}_acc"] is None for row in rows] == [True, False, False]

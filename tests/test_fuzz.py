@@ -144,7 +144,7 @@ def test_metrics_csv(tmp_path, raw):
 
         def resume():
             run.keep_rows(2)
-            run.log({"epoch": 3, "step": 9, "train_loss": 2.0, "val_acc": 30.0})
+            run.append_row({"epoch": 3, "step": 9, "train_loss": 2.0, "val_acc": 30.0})
             return run.rows()
 
         found = refuses_in_one_line(resume)

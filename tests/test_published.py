@@ -219,7 +219,9 @@ def test_a_family_of_timm_is_described_and_trains(family):
     works_or_is_refused(param_groups, model, 0.05, 0.75)
     before = {key: model.state_dict()[key].clone() for key in keys}
     optimizer = build_optimizer("sgd", param_groups(model, 0.05), 0.1)
-    row = loop.train_epoch(State(model, optimizer), TwoImages(size), loop.Step(lambda step: 0.1))
+    row = loop.train_epoch(
+        State(model, optimizer), TwoImages(size), loop.StepSettings(lambda step: 0.1)
+    )
     assert row["step"] == 1
     assert any(not torch.equal(before[key], model.state_dict()[key]) for key in keys)
     works_or_is_refused(checkpoint_gradients, model, name)

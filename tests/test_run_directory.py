@@ -99,34 +99,34 @@ def test_a_directory_without_a_checkpoint_can_not_be_resumed(tmp_path, run):
 
 
 def test_rows_are_read_by_column_with_empty_cells(run):
-    run.log(row(1, 1 / 3))
-    run.log(row(2))
+    run.append_row(row(1, 1 / 3))
+    run.append_row(row(2))
     assert epochs(run) == ["1", "2"] and run.rows()[0]["test_acc"] == ""
     assert float(run.rows()[0]["train_loss"]) == pytest.approx(1 / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("torn", ["3,30,0.", "3,30,0.25,1"])  # the second lacks only a newline
 def test_a_torn_last_line_is_dropped(run, torn):
-    run.log(row(1))
-    run.log(row(2))
+    run.append_row(row(1))
+    run.append_row(row(2))
     with open(run.metrics_path, "a") as file:
         file.write(torn)
     assert epochs(run) == ["1", "2"]
     run.keep_rows(2)
-    run.log(row(3))
+    run.append_row(row(3))
     assert epochs(run) == ["1", "2", "3"]
 
 
 def test_rows_after_the_checkpoint_are_dropped(run):
     for epoch in (1, 2, 3):
-        run.log(row(epoch))
+        run.append_row(row(epoch))
     run.keep_rows(1)
-    run.log(row(2, 0.7))
+    run.append_row(row(2, 0.7))
     assert [(row["epoch"], row["train_loss"]) for row in run.rows()] == [("1", "0.5"), ("2", "0.7")]
     with refused(run.metrics_path, "doesn't hold each of the run's 3 epochs"):
         run.keep_rows(3)
     run.keep_rows(0)  # the next row may have other columns
-    run.log({"epoch": 1, "step": 1, "other": 2})
+    run.append_row({"epoch": 1, "step": 1, "other": 2})
     assert run.rows() == [{"epoch": "1", "step": "1", "other": "2"}]
 
 

@@ -46,7 +46,7 @@ def directory(tmp_path):
 
 def test_curves_images_hyper_parameters_and_confusion_are_written(directory):
     row = {"epoch": 1, "step": 3, "train_loss": 0.5, "test_acc": 75.0, "ema_test_acc": None}
-    directory.log(row)
+    directory.append_row(row)
     card = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     tensorboard.write_images(directory.events, batches(), card)
     write_end(directory)

@@ -61,7 +61,7 @@ def test_attention_weights_are_those_of_the_fused_kernel(dtype, masked):
 @pytest.mark.parametrize("fused", [True, False])
 def test_local_attention_excludes_the_token_itself(fused):
     B, N, D, heads = 2, 6, 8, 2
-    attention, x = randomize(Attention(D, heads, local=True), 0.5), torch.randn(B, N, D)
+    attention, x = randomize(Attention(D, heads, lsa=True), 0.5), torch.randn(B, N, D)
     attention.fused_attn = fused
     q, k, v = (part.view(B, N, heads, D // heads) for part in attention.qkv(x).split(D, dim=-1))
     expected = torch.zeros(B, N, heads, D // heads)
@@ -76,7 +76,7 @@ def test_local_attention_excludes_the_token_itself(fused):
 
 
 def test_temperature_starts_as_the_usual_scale():
-    local, usual = Attention(8, 2, local=True), Attention(8, 2)
+    local, usual = Attention(8, 2, lsa=True), Attention(8, 2)
     torch.testing.assert_close(local.temperature.squeeze(), torch.full((2,), usual.scale))
 
 

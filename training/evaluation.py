@@ -1,7 +1,7 @@
 """Evaluation: loss and accuracy over every image once, during training and at its end.
 
 metrics = evaluate(model, batches)      # {"loss": 0.5, "acc": 91.3, "top5": 99.7}
-row |= evaluate_epoch(state, batches, Curve("test", every=1, epochs=10), step)
+row |= evaluate_epoch(state, batches, Curve("test", every=1, epochs=10), settings)
 """
 
 import math
@@ -37,7 +37,7 @@ def single_view(model, inputs):
     return model(inputs)
 
 
-def evaluate_epoch(state, batches, curve, step, stop=never):
+def evaluate_epoch(state, batches, curve, settings, stop=never):
     """The columns of metrics.csv for the model, and with "ema_" for the moving average.
 
     None in each column where the curve leaves the epoch out. Raises NonFiniteLoss, Interrupted.
@@ -48,17 +48,22 @@ def evaluate_epoch(state, batches, curve, step, stop=never):
         return {f"{prefix}{curve.name}_{metric}": None for prefix in prefixes for metric in METRICS}
 
     def measure(model, prefix, confusion):
-        step.ranks.broadcast(model.buffers())  # each rank has its own statistics of batch norm
+        settings.ranks.broadcast(model.buffers())  # each rank has its own statistics of batch norm
         start = time.perf_counter()
         metrics = evaluate(
-            model, batches, dtype=step.dtype, stop=stop, ranks=step.ranks, confusion=confusion
+            model,
+            batches,
+            dtype=settings.dtype,
+            stop=stop,
+            ranks=settings.ranks,
+            confusion=confusion,
         )
         state.progress.eval_seconds += time.perf_counter() - start
         if not math.isfinite(metrics["loss"]):
-            number = state.progress.step
+            step = state.progress.step
             raise NonFiniteLoss(
-                f"the {curve.name} loss after step {number} (epoch {epoch}) is {metrics['loss']}, "
-                f"with learning rate {step.lr_at(number - 1):.4g}: stopped; last.pt is the last "
+                f"the {curve.name} loss after step {step} (epoch {epoch}) is {metrics['loss']}, "
+                f"with learning rate {settings.lr_at(step - 1):.4g}: stopped; last.pt is the last "
                 f"good state; try a smaller --lr"
             )
         return {f"{prefix}{curve.name}_{metric}": metrics[metric] for metric in METRICS}
@@ -85,8 +90,9 @@ def evaluate(
     ranks=None,
     confusion=None,
 ):
-    """{"loss": mean, "acc": top-1 %, "top5": %} over every image once, summed on the device.
+    """{"loss": mean, "acc": top-1 %, "top5": %} over every image once.
 
+    Hits are counted on the device; losses stay there, and are summed in float64 at the end.
     predict(model, inputs): the logits; ranks: the processes that share the batches; each gets the
     metrics of all images. confusion(predictions, labels): called for each batch, with this rank's
     part. Raises Interrupted when stop() is true: between two batches, or on all ranks together
@@ -95,11 +101,8 @@ def evaluate(
     model.eval()
     device = next(model.parameters()).device
     ranks = ranks or Ranks(device)
-    counts, losses = torch.zeros(3, dtype=torch.int64, device=device), []
+    correct, losses, seen = torch.zeros(2, dtype=torch.int64, device=device), [], 0
     for number, (inputs, labels) in enumerate(batches, 1):
-        if len(labels) == 0 and ranks.sharded:
-            # The other ranks need this rank's shard of the model.
-            predict(model, inputs.new_zeros(1, *inputs.shape[1:]))
         if len(labels):  # a rank's part of a small last batch may be empty
             with autocast(device, dtype), fp32_classifier(model, dtype):
                 logits = predict(model, inputs)
@@ -107,17 +110,20 @@ def evaluate(
             losses.append(loss_fn(logits, labels) * len(labels))
             predictions = logits.topk(min(5, logits.shape[1]), dim=1).indices
             hits = predictions == labels[:, None]
-            count = hits.new_full((), len(labels), dtype=torch.int64)
-            counts += torch.stack([hits[:, 0].sum(), hits.sum(), count])
+            correct += torch.stack([hits[:, 0].sum(), hits.sum()])
+            seen += len(labels)
             if confusion:
                 confusion(predictions[:, 0], labels)
+        elif ranks.sharded:  # the other ranks need this rank's shard of the model
+            predict(model, inputs.new_zeros(1, *inputs.shape[1:]))
         if (ranks.world_size == 1 or number % POLL_EVERY == 0) and ranks.any(stop()):
             raise Interrupted
-    totals = [*counts.tolist(), sum(torch.stack(losses).tolist()) if losses else 0.0]
+    loss_sum = sum(torch.stack(losses).tolist()) if losses else 0.0
+    totals = [*correct.tolist(), seen, loss_sum]
     if ranks.world_size > 1:
         values = torch.tensor([*totals, stop()], dtype=torch.float64, device=device)
         *totals, stop_requests = ranks.sum(values).tolist()
         if stop_requests:
             raise Interrupted
-    top1, top5, count, loss_sum = totals
-    return {"loss": loss_sum / count, "acc": 100 * top1 / count, "top5": 100 * top5 / count}
+    top1, top5, seen, loss_sum = totals
+    return {"loss": loss_sum / seen, "acc": 100 * top1 / seen, "top5": 100 * top5 / seen}

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -35,6 +35,7 @@ class Inputs:
     images_at_once: int
 
     def training_batches(self, model):
+        """model: computes the features where its backbone is frozen, else unused."""
         args = self.args
         options = {"seed": args.seed, "repeats": args.repeated_augment}
         if args.freeze_backbone:
@@ -120,13 +121,13 @@ class Inputs:
 class BatchParts:
     """How a batch is split. images_at_once: of an evaluation, per rank.
 
-    automatic: {argument: value} of what "auto" stood for; derived: of what follows from it.
+    automatic: {argument: value} of what "auto" stood for; derived: what --micro-batch determines.
     """
 
     accumulate: int
     images_at_once: int
     automatic: dict
-    derived: dict
+    derived: dict = field(default_factory=dict)
 
 
 def batch_parts(args, ranks):
@@ -138,7 +139,7 @@ def batch_parts(args, ranks):
         automatic = {"accumulate": accumulate}
     # Four times those that one process would train on at once: nothing is kept for a backward pass.
     at_once = 4 * max(1, args.batch_size // accumulate)
-    return BatchParts(accumulate, min(LARGEST_EVALUATION_BATCH, at_once), automatic, {})
+    return BatchParts(accumulate, min(LARGEST_EVALUATION_BATCH, at_once), automatic)
 
 
 def cached_parts(args, device, images):

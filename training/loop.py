@@ -1,7 +1,7 @@
 """The step loop, which knows no recipe.
 
-    step = Step(lr_at=lambda step: 0.1, dtype=torch.bfloat16)
-    row = train_epoch(State(model, optimizer), train_batches, step)
+    settings = StepSettings(lr_at=lambda step: 0.1, dtype=torch.bfloat16)
+    row = train_epoch(State(model, optimizer), train_batches, settings)
 
 All that changes from step to step is in `State`: batches and dropout are drawn from functions of
 (seed, epoch, batch), the learning rate is a function of the step. So a run can stop and resume
@@ -30,18 +30,19 @@ class Interrupted(Exception):
 
 
 class NonFiniteLoss(UserError):
-    """Training stopped before the update because the loss was not a finite number."""
+    """Training stopped: a loss, a weight or an optimizer average is not finite. It wasn't saved."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """How a step is taken.
+class StepSettings:
+    """How a run takes its steps.
 
-    lr_at(step): learning rate; a parameter group with "lr_scale" gets it times that, one with
-    "lr_end" gets lr_at(step, lr_end); loss_fn(logits float32 (B, K), targets): mean loss; dtype:
-    autocast's, None for fp32; accumulate: parts that a batch is split into, with one update for
-    all; clip_grad: largest norm of the gradient (0: no limit); ranks: the processes that train
-    together; size_at(step): side of the inputs in pixels (0: as they are).
+    lr_at(step, end=1.0): learning rate of what trains in the first share `end` of the run only; a
+    parameter group with "lr_end" has that `end`, one with "lr_scale" gets it times that;
+    loss_fn(logits float32 (B, K), targets): mean loss; dtype: autocast's, None for fp32;
+    accumulate: parts that a batch is split into, with one update for all; clip_grad: largest norm
+    of the gradient (0: no limit); ranks: the processes that train together; size_at(step): side of
+    the inputs in pixels (0: as they are).
     """
 
     lr_at: Callable
@@ -58,7 +59,7 @@ def never():
     return False
 
 
-def train_epoch(state, batches, step, stop=never, show=None):
+def train_epoch(state, batches, settings, stop=never, show=None):
     """Trains what is left of the current epoch; returns its row of metrics.csv so far.
 
     state: training.state.State, changed in place; batches: data.Batches; stop(): asked after each
@@ -68,36 +69,43 @@ def train_epoch(state, batches, step, stop=never, show=None):
     Raises Interrupted between two steps when stop() is true. Raises NonFiniteLoss before the update
     where the loss is not finite, and before anything is saved where only the weights are not.
     """
-    optimizer, scaler, progress, ranks = state.optimizer, state.scaler, state.progress, step.ranks
+    optimizer, scaler, progress, ranks = (
+        state.optimizer,
+        state.scaler,
+        state.progress,
+        settings.ranks,
+    )
     model = state.parallel_model(ranks)
     device = next(model.parameters()).device
     is_distributed = ranks.world_size > 1
-    purpose = "model" if ranks.is_main else f"model {ranks.rank}"
-    # fp16 may skip a step: then the statistics are those before it. With gradient checkpointing,
-    # they are those after the forward pass.
+    # Batch norm goes back to its statistics before a step that fp16 skips and, with gradient
+    # checkpointing, to those after the first forward pass, which the backward pass repeats.
     before_step = _Snapshot(_float_buffers(model) if scaler.is_enabled() else [])
     after_forward = _Snapshot(_running_statistics(model) if _recomputes(model) else [])
     model.train()
     start = time.perf_counter() - progress.seconds
 
     for inputs, targets in batches.epoch(progress.epoch, start=progress.batch):
-        lr = set_learning_rates(optimizer, step.lr_at, progress.step)
+        lr = set_learning_rates(optimizer, settings.lr_at, progress.step)
         # DistributedDataParallel waits for all gradients; a compiled model would compile again.
         if not is_distributed and not state.compiled:
             skip_gradients_at_rate_zero(optimizer)
-        inputs = progressive.resize(inputs, step.size_at(progress.step))
-        if not state.gradient_order_settled:
-            _settle_gradient_order(model, inputs[:2], targets[:2], step)
+        inputs = progressive.resize(inputs, settings.size_at(progress.step))
+        if ranks.world_size > 2 and not ranks.sharded and not state.gradient_order_settled:
+            _settle_gradient_order(model, inputs[:2], targets[:2], settings)
             state.gradient_order_settled = True
-        devices.seed_model(step.seed, device, progress.epoch, purpose, progress.batch)
+        purpose = "model" if ranks.is_main else f"model {ranks.rank}"
+        devices.seed_model(settings.seed, device, progress.epoch, purpose, progress.batch)
         before_step.take()
         num_images = batches.batch_size if is_distributed else len(targets)  # of all ranks
+        # Ranks must agree, so each sends its request with its metrics. A single process asks after
+        # the step: a signal during the step counts.
         stop_requested = is_distributed and stop()
         loss_sum, correct, any_stop_requested = _forward_backward(
             model,
             inputs,
             targets,
-            step=step,
+            settings=settings,
             scaler=scaler,
             num_images=num_images,
             stop_requested=stop_requested,
@@ -106,7 +114,7 @@ def train_epoch(state, batches, step, stop=never, show=None):
         finite = math.isfinite(loss_sum)
         if not finite and not scaler.is_enabled():  # the scaler skips such a step
             raise _not_finite(f"the loss is {loss_sum / num_images}", progress, lr)
-        updated = _update_weights(model, optimizer, scaler, step.clip_grad)
+        updated = _update_weights(model, optimizer, scaler, settings.clip_grad)
         state.skipped_steps = 0 if updated else state.skipped_steps + 1
         if state.skipped_steps >= MAX_SKIPS:
             raise _not_finite(f"{MAX_SKIPS} steps in a row overflowed fp16", progress, lr)
@@ -128,7 +136,7 @@ def train_epoch(state, batches, step, stop=never, show=None):
 
     devices.synchronize(device)
     progress.seconds = time.perf_counter() - start
-    lr = step.lr_at(progress.step - 1)
+    lr = settings.lr_at(progress.step - 1)
     _check_state(model, optimizer, progress, lr, ranks)
     return {
         "epoch": progress.epoch + 1,
@@ -140,7 +148,7 @@ def train_epoch(state, batches, step, stop=never, show=None):
 
 
 def _forward_backward(
-    model, inputs, targets, *, step, scaler, num_images, stop_requested, after_forward
+    model, inputs, targets, *, settings, scaler, num_images, stop_requested, after_forward
 ):
     """Forward and backward pass of a batch, in parts, whose gradients add up.
 
@@ -148,21 +156,21 @@ def _forward_backward(
     after_forward: a _Snapshot of statistics that the backward pass must not change.
     Returns (sum of the losses, number of hits, whether any rank was asked to stop), of all ranks.
     """
-    is_distributed, device = step.ranks.world_size > 1, inputs.device
-    chunks = (tensor.tensor_split(step.accumulate) for tensor in (inputs, targets))
-    parts, readbacks = list(zip(*chunks)), []
+    is_distributed, device = settings.ranks.world_size > 1, inputs.device
+    split_inputs, split_targets = (x.tensor_split(settings.accumulate) for x in (inputs, targets))
+    parts, readbacks = list(zip(split_inputs, split_targets)), []
     for number, (x, y) in enumerate(parts, 1):
         with _without_synchronization(model, number < len(parts)):
-            with autocast(device, step.dtype):
+            with autocast(device, settings.dtype):
                 logits = model(x)
-            loss = step.loss_fn(logits.float(), y)
+            loss = settings.loss_fn(logits.float(), y)
             sums = [loss.detach() * len(y), _count_correct(logits.detach(), y)]
             if is_distributed:
                 sums.append(torch.full_like(loss, stop_requested))
-            readbacks.append(_Readback(step.ranks.sum(torch.stack(sums))))
+            readbacks.append(_Readback(settings.ranks.sum(torch.stack(sums))))
             with _statistics_unchanged(after_forward):
                 # Ranks average their gradients: each part counts by its images.
-                scaler.scale(loss * (len(y) * step.ranks.world_size / num_images)).backward()
+                scaler.scale(loss * (len(y) * settings.ranks.world_size / num_images)).backward()
     totals = [sum(values) for values in zip(*(readback.tolist() for readback in readbacks))]
     loss_sum, correct, *stop_requests = totals
     return loss_sum, correct, any(stop_requests)
@@ -203,7 +211,7 @@ def skip_gradients_at_rate_zero(optimizer):
 
 
 def drop_gradients_at_rate_zero(optimizer):
-    """Of groups with "lr_end", where they were computed: they don't count for clipping either."""
+    """Removes those of groups with "lr_end", so that clipping doesn't count them."""
     for group in optimizer.param_groups:
         if "lr_end" in group and group["lr"] == 0:
             for parameter in group["params"]:
@@ -219,8 +227,9 @@ def _count_correct(logits, targets):
 def _optimizer_step(scaler, optimizer):
     """Updates the weights; False where the scaler skipped it because a gradient overflowed.
 
-    A hook of the optimizer tells, without reading the scale, for which the host would wait. Not for
-    fused optimizers: the scaler always calls their step, and the kernel decides.
+    A hook tells whether the scaler called the optimizer's step: to compare the scale before and
+    after, the host would have to wait. A fused optimizer would not tell: its step is always called,
+    and the kernel decides.
     """
     if not scaler.is_enabled():
         optimizer.step()
@@ -243,7 +252,7 @@ def _without_synchronization(model, wanted):
     return model.no_sync() if wanted and hasattr(model, "no_sync") else nullcontext()
 
 
-def _settle_gradient_order(model, inputs, targets, step):
+def _settle_gradient_order(model, inputs, targets, settings):
     """A forward and backward pass that only fixes where DistributedDataParallel keeps gradients.
 
     It moves them within its buffers after the first pass, and three or more ranks sum each place in
@@ -251,9 +260,9 @@ def _settle_gradient_order(model, inputs, targets, step):
     differently.
     """
     with _statistics_unchanged(_Snapshot(list(model.buffers()))):
-        with autocast(inputs.device, step.dtype):
+        with autocast(inputs.device, settings.dtype):
             logits = model(inputs)
-        step.loss_fn(logits.float(), targets).backward()
+        settings.loss_fn(logits.float(), targets).backward()
     model.zero_grad(set_to_none=True)
 
 

@@ -86,7 +86,8 @@ def _timm_values(name):
     """{parameter: default} of the constructor of an optimizer of timm, under this name."""
     info = get_optimizer_info(name.removeprefix("timm/"))
     parameters = inspect.signature(info.opt_class).parameters
-    return {key: one.default for key, one in parameters.items()} | (info.defaults or {})
+    defaults = {key: parameter.default for key, parameter in parameters.items()}
+    return defaults | (info.defaults or {})
 
 
 def create_optimizer(args, model, saved=None, dtype=None):
@@ -96,7 +97,9 @@ def create_optimizer(args, model, saved=None, dtype=None):
         groups = muon_groups(groups, model, saved["training"]["optimizer"] if saved else None)
     elif args.optimizer == "muon_sgd":
         groups = muon_sgd_groups(groups, model, args.lr)
-    # torch's fused SGD, if a GradScaler skips its first step, starts from uninitialized momentum.
+    # With a GradScaler, a fused optimizer doesn't tell which steps it skipped
+    # (loop._optimizer_step), and torch's SGD starts from uninitialized momentum if its first step
+    # is skipped.
     fused = dtype != torch.float16
     return build_optimizer(
         args.optimizer, groups, args.lr, args.momentum, fused, nesterov=args.nesterov
@@ -159,10 +162,10 @@ def _is_muon(name):
 def param_groups(model, weight_decay, layer_decay=1.0, optimizer=None):
     """Two groups: weights with decay; norms, biases and model.no_weight_decay() without.
 
-    Decaying a norm's scale or a bias only shrinks what the next layer can undo (arXiv 1812.01187
-    §3.1). With layer_decay below 1, there are two groups per layer, with an "lr_scale" that falls
-    by layer_decay from layer to layer towards the input (arXiv 1801.06146 §3.2, 2106.08254).
-    Raises UserError for a model that doesn't define its layers.
+    No decay of norms and biases is a heuristic of arXiv 1812.01187 §3.1. With layer_decay below 1,
+    there are two groups per layer, with an "lr_scale" that falls by layer_decay from layer to layer
+    towards the input (arXiv 1801.06146 §3.2, 2106.08254). Raises UserError for a model that doesn't
+    define its layers.
 
     model.rate_groups(optimizer, weight_decay) may declare groups of its own for the optimizer of
     this name, with "lr_scale", and with "lr_end": the share of the run after which the rate is zero

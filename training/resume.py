@@ -43,7 +43,7 @@ def resolve(defaults, given):
             arguments.setdefault("micro_batch", 0)
         values = defaults | arguments
         origin = dict.fromkeys(defaults, "default") | dict(training["origin"])
-        training["progress"]["epoch"]
+        training["progress"]["epoch"]  # or KeyError
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{_source(path, used_previous)} is not the last.pt of a run") from error
 
@@ -170,31 +170,31 @@ def check_epochs(args, saved, steps_per_epoch):
     """Refuses another --epochs with which the run would have taken other steps from the start."""
     if saved is None or args.epochs == saved["training"]["arguments"]["epochs"]:
         return
-    conflict = next(_epoch_conflicts(args, saved["training"], steps_per_epoch), None)
+    conflict = _epoch_conflict(args, saved["training"], steps_per_epoch)
     if conflict:
         raise UserError(f"--epochs {args.epochs}{conflict}", 2)
 
 
-def _epoch_conflicts(args, training, steps_per_epoch):
-    """What speaks against another --epochs. training: of the contents of last.pt."""
+def _epoch_conflict(args, training, steps_per_epoch):
+    """What speaks against another --epochs, or None. training: of the contents of last.pt."""
     # A run of an older version lacks arguments that are newer: they have their defaults.
     before = vars(args) | training["arguments"]
     progress, old_epochs = training["progress"], before["epochs"]
     steps = range(progress["step"])
     begun = progress["epoch"] + (progress["batch"] > 0)
     if begun > args.epochs:
-        yield f": the run has {begun} epochs already"
+        return f": the run has {begun} epochs already"
     for epochs in (old_epochs, args.epochs):
         if progress["epoch"] >= epochs and epochs % args.eval_every:
-            yield (
+            return (
                 f": with --eval-every {args.eval_every}, epoch {epochs} would have been evaluated "
                 f"differently from the start: start a new run"
             )
     automatic = {k: None for k in ("warmup_epochs", "ema_decay") if args.origin.get(k) == "auto"}
-    anew = argparse.Namespace(**(vars(args) | automatic))
-    for name, value in schedules.Plan.of(anew, steps_per_epoch).automatic.items():
+    with_auto = argparse.Namespace(**(vars(args) | automatic))
+    for name, value in schedules.Plan.of(with_auto, steps_per_epoch).automatic.items():
         if value != before[name]:
-            yield (
+            return (
                 f" would have given another {flag(name)} from the start ({value:.6g}, not "
                 f"{before[name]:.6g}): start a new run"
             )
@@ -202,7 +202,7 @@ def _epoch_conflicts(args, training, steps_per_epoch):
     new_lr = schedules.Plan.of(args, steps_per_epoch).lr_at
     ends = {1.0, *(group.get("lr_end", 1.0) for group in training["optimizer"]["param_groups"])}
     if any(old_lr(step, end) != new_lr(step, end) for end in ends for step in steps):
-        yield (
+        return (
             f": with the {args.schedule} schedule, the learning rates so far would be different "
             f"from those over {old_epochs} epochs: start a new run (a constant schedule can be "
             f"extended)"
@@ -212,15 +212,16 @@ def _epoch_conflicts(args, training, steps_per_epoch):
         for epochs in (old_epochs, args.epochs)
     )
     if any(old_size(step) != new_size(step) for step in steps):
-        yield (
+        return (
             f": with --progressive {args.progressive}, the input sizes so far would be different "
             f"from those over {old_epochs} epochs: start a new run"
         )
     if args.lookahead and progress["step"] >= args.lookahead:
-        yield (
+        return (
             f": with --lookahead {args.lookahead}, the averages so far would be different from "
             f"those over {old_epochs} epochs: start a new run"
         )
+    return None
 
 
 def open_directory(args, config, state, saved, curve):
@@ -260,7 +261,7 @@ def open_directory(args, config, state, saved, curve):
 
 def _note(directory, text):
     print(text, file=sys.stderr)
-    directory.write_log(text)
+    directory.append_log(text)
 
 
 def _restore_best(directory, state, saved, curve):

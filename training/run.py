@@ -1,6 +1,6 @@
 """A run in progress: its directory, its signals, its display, and how it ends.
 
-with open_run(args, split, state, curve, step, train_batches, saved) as run:
+with open_run(args, split, state, curve, settings, train_batches, saved) as run:
     while not run.done:
         row = train_epoch(…, run.stop, run.show)
         row |= evaluate_epoch(…, run.stop)
@@ -35,14 +35,16 @@ from training.tta import VIEWS
 
 
 @contextlib.contextmanager
-def open_run(args, split, state, curve, step, train_batches, saved):
+def open_run(args, split, state, curve, settings, train_batches, saved):
     """A block in which a run trains. Ctrl-C and SIGTERM end it after a step and save its state.
 
-    curve: evaluation.Curve; step: loop.Step; saved: the contents of last.pt of a run that resumes.
+    curve: evaluation.Curve; settings: loop.StepSettings; saved: the contents of last.pt of a run
+    that resumes.
     """
-    explained = out_of_memory.explained(args, step.ranks, step.accumulate)
+    explained = out_of_memory.explained(args, settings.ranks, settings.accumulate)
     with explained, StopSignal(launched=distributed.is_launched()) as stop:
-        run = Run(args, split, state, curve, step, stop, ProgressDisplay(args, len(train_batches)))
+        display = ProgressDisplay(args, len(train_batches))
+        run = Run(args, split, state, curve, settings, stop, display)
         run.open_directory(saved)
         try:
             run.start(train_batches, saved)
@@ -56,21 +58,22 @@ def open_run(args, split, state, curve, step, train_batches, saved):
                 reason = f"--compile failed: {first_line(error)}"
                 raise UserError(f"{reason} (resume with --no-compile)") from error
             raise
-        else:  # the run is finished: an error of its last images doesn't make it a failed one
+        else:  # finished, also if TensorBoard's last images can't be written
             run.end_finished()
         finally:
             run.display.close()
             run.directory.close()
-        if run.exit_status == 0 and step.ranks.is_main:
+        if run.exit_status == 0 and settings.ranks.is_main:
             run.display.say(f"{final_line(run.results, args.tta)}  {run.directory.path}")
 
 
 class Run:
     """Made by open_run. stop(): whether the run was asked to stop; show(progress, loss): a step."""
 
-    def __init__(self, args, split, state, curve, step, stop, display):
-        self.args, self.split, self.state, self.curve, self.step = args, split, state, curve, step
-        self.ranks, self.stop, self.display = step.ranks, stop, display
+    def __init__(self, args, split, state, curve, settings, stop, display):
+        self.args, self.split, self.state, self.curve = args, split, state, curve
+        self.settings = settings
+        self.ranks, self.stop, self.display = settings.ranks, stop, display
         self.show = display.step if self.ranks.is_main else None
         self.directory = run_directory.NullRunDir()
         self.results, self.exit_status = {}, None
@@ -94,7 +97,7 @@ class Run:
     def open_directory(self, saved):
         if not self.ranks.is_main:
             return
-        args, precision = self.args, mixed_precision.name(self.step.dtype)
+        args, precision = self.args, mixed_precision.name(self.settings.dtype)
         values, origin = self.state.record
         config = {"arguments": values, "from": origin, "precision": precision}
         config |= environment.environment(self.ranks.device)
@@ -106,11 +109,11 @@ class Run:
                 "runs", self.split.name, args.model, args.tag, args.seed
             )
             self.directory = run_directory.RunDir.create(path, config)
-        self.display.log = self.directory.write_log
+        self.display.log = self.directory.append_log
 
     def start(self, train_batches, saved):
         devices.reset_peak_memory(self.ranks.device)
-        precision = mixed_precision.name(self.step.dtype)
+        precision = mixed_precision.name(self.settings.dtype)
         where = f"{precision} on {self.ranks}; {self.directory.path}"
         self.display.start(self.split, self.parameters, where, self.state.progress)
         if saved:
@@ -134,16 +137,16 @@ class Run:
         progress.finish_epoch()
         row["peak_memory_mb"] = devices.peak_memory_mb(self.ranks.device)
         reported = state.reported_columns(self.curve.name)
-        accuracy, best = row[f"{reported}_acc"], None
+        accuracy, to_best = row[f"{reported}_acc"], None
         if accuracy is not None:
             top5 = row[f"{reported}_top5"]
             state.history.append([progress.total_seconds, accuracy, top5])
             if accuracy > state.best["value"]:
                 state.best = {"epoch": progress.epoch, "value": accuracy}
-                best = state.best_contents(self.curve.name)
+                to_best = state.best_contents(self.curve.name)
         name = run_directory.kept_file(progress.epoch, self.args.save_every)
         kept = (name, state.epoch_contents) if name else None
-        self.directory.end_epoch(row, state.contents(), best, kept)
+        self.directory.end_epoch(row, state.contents(), to_best, kept)
         self.display.epoch(row, self.curve.name)
 
     def final_test(self, inputs, train_batches, eval_batches):
@@ -173,7 +176,7 @@ class Run:
     def _evaluate(self, model, batches, **options):
         start = time.perf_counter()
         metrics = evaluation.evaluate(
-            model, batches, dtype=self.step.dtype, stop=self.stop, ranks=self.ranks, **options
+            model, batches, dtype=self.settings.dtype, stop=self.stop, ranks=self.ranks, **options
         )
         seconds = time.perf_counter() - start
         self.state.progress.eval_seconds += seconds
@@ -193,12 +196,12 @@ class Run:
                 yield model
                 return
             own = {name: value.clone() for name, value in model.state_dict().items()}
-            best = None
+            weights = None
             if ranks.is_main:
-                best = resume.read_best(self.directory, (state.best["epoch"],))["state_dict"]
-            best = lora.adapted(ranks.broadcast_object(best), own)
+                weights = resume.read_best(self.directory, (state.best["epoch"],))["state_dict"]
+            weights = lora.adapted(ranks.broadcast_object(weights), own)
             try:
-                model.load_state_dict(distributed.shard_like(best, own))
+                model.load_state_dict(distributed.shard_like(weights, own))
                 yield model
             finally:  # the trained weights stay as they are, should this be interrupted
                 model.load_state_dict(own)
@@ -222,10 +225,8 @@ class Run:
         if self.args.patience:
             self.results["stopped_early"] = self.stopped_early
         if self.stopped_early:
-            best = self.state.best["epoch"]
-            self.display.say(
-                f"stopped early after epoch {self.state.epoch}: epoch {best} was the best"
-            )
+            epoch, best_epoch = self.state.epoch, self.state.best["epoch"]
+            self.display.say(f"stopped early after epoch {epoch}: epoch {best_epoch} was the best")
         self.directory.write_summary(
             "finished",
             **self.results,
@@ -263,7 +264,7 @@ class Run:
             self.directory.wait()
         with contextlib.suppress(OSError):
             reason = str(error) or type(error).__name__
-            self.directory.write_log(f"failed: {reason}")
+            self.directory.append_log(f"failed: {reason}")
             self.directory.write_summary("failed", reason=reason, **self._progress_so_far())
 
     def _progress_so_far(self):

@@ -1,7 +1,8 @@
 """The directory of a run: configuration, metrics, checkpoints, summary, log, TensorBoard events.
 
-    run = RunDir.create("runs/cifar10-resnet18-s0-20260101-120000", config)
-    run.save_last(state); run.end_epoch(row, state); run.write_summary("finished", …); run.close()
+    directory = RunDir.create("runs/cifar10-resnet18-s0-20260101-120000", config)
+    directory.save_last(contents); directory.end_epoch(row, contents)
+    directory.write_summary("finished", …); directory.close()
 
 One process writes to a directory at a time. A row of metrics.csv is on the disk before the
 checkpoint of its epoch, and a run that resumes drops the rows that the checkpoint doesn't know:
@@ -67,7 +68,7 @@ def refuse_if_taken(path):
 
 
 class RunDir:
-    """Use `create` or `open`: both take the lock of the directory until the process ends."""
+    """Use `create` or `open`: both take the lock of the directory until `close`."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -109,7 +110,7 @@ class RunDir:
         return cls(path)
 
     def restore_previous(self):
-        """Replaces a damaged last.pt by previous.pt; the next save would keep it as previous.pt."""
+        """Replaces a damaged last.pt by previous.pt: the next save makes previous.pt of it."""
         with files.replacing(self.path / "last.pt") as file:
             file.write((self.path / "previous.pt").read_bytes())
 
@@ -179,7 +180,7 @@ class RunDir:
                 writer.writeheader()
                 writer.writerows(rows)
 
-    def log(self, row):
+    def append_row(self, row):
         """Appends a row to metrics.csv and to the TensorBoard events. Raises UserError on failure.
 
         The keys of the row are the columns. A metrics.csv that another version of this program
@@ -212,31 +213,31 @@ class RunDir:
 
     # ---- checkpoints ----
 
-    def save_last(self, state):
+    def save_last(self, contents):
         """Writes last.pt after what is still being written. Raises UserError where either fails."""
         self.wait()
-        self._write_last(state)
+        self._write_last(contents)
 
-    def save_best(self, state):
+    def save_best(self, contents):
         self.wait()
-        checkpoint.save(state, self.path / "best.pt")
+        checkpoint.save(contents, self.path / "best.pt")
 
-    def end_epoch(self, row, state, best=None, kept=None):
-        """Copies the state and returns; then writes the row, last.pt and best.pt, in this order.
+    def end_epoch(self, row, contents, to_best=None, kept=None):
+        """Copies the contents of last.pt and returns; then writes the row, last.pt and best.pt.
 
-        best: contents of last.pt -> contents of best.pt, or None; kept: (name of a file, the same
-        for it), see `keep`. At most one save is pending: an earlier one is waited for, and raises
-        its UserError here.
+        to_best: a function from these contents to those of best.pt, or None; kept: (name of a file,
+        a function of the same kind), see `keep`. At most one save is pending: an earlier one is
+        waited for, and raises its UserError here.
         """
         self.wait()
         self._pending = self._thread.submit(
-            self._write_epoch, row, self._snapshot.take(state), best, kept
+            self._write_epoch, row, self._snapshot.take(contents), to_best, kept
         )
 
-    def keep(self, name, state):
+    def keep(self, name, contents):
         """Writes a checkpoint that stays as it is, unless the directory has it already."""
         if not (self.path / name).exists():
-            checkpoint.save(state, self.path / name)
+            checkpoint.save(contents, self.path / name)
 
     def wait(self):
         """Returns when the last `end_epoch` is written. Raises its UserError."""
@@ -244,21 +245,23 @@ class RunDir:
         if pending is not None:
             pending.result()
 
-    def _write_epoch(self, row, state, best, kept):
-        self.log(row)
-        self._write_last(state)
-        if best is not None:  # after last.pt, which contains all of it: see resume.open_directory
-            checkpoint.save(best(state), self.path / "best.pt")
+    def _write_epoch(self, row, contents, to_best, kept):
+        self.append_row(row)
+        self._write_last(contents)
+        if (
+            to_best is not None
+        ):  # after last.pt, which contains all of it: see resume.open_directory
+            checkpoint.save(to_best(contents), self.path / "best.pt")
         if kept is not None:
-            name, contents = kept
-            self.keep(name, contents(state))
+            name, to_kept = kept
+            self.keep(name, to_kept(contents))
 
-    def _write_last(self, state):
-        checkpoint.save(state, self.path / "last.pt", previous=self.path / "previous.pt")
+    def _write_last(self, contents):
+        checkpoint.save(contents, self.path / "last.pt", previous=self.path / "previous.pt")
 
     # ---- the end ----
 
-    def write_log(self, line):
+    def append_log(self, line):
         """Appends a line to log.txt. A run does not wait for it, and does not fail without it."""
         path = self.path / "log.txt"
         with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
@@ -281,13 +284,13 @@ class NullRunDir:
 
     path = None
 
-    def save_last(self, state): ...
+    def save_last(self, contents): ...
 
-    def end_epoch(self, row, state, best=None, kept=None): ...
+    def end_epoch(self, row, contents, to_best=None, kept=None): ...
 
     def wait(self): ...
 
-    def write_log(self, line): ...
+    def append_log(self, line): ...
 
     def write_summary(self, status, **figures): ...
 

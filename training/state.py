@@ -22,10 +22,10 @@ class Progress:
     loss_sum: float = 0.0
     correct: int = 0
     seen: int = 0
-    seconds: float = 0.0
-    total_seconds: float = 0.0  # of all training so far, without evaluation
-    eval_seconds: float = 0.0  # of all evaluations so far
-    wall_seconds: float = 0.0  # of all processes of the run so far, see Run.count_time
+    seconds: float = 0.0  # of training in this epoch (column epoch_seconds)
+    total_seconds: float = 0.0  # of training so far (summary.json: train_seconds)
+    eval_seconds: float = 0.0  # of evaluations so far (column eval_seconds)
+    wall_seconds: float = 0.0  # of processes so far (column total_seconds), see Run.count_time
 
     def count_step(self, images, loss_sum, correct, finite):
         """finite: whether the loss was; images of other steps are not counted."""
@@ -114,7 +114,6 @@ class State:
         """What to call in a training step, so that gradients are averaged over the ranks."""
         if self._parallel_model is None:
             self._parallel_model = ranks.parallel(self.model)
-            self.gradient_order_settled = ranks.world_size <= 2 or ranks.sharded
         return self._parallel_model
 
     def compile(self):
@@ -152,7 +151,10 @@ class State:
         )
 
     def best_contents(self, curve_name):
-        """A function that turns the contents of last.pt of the best epoch into those of best.pt."""
+        """A function that turns the contents of last.pt of the best epoch into those of best.pt.
+
+        The metric is taken now: when the function runs, in another thread, `best` may have changed.
+        """
         name = f"{self.reported_columns(curve_name)}_acc"
         metric = {"name": name, "selected_on": curve_name, **self.best}
 

@@ -47,7 +47,7 @@ def write_end(directory, arguments, figures, classes, state):
         message = f"{directory.path}: the end of the TensorBoard events can't be written"
         message = f"{message} ({error.strerror})"
         print(message, file=sys.stderr)
-        directory.write_log(message)
+        directory.append_log(message)
 
 
 def write_hparams(events, arguments, figures):

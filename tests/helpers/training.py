@@ -64,11 +64,11 @@ def start(model, optimizer="sgd", lr=0.05, ema_decay=0.0, fp16=False):
 
 
 def fit(state, epochs=1, source=None, stop=loop.never, show=None, **options):
-    """Trains until so many epochs are done and returns their rows. options: fields of loop.Step."""
-    step, rows = loop.Step(**{"lr_at": lambda step: 0.05} | options), []
+    """Trains until so many epochs are done and returns their rows. options: of StepSettings."""
+    settings, rows = loop.StepSettings(**{"lr_at": lambda step: 0.05} | options), []
     source = source or batches()
     while state.epoch < epochs:
-        rows.append(loop.train_epoch(state, source, step, stop, show))
+        rows.append(loop.train_epoch(state, source, settings, stop, show))
         state.progress.finish_epoch()
     return rows
 
