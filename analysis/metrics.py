@@ -99,9 +99,9 @@ def find_metrics(patterns):
 def _files_of_runs(directory, depth=3):
     """The metrics.csv of a run's directory, or of the runs in it, its sweeps and its campaigns."""
     own = directory / "metrics.csv"
-    if _is_metrics(own):
+    if _is_metrics(own) or not depth:
         return [own]
-    inside = [path for path in sorted(directory.glob("*")) if depth and path.is_dir()]
+    inside = filter(Path.is_dir, sorted(directory.glob("*")))
     return [file for path in inside for file in _files_of_runs(path, depth - 1)]
 
 

@@ -69,13 +69,8 @@ def train_epoch(state, batches, settings, stop=never, show=None):
     Raises Interrupted between two steps when stop() is true. Raises NonFiniteLoss before the update
     where the loss is not finite, and before anything is saved where only the weights are not.
     """
-    optimizer, scaler, progress, ranks = (
-        state.optimizer,
-        state.scaler,
-        state.progress,
-        settings.ranks,
-    )
-    model = state.parallel_model(ranks)
+    optimizer, scaler, progress = state.optimizer, state.scaler, state.progress
+    ranks, model = settings.ranks, state.parallel_model(settings.ranks)
     device = next(model.parameters()).device
     is_distributed = ranks.world_size > 1
     # Batch norm goes back to its statistics before a step that fp16 skips and, with gradient
