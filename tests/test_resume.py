@@ -33,7 +33,6 @@ import train_sota
 from common import checkpoint
 from models.weights import load_checkpoint
 from training import evaluation, inputs
-from training.state import State
 
 pytestmark = pytest.mark.slow
 
@@ -352,26 +351,6 @@ def test_a_compiled_run_resumes_as_a_plain_one_and_back(train, monkeypatch):
     assert len(compiled) == 4
     for part in (lambda state: state["state_dict"], lambda state: state["ema"]["average"]):
         torch.testing.assert_close(part(last(cut)), part(last(expected)), rtol=1e-4, atol=1e-5)
-
-
-def test_each_shape_is_compiled(monkeypatch):
-    """Torch computes shapes above its limit without compiling them, unless it is raised."""
-    compile_model, graphs = torch.nn.Module.compile, []
-
-    def count(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    def compile_with_count(self, **options):
-        compile_model(self, backend=count, **options)
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_with_count)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    state = State(model=models.create_model("plain20"), optimizer=None)
-    state.compile()
-    for size in range(8, 18):
-        state.model(torch.zeros(1, 3, size, size))
-    assert len(graphs) == 10
 
 
 def test_gradient_checkpointing_counts_an_image_once_in_batch_norm(train):

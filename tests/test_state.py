@@ -6,9 +6,10 @@ import pytest
 import torch
 from helpers.training import CPU, fit, network, same_weights, start
 
+import models
 from common import checkpoint
 from training.optimizers import OPTIMIZERS
-from training.state import Confusion
+from training.state import Confusion, State
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -67,3 +68,23 @@ def test_confusion_counts_predictions_by_true_class():
     for _ in range(2):
         confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 2]))
     assert confusion.counts.tolist() == [[2, 2, 0], [0, 0, 0], [0, 2, 0]]
+
+
+def test_each_shape_is_compiled(monkeypatch):
+    """Torch computes shapes above its limit without compiling them, unless it is raised."""
+    compile_model, graphs = torch.nn.Module.compile, []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def compile_with_count(self, **options):
+        compile_model(self, backend=count, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_with_count)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    state = State(model=models.create_model("plain20"), optimizer=None)
+    state.compile()
+    for size in range(8, 18):
+        state.model(torch.zeros(1, 3, size, size))
+    assert len(graphs) == 10
