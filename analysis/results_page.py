@@ -69,18 +69,16 @@ def _inline(text):
 def _table(rows):
     """Rows {title: text} as a table that scrolls where it is too wide."""
 
-    def cell(tag, text, is_number):
-        css = ' class="number"' if is_number else ""
-        return f"<{tag}{css}>{html.escape(text)}</{tag.split()[0]}>"
+    def heading(title):
+        css = ' class="number"' if any(tables.is_number(row[title]) for row in rows) else ""
+        return f'<th scope="col"{css}>{html.escape(title)}</th>'
 
-    heads = [
-        cell('th scope="col"', title, any(tables.is_number(row[title]) for row in rows))
-        for title in rows[0]
-    ]
-    head = "".join(heads)
-    lines = [
-        "".join(cell("td", text, tables.is_number(text)) for text in row.values()) for row in rows
-    ]
+    def cell(text):
+        css = ' class="number"' if tables.is_number(text) else ""
+        return f"<td{css}>{html.escape(text)}</td>"
+
+    head = "".join(map(heading, rows[0]))
+    lines = ["".join(map(cell, row.values())) for row in rows]
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>\n</table>"
     return f'<div class="wide">{table}</div>'

@@ -73,6 +73,7 @@ def train_epoch(state, batches, settings, stop=never, show=None):
     ranks, model = settings.ranks, state.parallel_model(settings.ranks)
     device = next(model.parameters()).device
     is_distributed = ranks.world_size > 1
+    seed_purpose = "model" if ranks.is_main else f"model {ranks.rank}"
     # Batch norm goes back to its statistics before a step that fp16 skips and, with gradient
     # checkpointing, to those after the first forward pass, which the backward pass repeats.
     before_step = _Snapshot(_float_buffers(model) if scaler.is_enabled() else [])
@@ -89,8 +90,7 @@ def train_epoch(state, batches, settings, stop=never, show=None):
         if ranks.world_size > 2 and not ranks.sharded and not state.gradient_order_settled:
             _settle_gradient_order(model, inputs[:2], targets[:2], settings)
             state.gradient_order_settled = True
-        purpose = "model" if ranks.is_main else f"model {ranks.rank}"
-        devices.seed_model(settings.seed, device, progress.epoch, purpose, progress.batch)
+        devices.seed_model(settings.seed, device, progress.epoch, seed_purpose, progress.batch)
         before_step.take()
         num_images = batches.batch_size if is_distributed else len(targets)  # of all ranks
         # Ranks must agree, so each sends its request with its metrics. A single process asks after
