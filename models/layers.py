@@ -128,7 +128,11 @@ def attention_weights(q, k, scale, bias=None):
 
 
 def eca_kernel(channels, gamma=2, b=1):
-    """ECA's kernel size for a width (arXiv 1910.03151 §3.2): |(log2(C) + b) / gamma|, made odd."""
+    """ECA's kernel size for a width C (arXiv 1910.03151 §3.2): near |(log2(C) + b) / gamma|.
+
+    As in the authors' code, that is rounded down, and one is added to an even number; the paper
+    takes the nearest odd one.
+    """
     k = int(abs(math.log2(channels) + b) / gamma)
     return k if k % 2 else k + 1
 
@@ -147,12 +151,18 @@ class ECA(nn.Module):
         return x * gates.transpose(1, 2)[..., None]  # gates: (B, C, 1, 1)
 
 
+def he_normal_(convolution):
+    """Draws the weight as in arXiv 1502.01852, by the fan-out: with a variance of 2 / fan-out."""
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    with torch.no_grad():  # torch counts the outputs of all groups; an input reaches one
+        convolution.weight.mul_(math.sqrt(convolution.groups))
+
+
 def init_he(model):
-    """Convolutions: He by the fan-out of a group. Linear layers: truncated normal. Biases: zero."""
+    """Convolutions: he_normal_. Linear layers: truncated normal. Biases: zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels * math.prod(module.kernel_size) / module.groups
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            he_normal_(module)
         elif isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
         if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:

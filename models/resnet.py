@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.layers import conv_bn
+from models.layers import conv_bn, he_normal_
 
 
 def conv_bn_relu(in_channels, out_channels, kernel):
@@ -112,10 +112,10 @@ class ResNet(nn.Module):
 
 
 def init_weights(model):
-    """He initialization of convolutions (arXiv 1502.01852), and a classifier near zero."""
+    """He initialization of convolutions, and a classifier near zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            he_normal_(module)
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)

@@ -14,13 +14,33 @@ from models import create_model
 from models.cifar_resnet import ECA_POSITIONS, ECABlock, GhostModule, PadShortcut
 from models.coatnet import Attention, MBConv, SelectiveKernel, Transformer, relative_index
 from models.hornet import GnConv
-from models.layers import ECA, Conv3x3, DropPath, LayerNorm2d, drop_path_rates, eca_kernel
+from models.layers import (
+    ECA,
+    Conv3x3,
+    DropPath,
+    LayerNorm2d,
+    drop_path_rates,
+    eca_kernel,
+    he_normal_,
+)
 from models.mscan import MSCA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- shared layers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 4, 64])
+def test_he_initialization_keeps_the_variance_of_gradients(groups):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(64, 128, 3, padding=1, groups=groups, bias=False)
+    he_normal_(layer)
+    x = torch.randn(8, 64, 32, 32, requires_grad=True)
+    y = layer(x)
+    gradient = torch.randn_like(y) * (torch.rand_like(y) < 0.5)  # as through a ReLU
+    (back,) = torch.autograd.grad(y, x, gradient)
+    assert back[..., 1:-1, 1:-1].var().item() == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 0.01)])
