@@ -117,6 +117,8 @@ def check_models_options(args):
     if args.precisions or args.quick:
         ignored = dict(suite="table", image_size=None, classes=None, inference_batch_size=None)
         ignored |= dict(skip_training=False, output=None, timm_results=None, amp="auto")
+        if args.quick:
+            ignored |= dict(batch_size=128, rounds=5)
         for name, default in ignored.items():
             if getattr(args, name) != default:
                 raise UserError(f"{flag(name)} has no meaning with --precisions or --quick", 2)

@@ -1,10 +1,10 @@
 """Compares runs: a table of means over seeds, figures, and an HTML page that opens without network.
 
     python compare_runs.py runs/*/metrics.csv
-    python compare_runs.py runs/* --baseline resnet20 --table results.md --output docs/curves.png
+    python compare_runs.py runs/* --baseline cifar10-resnet20 --table results.md --output curves.png
     python compare_runs.py runs/* --panel curves efficiency bars --html report.html
     python compare_runs.py runs --against documents --panel family --show
-    python compare_runs.py runs/* --watch
+    python compare_runs.py runs --watch
 
 A directory without a run stands for the runs in it, its sweeps and its campaigns. Runs that differ
 by their seed only share one row and one curve. metrics.csv files of other programs need an epoch
@@ -44,7 +44,7 @@ def build_parser():
     add("--reverse", action="store_true", help="with --sort: worst first")
 
     add = parser.add_argument_group("table").add_argument
-    names = f"from {', '.join(tables.COLUMNS)}, any argument (not seed, device, ...), and * for "
+    names = f"from {', '.join(tables.COLUMNS)}, any argument (not seed, device, ...), and '*' for "
     names += "the arguments that differ"
     add("--columns", nargs="+", metavar="NAME", help=names)
     formats = tuple(tables.SUFFIXES)

@@ -43,9 +43,9 @@ def load(
     """Loads a dataset as a Split on the CPU; `Batches` sends it to the device.
 
     name: one of DATASETS; data_url: where to download an archive from instead of its mirrors;
-    image_size: of a folder, the size at which larger images are stored (default 32); limit_train,
-    limit_test: size of a stratified subset (0: all); val_size: training images to hold out,
-    stratified, the same for every seed.
+    image_size: of a folder, the largest side in px at which images are stored (default 32);
+    limit_train, limit_test: size of a stratified subset (0: all); val_size: training images to hold
+    out, stratified, the same for every seed.
     Raises UserError if the data is missing, damaged or too small.
     """
     if name == "shapes":
@@ -95,9 +95,10 @@ class Batches:
     With shuffle, every epoch has its own permutation, the same on all ranks, and an incomplete last
     batch is dropped. Without it, every image comes once, in order.
 
-    The images of a batch come from the device, where all of them were padded once (prepared), are
-    sent from the host a batch ahead (streamed) or, if many or cached and on a CPU, are read from
-    where they are.
+    The images of a batch come from one of three places:
+    - prepared: all of them are on the device, already padded if crop comes first;
+    - streamed: the host sends a batch during the step on the one before;
+    - neither, on a CPU only: memory that holds the dataset, or the cache of a folder.
     """
 
     examples: Examples
@@ -107,7 +108,7 @@ class Batches:
     device: torch.device | str = "cpu"
     seed: int = 0
     shuffle: bool = True
-    repeats: int = 1  # of an image in a batch: an epoch has 1/repeats of them (arXiv 1902.05509)
+    repeats: int = 1  # of an image in a batch; an epoch has 1/repeats of all (arXiv 1902.05509)
     rank: int = 0
     world_size: int = 1
     resident: str = "auto"  # "device", "host", or "auto": the device if the images fit there

@@ -23,6 +23,9 @@ from common.scopes import flag
 from common.text import printable
 from data import DATASETS
 
+# Of options that have no meaning without --report or --serve.
+DEFAULTS = dict(corrupted=500, host="127.0.0.1", port=7860)
+
 
 def build_parser():
     parser = command_line.Parser(__doc__.split("\n")[0])
@@ -53,16 +56,22 @@ def build_parser():
         "--report", action="store_true", help="evaluate all test images: report.png and report.json"
     )
     corrupted = "test images that --report corrupts, stratified by class (0: all)"
-    add("--corrupted", type=number(int, low=0), default=500, metavar="N", help=corrupted)
+    add(
+        "--corrupted",
+        type=number(int, low=0),
+        default=DEFAULTS["corrupted"],
+        metavar="N",
+        help=corrupted,
+    )
     formats = ("onnx", "torchscript", "safetensors")
     add("--export", choices=formats, help="the model with its preprocessing")
     page = "a local page to try images on (needs pip install gradio)"
     add("--serve", action="store_true", help=page)
-    add("--host", default="127.0.0.1", help="address of --serve (0.0.0.0: any)")
+    add("--host", default=DEFAULTS["host"], help="address of --serve (0.0.0.0: any)")
     add(
         "--port",
         type=number(int, low=0, high=65535),
-        default=7860,
+        default=DEFAULTS["port"],
         metavar="N",
         help="port of --serve",
     )
@@ -92,6 +101,9 @@ def check(args):
     for name in ignored:
         if getattr(args, name):
             raise UserError(f"{flag(name)} has no meaning with {(modes + choices)[0]}", status=2)
+    for name, mode in (("corrupted", "report"), ("host", "serve"), ("port", "serve")):
+        if getattr(args, name) != DEFAULTS[name] and not getattr(args, mode):
+            raise UserError(f"{flag(name)} needs {flag(mode)}", status=2)
     if args.show and (args.export or args.serve):
         raise UserError(f"--show needs a figure: {modes[0]} draws none", status=2)
     if args.output and not args.export:
@@ -112,9 +124,9 @@ def select(args, predictors):
         return Selection(*predict.load_images(args.image, size)), "examples"
     test = predict.test_split(predictors, args.dataset, args.data_dir).test
     count = args.count or (16 if len(predictors) == 1 else 8)
-    name, if_none = ("examples" if len(predictors) == 1 else "compare"), "they agree"
+    name, if_none = ("examples" if len(predictors) == 1 else "compare"), "the models agree"
     if args.errors:
-        name, if_none = "errors", "no mistakes"
+        name, if_none = "errors", "there are no mistakes"
         chosen = predict.mistakes(predictors[0].logits(test.images), test.labels, count)
     elif len(predictors) > 1 and not args.index:
         logits = [predictor.logits(test.images) for predictor in predictors]
@@ -122,7 +134,7 @@ def select(args, predictors):
     else:
         chosen = predict.choose(len(test), args.index, args.seed, count)
     if not chosen:
-        print(f"{if_none} on all {len(test)} test images", file=sys.stderr)
+        print(f"{if_none} on {len(test):,} test images", file=sys.stderr)
     taken = test.take(torch.tensor(chosen, dtype=torch.long))
     return Selection(taken.images, [f"test {i}" for i in chosen], taken.labels.tolist()), name
 

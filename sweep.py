@@ -73,7 +73,8 @@ def build_parser():
     add("--launcher", default="local", choices=launchers, help="submitit: a SLURM job array")
     add("--slurm-partition", metavar="NAME", help="the partition to submit to")
     add("--slurm-minutes", **positive, default=240, help="time limit of a run")
-    add("--slurm-gpus", **count, default=1, help="GPUs of a run")
+    gpus = dict(type=command_line.number(int, low=0, high=1), metavar="N")
+    add("--slurm-gpus", **gpus, default=1, help="GPUs of a run: 1, or 0 on machines without")
     add("--slurm-cpus", **positive, default=4, help="CPU cores of a run")
     other = dict(action="append", default=[], metavar="KEY=VALUE")
     add("--slurm-arg", **other, help="another option of sbatch; repeatable")
@@ -141,6 +142,18 @@ def publish_runs(args, given, runs):
     print(f"published in {args.publish}")
 
 
+def follow(commands, here):
+    """Executes the commands that follow the runs, or names them; returns whether all succeeded."""
+    if commands and not here:
+        print("then, on a machine like those of the runs:")
+    succeeded = True
+    for command in commands:
+        print(shlex.join(command), flush=True)
+        if here:
+            succeeded &= subprocess.run(command, check=False).returncode == 0
+    return succeeded
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
@@ -167,7 +180,7 @@ def main(argv=None):
     finished, interrupted, new = map(states.count, ("finished", "interrupted", "new"))
     text = f"{finished} finished, {interrupted} to resume, {new} to start"
     print(f"{root}: {len(runs)} runs, {text}", file=sys.stderr)
-    afterwards = plans.afterwards(args.suite, root)
+    afterwards = list(plans.afterwards(args.suite, root))
     if args.dry_run:
         for run in todo:
             print(shlex.join(run.command))
@@ -186,16 +199,14 @@ def main(argv=None):
             print(f"interrupted with {done} of {len(runs)} runs finished; the same command resumes")
             return 128 + stopped
         findings.report(args.suite, runs, root, shlex.join(["python", "sweep.py", *argv]))
-        for command in afterwards:
-            print(shlex.join(command), flush=True)
-            subprocess.run(command, check=False)
+        followed = not failed and follow(afterwards, args.launcher == "local")
     if failed:
         names = ", ".join(run.path.name for run in failed)
         counts = f"{len(failed)} of {len(runs)}"
         print(f"{counts} runs failed: {names} (see {root}/*.log)", file=sys.stderr)
     elif args.publish:
         publish_runs(args, given, runs)
-    return 1 if failed else 0
+    return 0 if followed else 1
 
 
 if __name__ == "__main__":

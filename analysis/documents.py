@@ -2,8 +2,8 @@
 
     find(group.argument)         # the Documented experiment with the same settings, or None
 
-An experiment holds the settings that its document names, of those that decide what an accuracy is
-compared with. A run matches it only if all of them are equal.
+Each experiment has the settings that its document names and that matter for accuracy. A run matches
+it only if all of them are equal.
 """
 
 from typing import NamedTuple

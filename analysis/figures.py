@@ -89,7 +89,7 @@ def save(figure, path, dpi=150):
     try:
         figure.savefig(buffer, dpi=dpi, format=path.suffix[1:].lower())
     except ValueError as error:
-        raise UserError(f"--output {path}: {error}", status=2) from error
+        raise UserError(f"{path} can't be drawn: {first_line(error)}") from error
     finally:
         plt.close(figure)
     write(path, buffer.getvalue())

@@ -299,7 +299,7 @@ def load_runs(patterns):
         raise kind(f"{runs[0].path} {runs[0].problem}{others}")
     for run in runs:
         if run.problem:
-            print(f"{run.path} {run.problem}", file=sys.stderr)
+            print(printable(f"{run.path} {run.problem}"), file=sys.stderr)
     _check_common_curve(readable)
     _make_names_differ(runs)
     return runs

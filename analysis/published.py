@@ -66,7 +66,7 @@ class Experiment:
     @property
     def rows(self):
         """The table: a row for each label."""
-        wanted = [key for key in COLUMNS.split() if key in tables.COLUMNS]
+        wanted = COLUMNS.split()
         table = tables.compare(self.groups, wanted)
         for key in wanted:
             if all(row[key] is None for row in table.rows):
@@ -97,7 +97,7 @@ class Experiment:
 
     @property
     def data(self):
-        """The data sets, by the names that experiment.json gives to folders."""
+        """The datasets, by the names that experiment.json gives to folders."""
         names = self.about.get("data", {})
         data_sets = {}
         for config in self.configs:

@@ -259,7 +259,7 @@ def _common_name(runs):
 def test_images(groups):
     """The images that the accuracies of groups are of, such as ["cifar10, 500 images"].
 
-    More than one can't be compared. Files of other programs don't tell their data set.
+    More than one can't be compared. Files of other programs don't tell their dataset.
     """
     names = dict.fromkeys(_test_images(run) for group in groups for run in group.runs if run.epochs)
     if HELD_OUT not in names:
@@ -269,7 +269,10 @@ def test_images(groups):
 
 def _test_images(run):
     if not run.is_ours:
-        return HELD_OUT if run.measured_on.startswith("held-out") else TEST
+        has_test = (
+            run.curve("ema_test_acc")[1] or run.curve("test_acc")[1]
+        )  # Run.accuracy is theirs
+        return HELD_OUT if run.measured_on.startswith("held-out") and not has_test else TEST
     if not run.arguments:
         return ""
     name, limit = str(run.arguments.get("dataset")), run.arguments.get("limit_test")
@@ -329,7 +332,8 @@ def difference(ours, theirs):
     """Difference between {seed: value} and {seed: value}; None if one is empty.
 
     Paired if they share two or more seeds: the error is that of the mean of the pairs' differences.
-    Otherwise between the means, with Welch's error and degrees of freedom if both have two or more.
+    Else, if both have two or more values, between the means, with Welch's error and degrees of
+    freedom. Else without an error: of the seed that both have, or of the means.
     """
     if not ours or not theirs:
         return None

@@ -36,7 +36,7 @@ def page(groups, table, title="Runs compared"):
         title=html.escape(title),
         table=_table(table),
         sentences="\n".join(map(_quiet, table.sentences)),
-        thinned=f" Every {every}th epoch is drawn." if every > 1 else "",
+        thinned=f" One epoch in {every} is drawn." if every > 1 else "",
         plot=plot,
         images=images,
     )
@@ -80,7 +80,8 @@ def _plot(groups):
     panels = PANELS["curves"]
     points = sum(len(group.band(name)[0]) for group in groups for name in panels)
     every = max(1, math.ceil(points / MAX_POINTS))
-    figure = make_subplots(2, 2, horizontal_spacing=0.07, vertical_spacing=0.1)
+    rows = math.ceil(len(panels) / 2)
+    figure = make_subplots(rows, 2, horizontal_spacing=0.07, vertical_spacing=0.2 / rows)
     in_legend = set()
     for cell, (name, title) in enumerate(panels.items()):
         figure.update_yaxes(title_text=title, row=cell // 2 + 1, col=cell % 2 + 1)
@@ -92,7 +93,7 @@ def _plot(groups):
                 figure.add_trace(trace, row=cell // 2 + 1, col=cell % 2 + 1)
     figure.update_layout(
         template="plotly_white",
-        height=820,
+        height=410 * rows,
         margin=dict(t=40, b=20, l=40, r=20),
         hovermode="closest",
         legend=dict(orientation="h", y=-0.06),

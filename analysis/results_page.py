@@ -35,7 +35,7 @@ def page(experiments, missing, results):
 def _list_of_contents(experiments, missing):
     names = [(done.name, done.name, done.title) for done in experiments]
     if missing:
-        text = f"{len(missing)} experiments, or some of their seeds"
+        text = "other experiments and seeds, with their commands"
         names.append(("not-measured", "not measured", text))
     items = [
         f'<li><a href="#{html.escape(key)}">{html.escape(name)}</a>: {html.escape(text)}</li>'

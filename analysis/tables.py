@@ -161,6 +161,8 @@ def compare(groups, columns=None, baseline=None, against=None):
             names = f"{', '.join(known)}, or * for the arguments that differ"
             raise UserError(f"--columns {key}: must be one of {names}", status=2)
     rows = [_row(group, baseline, arguments) for group in groups]
+    if not wanted:
+        raise UserError("--columns *: no argument differs between these runs", status=2)
     if not columns:
         filled = {key for row in rows for key, value in row.items() if value not in (None, "")}
         wanted = [key for key in wanted if key in filled | {"run", "status", "documented"}]
@@ -241,8 +243,9 @@ def _sentences(groups, baseline, against, common, shows_best):
         yield "The best % is the highest of the curve on test images, so it was selected on them."
     if baseline:
         yield printable(
-            f"Differences are from {baseline.name}, in points of accuracy: of the seeds that "
-            "both have (paired), else of the means. Intervals are 95 %, by Student's t."
+            f"Differences are from {baseline.name}, in points of accuracy: of the seeds that both "
+            "have, paired if these are two or more, else of the means. Intervals are 95 %, by "
+            "Student's t."
         )
     if against == "documents":
         yield (

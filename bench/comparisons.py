@@ -231,10 +231,10 @@ def measure_checkpoint(args, device):
             run.wait()
 
         process = torch.device("cpu")
-        measure.reset_peak(process)
-        before = measure.peak(process) or 0
+        is_measured = measure.reset_peak(process)
+        before = measure.peak(process)
         foreground()
-        extra_bytes = (measure.peak(process) or 0) - before
+        extra_bytes = measure.peak(process) - before if is_measured else None
         size = (run.path / "last.pt").stat().st_size
         train = partial(step, *measure.ready_batch(args.batch_size, 32, 10, device))
         functions = dict(step=train, foreground=foreground, save=save, wait=run.wait)
@@ -248,5 +248,8 @@ def measure_checkpoint(args, device):
         milliseconds = measure.spread([1000 * value for value in seconds[key]], ".0f")
         print(f"{title}: {milliseconds} ms, {measure.spread(shares)} % of an epoch")
     print(f"training waits for {measure.ratio(seconds, 'save', 'foreground')} of it")
-    extra = f"at most {extra_bytes / 2**20:.0f} MB more, {extra_bytes / size:.2f} times the file"
+    extra = "this system doesn't tell"
+    if extra_bytes is not None:
+        share = f"{extra_bytes / size:.2f} times the file"
+        extra = f"at most {extra_bytes / 2**20:.0f} MB more, {share}"
     print(f"memory of the process while it saves: {extra}")

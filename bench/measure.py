@@ -150,11 +150,13 @@ def inference_step(model, device, dtype=None):
 
 
 def reset_peak(device):
-    """Resets `peak`, where the system can (GPUs; a process on Linux)."""
+    """Resets `peak`; returns whether the system can (GPUs; a process on Linux, as a rule)."""
     devices.reset_peak_memory(device)
     if device.type == "cpu":
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
+            return True
+    return device.type == "cuda"
 
 
 def peak(device):

@@ -100,6 +100,8 @@ def print_table(args, device):
     accuracy = accuracies(args.runs) if args.runs else None
     published, source = published_accuracies(args.timm_results)
     names = [models.canonical(name) for name in args.models or SUITES[args.suite]]
+    if args.runs and not accuracy.keys() & names:
+        raise UserError("--runs: there is no run of these models", 2)
     if args.output:
         _make_directory(args.output)
     cases = [Case(name, args, device) for name in names]

@@ -80,7 +80,10 @@ def draw_crop(generator, count, shape, padding=None, mode="reflect", index=None)
     height, width = shape
     padding = default_padding(height) if padding is None else padding
     if not 0 < padding < min(height, width):
-        raise ValueError(f"crop: padding {padding} is not below the image size {height}x{width}")
+        largest = min(height, width) - 1
+        raise ValueError(
+            f"crop: padding must be 1 to {largest} px for {height}x{width}, not {padding}"
+        )
     index = torch.arange(count) if index is None else index
     top, left = (rand(generator, count, 2) * (2 * padding + 1)).long().unbind(1)
     start = (index * (height + 2 * padding) + top) * (width + 2 * padding) + left
@@ -229,7 +232,10 @@ def adjust_hue(x, turn):
 
 
 def draw_jitter(generator, count, shape, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0):
-    """Factors in [1 - b, 1 + b] and turns of the hue in [-h, h], None where the strength is 0."""
+    """What `adjust_color` takes, each (B, 1, 1, 1), or None where the strength is 0.
+
+    Three factors in [1 - strength, 1 + strength], and a turn in [-hue, hue] (1: the full circle).
+    """
     draws = rand(generator, count, 4, low=-1.0, high=1.0).unbind(1)
     factors = [
         per_image((1 + strength * draw).clamp_(min=0)) if strength else None
@@ -270,9 +276,9 @@ def _scale_and_bias(mean, std, pixels):
 
 
 def box_edges(centers, sides):
-    """The first pixel inside and the first one behind, (N, 2, 2), of boxes around `centers`.
+    """Edges (N, 2, 2) of boxes: (row, column) of the first pixel and of the first past the end.
 
-    centers, sides: (N, 2).
+    centers, sides: (N, 2) as (row, column), in pixels.
     """
     start = centers - (sides / 2).floor()
     return torch.stack([start, start + sides], dim=1)
@@ -307,9 +313,11 @@ def draw_cutout(generator, count, shape, size):
 
 
 def draw_erasing(generator, count, shape, probability, area=(0.02, 1 / 3), aspect=0.3):
-    """A random box of each image, empty but with the given probability.
+    """A random box for each image with the given probability, else an empty one.
 
     area: range of the box's share of the image; aspect: smallest height / width, or width / height.
+    As in timm, the box has at most a third of the image and becomes the mean color; arXiv
+    1708.04896 has 0.4 and random values.
     """
     draws = rand(generator, count, 5)
     size = torch.tensor(shape)
@@ -332,7 +340,7 @@ random_resized_crop = Augmentation(draw_resized_crop, resized_crop)  # arXiv 140
 cutout = Augmentation(draw_cutout, erase)  # arXiv 1708.04552
 random_erasing = Augmentation(draw_erasing, erase)  # arXiv 1708.04896
 
-# What --augment offers besides auto_augment.TRANSFORMS.
+# What --augment offers, with auto_augment.TRANSFORMS and alternating_flip (pipeline.py).
 TRANSFORMS = {
     "crop": crop,
     "flip": flip,

@@ -16,23 +16,23 @@ OPERATIONS = (
 # The order in which a batch is processed. The operations of SIGNED are computed in float.
 LAYOUT = (*SIGNED, "posterize", "solarize", "auto_contrast", "equalize", "identity")
 
-# The largest strength of each operation. Shear: tangent; translate: pixels; rotate: degrees;
-# enhancements: distance of the factor from 1; posterize: removed bits; solarize: distance of the
-# threshold from white, as a fraction of 255.
-
 
 def rand_augment_strengths(height, width):
-    """The ranges of torchvision's RandAugment."""
+    """The largest strengths of OPERATIONS, in their order: those of torchvision's RandAugment.
+
+    Shear: tangent; translate: pixels; rotate: degrees; enhancements: distance of the factor from 1;
+    posterize: removed bits; solarize: distance of the threshold from white, as a fraction of 255.
+    """
     return (0, 0.3, 0.3, 150 / 331 * width, 150 / 331 * height, 30, 0.9, 0.9, 0.9, 0.9, 4, 1, 0, 0)
 
 
 def trivial_augment_strengths(height, width):
-    """The paper's wide ranges."""
+    """The same for TrivialAugment: the paper's wide ranges."""
     return (0, 0.99, 0.99, 32, 32, 135, 0.99, 0.99, 0.99, 0.99, 6, 1, 0, 0)
 
 
 def draw_rand_augment(generator, count, shape, num_ops=2, magnitude=9, bins=31):
-    """num_ops random operations for each image, with strength magnitude / (bins - 1)."""
+    """num_ops operations for each image, at magnitude / (bins - 1) of their largest strength."""
     strengths, chosen = rand_augment_strengths(*shape), []
     for draws in rand(generator, count, num_ops, 2).unbind(1):
         op = _choose(draws[:, 0])

@@ -167,7 +167,8 @@ def _list_images(directory):
 def _decode_folder(listing, path, image_size, skip_bad_images, notes):
     """What folder_cache.read returns; the images are a tensor if no cache can be written.
 
-    Images are stored at image_size, or smaller if all are smaller: enlarging is the device's work.
+    All images are stored at one size: image_size, or the largest one's shorter side if that is
+    less. Enlarging to more is the device's work.
     """
     pool = ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 1))
     try:

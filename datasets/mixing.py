@@ -16,10 +16,11 @@ MIX_PER = ("image", "batch")
 def draw_mixing(generator, count, shape, mixup_alpha, cutmix_alpha, probability, per="image"):
     """(neighbor, kept, edges) for `blend`: each image is mixed with the given probability.
 
-    An even choice if both alphas are above 0. per: "image", or "batch" for one choice, one share
-    and one box for all images.
+    If both alphas are above 0, MixUp and CutMix are equally likely. per: "image", or "batch" for
+    one choice, one share and one box for all images.
 
-    MixUp (arXiv 1710.09412) keeps a share Beta(alpha, alpha) of the image and adds its neighbor's.
+    MixUp (arXiv 1710.09412) keeps a share Beta(alpha, alpha) of the image; the rest is its
+    neighbor's.
     CutMix (arXiv 1905.04899) pastes a box of the neighbor; targets are weighted by the areas.
     """
     # An odd last row is its own neighbor.

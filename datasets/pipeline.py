@@ -2,8 +2,8 @@
 
     inputs, targets = Pipeline(mean, std, 32, ("crop", "flip"))(images, labels, generator)
 
-To add an augmentation, write its two functions in augment.py and enter it in TRANSFORMS there. What
-is not drawn anew for each batch, as alternating_flip, is decided by Batches.
+To add an augmentation, write its two functions in augment.py and enter it in TRANSFORMS there.
+Batches decides what is not drawn for each batch: the images that alternating_flip mirrors.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -103,8 +103,8 @@ class Pipeline:
         for erasure, options in self.erasures:
             drawn.append(erasure.draw(generator, count, shape, **options))
         if self.mixes:
-            options = self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_per
-            drawn.append(draw_mixing(generator, count, shape, *options))
+            mixing = self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_per
+            drawn.append(draw_mixing(generator, count, shape, *mixing))
         return tuple(drawn)
 
     def batch(self, prepared, labels, index, drawn):

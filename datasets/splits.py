@@ -33,6 +33,9 @@ def hold_out(split, val_size):
     if not val_size:
         return split
     count, classes = len(split.train), split.num_classes
+    if count < 2 * classes:
+        few = f"{count} training images are fewer than two for each of {classes} classes"
+        raise UserError(f"--val-size {val_size}: {few}", 2)
     if not classes <= val_size <= count - classes:
         raise UserError(
             f"--val-size {val_size} must be {classes} to {count - classes}: "

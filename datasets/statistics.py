@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the channels of a dataset, exact to the last bit."""
+"""Mean and standard deviation of the channels of a dataset, from exact sums of integers."""
 
 import math
 

@@ -1,15 +1,16 @@
 """timm's networks with stems for small images, and in their original layouts (`stem="imagenet"`).
 
-An ImageNet stem shrinks an image by four before the first block, so that 32x32 pixels end as one.
-Here the first strides and convolutions change and nothing else, so that the last feature map of a
+The layouts for ImageNet shrink an image by 32, so that 32x32 pixels end as one (Mixer: by 16, to
+2x2 patches). Here the first strides and convolutions change, so that the last feature map of a
 32x32 image is 4x4 (Mixer: 8x8 patches):
 
 - GhostNet (arXiv 1911.11907): stride 1 in the stem and in the first block that had stride 2.
 - ConvNeXt (arXiv 2201.03545): a 3x3 stride-1 convolution instead of patches of 4x4 pixels.
 - CSPNet (arXiv 1911.11929): a 3x3 stride-1 stem instead of 7x7 with stride 2, no max-pool.
 - ResNeSt (arXiv 2004.08955): stride 1 in the deep stem, no max-pool.
-- MLP-Mixer (arXiv 2105.01601): patches of 4x4 pixels instead of 16x16. Drop-path grows with depth,
-  as in the paper (timm's is the same in all blocks). Its token MLPs fix the number of patches.
+- MLP-Mixer (arXiv 2105.01601): patches of 4x4 pixels instead of 16x16. The only other change:
+  drop-path grows with depth, as in the paper (timm's is the same in all blocks). The token MLPs fix
+  the number of patches.
 """
 
 import torch.nn as nn

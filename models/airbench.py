@@ -21,7 +21,7 @@ from models.layers import Conv3x3
 
 IMAGE_SIZE = 32
 PATCH = 3 * 2 * 2  # values of a 2x2 patch
-MIN_IMAGES = 2 * PATCH  # fewer, of which neighboring patches are alike, give no covariance
+MIN_IMAGES = 2 * PATCH  # the patches of one image are alike: fewer images give no covariance
 EPSILON = 5e-4  # added to the variances of patches, of normalized images
 # Rates of biases and classifier relative to --lr, the rate of the convolutions, with Muon. The
 # published ones (0.24; 0.053 and 0.67) are for a loss that is summed over a batch of 2,000 images.
@@ -32,10 +32,11 @@ MUON_HEAD_SCALE = 2000 * 0.67 / 0.24
 
 
 def whitening_filters(images):
-    """Filters whose outputs on 2x2 patches have no correlation and a variance of one.
+    """Filters that whiten 2x2 patches, and their negatives. (N, 3, H, W) -> (24, 3, 2, 2)
 
-    float (N, 3, H, W) -> (24, 3, 2, 2): the eigenvectors of the covariance of the patches, divided
-    by the root of their eigenvalue, from the largest to the smallest, and their negatives.
+    The outputs of the first 12 on these patches are uncorrelated, with a variance near one. They
+    are the eigenvectors of the covariance of the patches, from the largest eigenvalue to the
+    smallest, each divided by the root of its eigenvalue.
     """
     count, total, products = 0, 0.0, 0.0
     for chunk in images.split(50):  # small enough for the caches

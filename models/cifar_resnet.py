@@ -189,7 +189,7 @@ def eca_resnet(num_classes=10, *, n, kernel, shortcut="project", eca_position="b
 
 def ghost_resnet(num_classes=10, *, n, shortcut="project", ratio=2):
     if not 2 <= ratio <= 16:
-        raise ValueError(f"ratio {ratio} leaves a convolution without channels: it must be 2 to 16")
+        raise ValueError(f"ratio must be 2 to 16, the width of the first stage, not {ratio}")
     block = partial(GhostBlock, ratio=ratio)
     return CifarResNet(num_classes, block, n=n, shortcut=shortcut)
 

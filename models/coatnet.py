@@ -10,9 +10,10 @@ mixed by a softmax for each channel: large receptive fields that depend on the i
 2303.09030; the selection is that of arXiv 1903.06586).
 
 `coatnet_cifar` has four changes for CIFAR: efficient channel attention (arXiv 1910.03151) instead
-of squeeze-excitation, and after the MLPs; 2x2 stride-2 convolutions instead of pooled shortcuts
-between transformer stages; a batch norm after every convolution of an MBConv; no bias except in the
-classifier. `stem="imagenet"` is its original layout: stride 2 in the stem and no position bias.
+of squeeze-excitation, and after the MLPs; a 2x2 stride-2 convolution with batch norm before each
+transformer stage instead of pooling; a batch norm after the last convolution of an MBConv's
+residual branch, too; no bias in convolutions and linear layers except the classifier.
+`stem="imagenet"` is its original layout: stride 2 in the stem and no position bias.
 
 Each block: (B, in_channels, H, W) -> (B, width, H / stride, W / stride).
 """
@@ -186,14 +187,14 @@ class CoAtNet(nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith("position_bias")}
 
     def forward(self, x):
-        x = self.norm(self.blocks(self.stem(x)))  # (B, C, H / 8, W / 8)
+        x = self.norm(self.blocks(self.stem(x)))  # (B, C, H / 8, W / 8); imagenet stem: / 16
         return self.fc(x.mean((2, 3)))
 
 
 def grid_size(image_size, reduction):
     """Pixels on a side after the image was reduced."""
-    if image_size % reduction:
-        raise ValueError(f"image_size {image_size} is not a multiple of {reduction}")
+    if image_size < 1 or image_size % reduction:
+        raise ValueError(f"image_size {image_size} is not a positive multiple of {reduction}")
     return image_size // reduction
 
 

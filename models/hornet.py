@@ -14,8 +14,8 @@ class GnConv(nn.Module):
     """Recursive gated convolution of order n (§3.1). (B, C, H, W) -> (B, C, H, W)
 
     [p0, q0 ... q(n-1)] = proj_in(x);  p(k+1) = g_k(p_k) * f_k(q_k) * scale;  y = proj_out(p_n)
-    where p_k and q_k have C / 2^(n-1-k) channels, f_k are depthwise convolutions (computed as one),
-    g_0 is the identity and the other g_k are 1x1 convolutions that double the channels.
+    where q_k and g_k(p_k) have C / 2^(n-1-k) channels, f_k are depthwise convolutions (computed as
+    one), g_0 is the identity and the other g_k are 1x1 convolutions that double the channels.
     """
 
     def __init__(self, channels, order, kernel=7, scale=1 / 3):

@@ -51,7 +51,7 @@ def _recipe_in_words(recipe):
 
 def classifiers(model):
     """The modules that compute the logits: one as a rule, several in a distilled network."""
-    if hasattr(model, "get_classifier"):  # timm's networks and ViT
+    if hasattr(model, "get_classifier"):  # timm's networks, ViT, CifarResNet
         head = model.get_classifier()
     else:
         head = getattr(model, "fc", None)

@@ -65,7 +65,7 @@ def add_adapters(model, rank, layers):
 
 def _require_classifier(model):
     if not hasattr(model, "get_classifier"):
-        message = "--lora-rank needs a model with get_classifier(): timm's models and vit_custom"
+        message = "--lora-rank needs one of timm's networks, vit_custom or vit_small_data"
         raise UserError(message, status=2)
 
 

@@ -28,6 +28,8 @@ def create_timm(name, num_classes, pretrained=False, **options):
         raise UserError(f"timm has no model {name!r}{hint}", status=2)
     # It would print each of its retries.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if pretrained and not weights_name(name):
+        raise UserError(f"timm has no weights of {name}: leave --pretrained out", status=2)
     try:
         if pretrained:
             _check_hub(name)
@@ -35,10 +37,11 @@ def create_timm(name, num_classes, pretrained=False, **options):
     except Exception as error:  # errors of the hub and of constructors have no common class
         if not pretrained:
             raise UserError(f"timm/{name}: {first_line(error)}", status=2) from error
+        repository = _config(name).hf_hub_id or f"timm/{name}"
         raise UserError(
             f"timm/{name}: the pretrained weights could not be downloaded ({first_line(error)}); "
-            f"without network access, fetch model.safetensors of timm/{name} from the Hugging Face "
-            "hub on another machine and pass it with --weights FILE"
+            f"without network access, fetch model.safetensors of {repository} from the Hugging "
+            "Face hub on another machine and pass it with --weights FILE"
         ) from error
     _check_patch_size(name, network, options.get("img_size"))
     return network
@@ -68,17 +71,23 @@ def _check_hub(name):
 def _check_patch_size(name, network, image_size):
     """Raises UserError if patches don't cover the image: timm would ignore its border."""
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    sides = (patch,) if isinstance(patch, int) else patch
-    if image_size and sides and any(image_size % side for side in sides):
+    sides = (patch, patch) if isinstance(patch, int) else patch
+    pixels = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if pixels and sides and any(p % side for p, side in zip(pixels, sides)):
         message = f"image size {image_size} is not a multiple of the patch, {sides[0]} px"
         raise UserError(f"timm/{name}: {message}", status=2)
 
 
 def _config(name):
-    """timm's configuration of a network and its weights, or None."""
+    """timm's configuration of a network and its weights, or None. UserError for a wrong tag."""
     import timm
 
-    return timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
+    if not timm.is_model(name):
+        return None
+    try:
+        return timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:  # the network has no weights with this tag
+        raise UserError(f"timm/{name}: {first_line(error)}", status=2) from error
 
 
 def weights_name(name):

@@ -132,10 +132,9 @@ class ViT(nn.Module):
         drop_path=0.1,
     ):
         super().__init__()
-        if patch_size < 1 or image_size % patch_size:
-            raise ValueError(
-                f"image_size {image_size} is not a multiple of patch_size {patch_size}"
-            )
+        if min(patch_size, image_size) < 1 or image_size % patch_size:
+            sizes = f"image_size {image_size}, patch_size {patch_size}"
+            raise ValueError(f"{sizes}: the first must be a positive multiple of the second")
         shape = dict(width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
         for option, value in shape.items():
             if value <= 0:

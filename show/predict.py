@@ -122,11 +122,13 @@ def test_split(predictors, dataset=None, data_dir=None):
     """The dataset of the first checkpoint's run, or another one with the same classes."""
     first = predictors[0]
     saved = metrics.read_arguments(first.path.parent)
-    name, limit = saved.get("dataset", first.card["source"]), saved.get("limit_test")
+    name, saved_dir, limit = (saved.get(key) for key in ("dataset", "data_dir", "limit_test"))
+    name = name if isinstance(name, str) else first.card["source"]
+    saved_dir = saved_dir if isinstance(saved_dir, str) else "data"
     are_others = dataset not in (None, name) or (name == "folder" and data_dir)
     split = data.load(
         dataset or name,
-        data_dir or saved.get("data_dir", "data"),
+        data_dir or saved_dir,
         image_size=max(predictor.image_size for predictor in predictors),
         limit_test=limit if isinstance(limit, int) and not are_others else 0,
         skip_bad_images=saved.get("skip_bad_images", False),

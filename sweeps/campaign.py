@@ -4,9 +4,10 @@
 
 Runs are processes of the training scripts in <root>/<experiment>/<run>, as many at a time as asked.
 Finished runs are kept, interrupted ones resume, and published ones are not repeated. A run starts
-if its estimated time is left; one that takes longer is interrupted at the end of the budget, and
-resumes in the next campaign. A seed is published when all trainings of its experiment have finished
-it and those before it. Seeds of trainings that need weights are published together.
+only if its estimated time fits into what is left of the budget; one that takes longer is
+interrupted at the end, and resumes in the next campaign. A seed is published when all trainings of
+its experiment have finished it and those before it. Seeds of trainings that need weights are
+published together.
 """
 
 import argparse
@@ -37,7 +38,7 @@ START_SECONDS = 20  # of a process until its first step, and after its last one
 
 
 class Options(NamedTuple):
-    """root, results: directories; folders: {data set: folder of its images}; given: arguments.
+    """root, results: directories; folders: {dataset: folder of its images}; given: arguments.
 
     jobs: how many runs at a time.
     """
@@ -338,7 +339,7 @@ class Campaign:
             print(f"{name}: {count} finished, but left unpublished: {error}", flush=True)
 
     def _folders_of(self, name):
-        """{data set: folder of its images} that an experiment, or its source, takes."""
+        """{dataset: folder of its images} that an experiment, or its source, takes."""
         runs = [*self.runs[name], *filter(None, [self.sources.get(name)])]
         used = {run.args.data_dir for run in runs}
         return {key: path for key, path in self.options.folders.items() if path in used}

@@ -66,7 +66,7 @@ def print_plan(runs, num_slots, timed=True):
             seconds, speed = cost(members[0].args)
         except UserError as error:
             unknown.append(label)
-            print(f"#   can't run here: {error}", flush=True)
+            print(f"#   no estimate: {error}", flush=True)
             continue
         total += seconds * len(members)
         text = f"about {clock(seconds)} a run, {speed:.3g} training images/s"

@@ -39,7 +39,6 @@ SMALLER_ALL = "--epochs 10 --progressive 20:0,24:0.35,32:0.65"
 SMALLER_20 = "--epochs 12 --progressive 20:0,24:0.5,32:0.87"
 SMALLER_18 = "--epochs 6 --progressive 16:0,24:0.5,32:0.85"
 SUBSET = "--limit-train 10000"
-# eca is in fp32 on any machine: its runs take hours, and all of an experiment must agree in this.
 COSINE = "is the cosine better than a linear decay?"
 
 # Every setting is a recipe of the repository or stands here.
@@ -72,6 +71,7 @@ EXPERIMENTS = {
          ("is the deeper residual network better?", "resnet56", "resnet20"),
          ("do shortcuts help 56 layers?", "resnet56", "plain56")),
         "--epochs 10 --eval-train"),
+    # --amp off: these runs take hours, so machines may share them, and all need one precision.
     "eca": Experiment(
         "efficient channel attention: kernels of 3 and 9, and none",
         {"none": "--model resnet20_no_eca",
@@ -147,7 +147,7 @@ def missing_command(name):
 def repeat_command(name, folders):
     """Runs all of a published experiment once more.
 
-    folders: {data set: folder of its images} of those that it takes from folders.
+    folders: {dataset: folder of its images} of those that it takes from folders.
     """
     elsewhere = "--output-dir runs/repeated --results runs/repeated-results"
     images = [f" --{key}-dir data/{Path(folder).name}" for key, folder in folders.items()]

@@ -249,7 +249,9 @@ def prepare(runs):
 
 def remove_leftovers(run):
     """Removes what a run left that ended before its first checkpoint, and that starts anew."""
-    if run.state == "new":
+    # The state may be older than the lock: whatever it says, nothing beside a save is removed.
+    is_saved = any((run.path / name).exists() for name in ("last.pt", "previous.pt"))
+    if run.state == "new" and not is_saved:
         for leftover in ("config.json", "summary.json"):
             (run.path / leftover).unlink(missing_ok=True)
 

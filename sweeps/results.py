@@ -151,9 +151,9 @@ def _accuracy(row):
 def _summary(experiments, missing):
     """The table of README.md: a row for each experiment.
 
-    One of several seeds gives no interval: such an experiment has no row.
+    An experiment with one of several planned seeds has no row: one seed gives no interval.
     """
-    rows = []
+    rows, published = [], {one.name for one in experiments}
     experiments = [one for one in experiments if not one.progress or one.seeds > 1]
     for experiment in experiments:
         link = f"[{experiment.name}](results/README.md#{experiment.name})"
@@ -176,7 +176,6 @@ def _summary(experiments, missing):
         )
     text = _as_written(tables.markdown_table(rows), "[", "]", "<br>") if rows else ""
     if missing:
-        shown = {experiment.name for experiment in experiments}
-        names = [name + (OTHER_SEEDS if name in shown else "") for name in missing]
+        names = [name + (OTHER_SEEDS if name in published else "") for name in missing]
         text += f"\nNot measured: {', '.join(names)}. {COMMANDS}\n"
     return text

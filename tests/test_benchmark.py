@@ -93,7 +93,7 @@ def test_a_twin_has_the_same_size_and_work(name):
 
 
 def test_twins_are_timed(run):
-    assert re.search(r"resnet20 .* \d\.\d\d \(", run("twins --models resnet20"))
+    assert re.search(r"resnet20 .* \d+\.\d\d \(", run("twins --models resnet20"))
 
 
 # ---- the table of models -------------------------------------------------------------------------
@@ -241,12 +241,16 @@ def test_accuracies_of_different_experiments_are_refused(tmp_path):
         speeds.accuracies([str(tmp_path / "x"), str(tmp_path / "y")])
     with refused("--runs: the test images differ (cifar10; cifar100)"):
         speeds.accuracies([str(tmp_path / "x"), str(tmp_path / "z")])
+    command = f"models --models plain20 --output {tmp_path} --device cpu --runs {tmp_path / 'x'}"
+    with refused("--runs: there is no run of these models"):
+        benchmark.main(command.split())
 
 
 def test_options_that_would_be_ignored_are_refused():
     for command, message in (
         ("models --runs x", "--runs needs --output DIR"),
         ("models --quick --suite sota", "--suite has no meaning with --precisions or --quick"),
+        ("models --quick --batch-size 64", "--batch-size has no meaning with --precisions or"),
         ("models --precisions --amp off", "--amp has no meaning with --precisions or --quick"),
     ):
         with refused(message):

@@ -316,6 +316,7 @@ def test_limits_are_stratified_and_apply_before_val_size(numbered_shapes):
         (dict(val_size=9992), "--val-size 9992 must be 10 to 9991"),
         (dict(limit_train=50, val_size=41), "--val-size 41 must be 10 to 40: 50 training images"),
         (dict(val_size=9), "--val-size 9 must be 10 to 9991"),
+        (dict(limit_train=12, val_size=10), "--val-size 10: 12 training images are fewer than two"),
     ],
     ids=str,
 )

@@ -267,8 +267,10 @@ def test_a_ghost_ratio_saves_parameters(name, ratio):
 
 
 @pytest.mark.parametrize("ratio", [0, 1, 17])
-def test_a_ghost_ratio_that_leaves_no_channels_is_refused(ratio):
-    with pytest.raises(UserError, match=f"ghost_resnet20: ratio {ratio} leaves") as refused:
+def test_a_ghost_ratio_outside_the_range_is_refused(ratio):
+    with pytest.raises(
+        UserError, match=f"ghost_resnet20: ratio must be 2 to 16, .*, not {ratio}$"
+    ) as refused:
         create_model("ghost_resnet20", ratio=ratio)
     assert refused.value.status == 2
 
@@ -284,6 +286,22 @@ def test_image_size_is_an_option_where_positions_are_learned(name):
     assert logits.shape == (2, MODELS[name].classes)
     with pytest.raises(UserError, match=f"{size} px"):
         describe(name, 10, size)
+
+
+@pytest.mark.parametrize("size", [0, -32, 30])
+@pytest.mark.parametrize("name", ["coatnet_0", "vit_custom"])
+def test_an_image_size_without_whole_patches_is_refused(name, size):
+    with pytest.raises(UserError, match=f"{name}: image_size {size}.*positive multiple"):
+        create_model(name, image_size=size)
+
+
+def test_a_timm_network_takes_an_image_that_is_not_square():
+    name = "timm/vit_tiny_patch16_224"
+    with torch.device("meta"):
+        logits = create_model(name, img_size=[32, 64])(torch.empty(1, 3, 32, 64))
+    assert logits.shape == (1, 10)
+    with pytest.raises(UserError, match="not a multiple of the patch, 16 px"):
+        create_model(name, img_size=[32, 60])
 
 
 def test_auto_precision_is_fp32_where_bf16_is_slower():

@@ -113,6 +113,15 @@ def test_without_a_test_there_is_no_accuracy_of_held_out_images(tmp_path):
     assert a.accuracy is None and b.accuracy.mean == 66.5 and not b.is_finished
 
 
+def test_accuracies_of_another_program_are_of_test_images_where_it_has_any(tmp_path):
+    write(tmp_path / "a", "epoch,train_loss,val_acc,test_acc", ["1,1,70,65"])
+    write(tmp_path / "b", "epoch,train_loss,test_acc", ["1,1,66"])
+    write(tmp_path / "c", "epoch,train_loss,val_acc", ["1,1,70"])
+    groups = {group.name: group for group in groups_in(tmp_path)}
+    assert replicates.test_images([groups["a"], groups["b"]]) == []
+    assert replicates.test_images([groups["a"], groups["c"]]) == ["test images", "held-out images"]
+
+
 def test_means_are_of_finished_runs_at_epochs_that_all_have(tmp_path):
     write_seeds(tmp_path, "a", [90.0, 92.0])
     arguments = {"model": "a", "seed": 2, "epochs": 2}

@@ -81,6 +81,12 @@ def test_other_images_are_not_limited_as_those_of_the_run(path, tmp_path):
     assert len(predict.test_split(predict.load_all([other], CPU), **mine).test) == 10
 
 
+def test_a_damaged_config_is_as_none(path, show):
+    arguments = {"dataset": ["x"], "data_dir": None, "limit_test": "all"}
+    (path.parent / "config.json").write_text(json.dumps({"arguments": arguments}))
+    assert len(json.loads(show(path, "--index", 3, "--json"))["images"]) == 1
+
+
 def test_random_images_follow_the_seed(path, show):
     outputs = [show(path, "--index", "-1", "-1", "--seed", seed) for seed in (1, 1, 2)]
     shown = [re.findall(r"^test (\d+)", output, re.M) for output in outputs]
@@ -108,7 +114,7 @@ def test_mistakes_are_shown_the_most_confident_first(path, show):
 def test_without_a_mistake_nothing_is_drawn(path, capsys, monkeypatch):
     monkeypatch.setattr(predict, "mistakes", lambda *arguments: [])
     show_example.main(["--device", "cpu", "--checkpoint", str(path), "--errors"])
-    assert "no mistakes on all 50 test images" in capsys.readouterr().err
+    assert "no mistakes on 50 test images" in capsys.readouterr().err
     assert not (path.parent / "errors.png").exists()
 
 
@@ -142,6 +148,8 @@ def test_several_checkpoints_must_have_the_same_classes(path, tmp_path, show):
         ("--report --export onnx", "together"),
         ("--export onnx --show", "--show needs a figure: --export draws none"),
         ("--report --explain", "--explain has no meaning with --report"),
+        ("--corrupted 100", "--corrupted needs --report"),
+        ("--port 80", "--port needs --serve"),
         ("--image a --dataset cifar10", "--dataset has no meaning with --image"),
         ("--checkpoint nothing.pt", "no checkpoint nothing.pt"),
         ("--checkpoint text.png", "text.png"),

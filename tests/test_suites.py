@@ -123,4 +123,4 @@ def test_an_estimate_says_what_can_not_run_here(
     monkeypatch.setattr(estimate, "available", lambda device: free)
     estimate.print_plan([tiny_run(**options)], num_slots=1)
     out = capsys.readouterr().out
-    assert re.search(f"# +can't run here: .*{message}", out) and "without project" in out
+    assert re.search(f"# +no estimate: .*{message}", out) and "without project" in out

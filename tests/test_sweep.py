@@ -102,6 +102,31 @@ def test_a_run_that_has_only_the_save_before_the_last_is_not_started_anew(run):
     assert run("--seeds", 0) == 0 and starts("pad-s0") == ["start", "resume"]
 
 
+def test_nothing_beside_a_save_is_removed(monkeypatch):
+    """Another sweep may have interrupted the run after its state was looked up."""
+    monkeypatch.setitem(suites.SUITES, "tiny", TINY)
+    (new,) = plans.plan("tiny", {}, [0], Path("sweep"), ["pad"])
+    assert new.state == "new"
+    new.path.mkdir(parents=True)
+    files = [new.path / name for name in ("config.json", "last.pt")]
+    for file in files:
+        file.touch()
+    plans.remove_leftovers(new)
+    assert all(file.exists() for file in files)
+    files[1].unlink()
+    plans.remove_leftovers(new)
+    assert not files[0].exists()
+
+
+def test_commands_after_a_sweep_count_for_its_status(run, monkeypatch, capsys):
+    suite = TINY._replace(afterwards=("benchmark.py models --rounds nothing",))
+    assert run("--seeds", 0, suite=suite) == 1
+    assert "benchmark.py models --rounds nothing" in capsys.readouterr().out
+    monkeypatch.setattr(sweep.subprocess, "run", None)
+    assert sweep.follow([["benchmark.py"]], here=False)  # of SLURM: named only
+    assert "on a machine like those of the runs:\nbenchmark.py\n" in capsys.readouterr().out
+
+
 def test_a_micro_batch_that_the_run_chose_is_no_difference():
     saved = {"micro_batch": 16, "accumulate": 8}
     origin = {"micro_batch": "auto", "accumulate": "--micro-batch"}
@@ -295,7 +320,7 @@ def test_submitit_without_slurm_is_refused(run, monkeypatch):
         ("tiny --batch-size auto", "--micro-batch: the suite tiny doesn't use train_sota.py"),
         ("degradation --only plain20 plain21", "--only plain21: degradation has plain18, plain34"),
         ("stems --own-recipes", "--own-recipes: the suite stems uses them already"),
-        ("ratio", "ghost_resnet20: ratio 99 leaves a convolution without channels"),
+        ("ratio", "ghost_resnet20: ratio must be 2 to 16, the width of the first stage, not 99"),
         ("optimizer-schedule --schedule linear", "the suite decides --schedule"),
         ("tiny --epocs 1", "unknown argument --epocs; did you mean --epochs"),
         ("tiny --dataset folder --data-dir nowhere", "no folder nowhere"),

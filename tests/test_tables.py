@@ -114,6 +114,11 @@ def test_rows_without_a_value_come_last(groups, tmp_path, reverse):
     assert table.rows[-1]["run"] == "old"
 
 
+def test_equal_runs_have_no_columns_of_arguments_that_differ(groups):
+    with pytest.raises(UserError, match="^--columns \\*: no argument differs between these runs$"):
+        tables.compare(groups[:1], ["*"])
+
+
 def test_csv_has_means_and_deviations_in_columns_of_their_own(groups):
     text = tables.compare(groups, ["run", "test", "seconds", "lr"]).render("csv")
     expected = "run,test,test_std,seconds,seconds_std,lr\nalpha,91,1.414213562,10,0,0.1\n"

@@ -50,6 +50,8 @@ def test_a_model_that_cannot_be_compiled_is_one_line(train, monkeypatch):
 BAD = [
     ("--model resnet81", "did you mean resnet18", 2),
     ("--model timm/resnet81", "timm has no model", 2),
+    ("--model timm/resnet18.typo", "timm/resnet18.typo: Invalid pretrained tag", 2),
+    ("--model timm/seresnet18 --pretrained", "timm has no weights of seresnet18", 2),
     ("--model-arg depth=3", "no option 'depth'; its options (and defaults) are: shortcut", 2),
     ("--model-arg shortcut=conv", "shortcut must be project or pad", 2),
     ("--model timm/vit_tiny_patch16_224 --image-size 30", "30 is not a multiple of the patch", 2),

@@ -125,7 +125,7 @@ def test_only_the_classifier_of_a_frozen_backbone_changes(train_small, weights):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--image-size 30", "image_size 30 is not a multiple of patch_size 4"),
+        ("--image-size 30", "image_size 30, patch_size 4: the first must be"),
         ("--pretrained", "vit_custom has no published weights"),
         ("--model-arg head=2", "vit_custom has no option 'head'"),
         ("--weights WEIGHTS --freeze-backbone --augment flip", "add --augment none"),

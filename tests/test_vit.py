@@ -156,7 +156,7 @@ def test_transformers_take_several_sizes():
     assert describe("vit_tiny", 32)[0] == 5_362_762
     for size in (64, 448):
         describe("vit_tiny", size)
-    with pytest.raises(UserError, match="30 is not a multiple of patch_size 4"):
+    with pytest.raises(UserError, match="image_size 30, patch_size 4: the first must be"):
         models.create_model("vit_custom", 10, image_size=30)
 
 

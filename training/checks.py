@@ -165,7 +165,7 @@ def _check_repeats(args):
 
 
 def _check_data_options(args):
-    """Refuses what the data set doesn't use."""
+    """Refuses what the dataset doesn't use."""
     for name, used in (
         ("data_url", args.dataset in ARCHIVES),
         ("skip_bad_images", args.dataset == "folder"),
