@@ -242,6 +242,11 @@ def measure_checkpoint(args, device):
         run.close()
     epoch = f"{args.images:,} images in batches of {args.batch_size} ({steps} times a step)"
     print(f"{name}: last.pt {size / 2**20:.0f} MB, with best.pt; an epoch is {epoch}")
+    _print_saves(seconds, steps, size, extra_bytes)
+
+
+def _print_saves(seconds, steps, size, extra_bytes):
+    """steps: of an epoch; size: bytes of last.pt; extra_bytes: of memory, None if unknown."""
     for key, title in (("save", "training waits"), ("foreground", "in the foreground")):
         times = zip(seconds["step"], seconds[key])
         shares = [100 * saving / (saving + steps * step) for step, saving in times]
