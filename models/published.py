@@ -12,6 +12,8 @@ import torch
 from common.errors import UserError, first_line
 from models.layers import check_drop_path
 
+HUB_TIMEOUT = 5  # seconds
+
 
 def create_timm(name, num_classes, pretrained=False, **options):
     """timm's network, whose name may carry the tag of its weights (resnet18.a1_in1k).
@@ -63,7 +65,7 @@ def _check_hub(name):
         if isinstance(try_to_load_from_cache(repository, file), str):
             return
     try:
-        get_session().head(constants.ENDPOINT, timeout=5)
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
     except Exception as error:  # of requests, httpx or huggingface_hub, depending on its version
         raise ConnectionError(f"{constants.ENDPOINT} can't be reached: {error}") from error
 

@@ -158,7 +158,9 @@ def browser():
     if not chromium:
         pytest.skip("no Chromium")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"], timeout=180_000
+        )
         with contextlib.closing(browser):
             yield browser
 

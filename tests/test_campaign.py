@@ -319,6 +319,8 @@ def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, mon
 
     begin = launch.start_here
     monkeypatch.setattr(launch, "start_here", start)
+    slots = [{"OMP_NUM_THREADS": "3"}] * 2
+    monkeypatch.setattr(launch, "find_slots", lambda device, jobs: slots[:jobs])
     needy = NEEDY._replace(shared="--epochs 1")
     assert run("--jobs", "2", needy=needy, long=LONG, quick=QUICK) == 0
     out = capsys.readouterr().out
@@ -328,7 +330,7 @@ def test_two_runs_at_a_time_wait_for_the_weights_that_one_of_them_makes(run, mon
     names = ("quick", "long", "needy")
     assert all(f"seeds published in results/{name}" in out for name in names)
     config = json.loads(Path("out/quick/a-s0/config.json").read_text())
-    assert config["threads"] == max(1, torch.get_num_threads() // 2)
+    assert config["threads"] == 3
 
 
 def test_nothing_else_runs_beside_an_experiment_whose_times_matter(run, monkeypatch):

@@ -191,9 +191,9 @@ def test_a_slow_mirror_is_waited_for(served, mirrors):
 
 def test_a_silent_mirror_is_given_up_and_its_bytes_kept(served, mirrors, monkeypatch):
     server, raw, path = served
-    monkeypatch.setattr(archives, "TIMEOUT", 2)
     mirrors(server.url("stalls"))
-    with refused(f"there is no {path}", "timed out"):
+    with monkeypatch.context() as patch, refused(f"there is no {path}", "timed out"):
+        patch.setattr(archives, "TIMEOUT", 5)
         data.load("cifar10", path.parent)
     mirrors(server.url("good"))
     data.load("cifar10", path.parent)

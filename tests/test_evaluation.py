@@ -79,7 +79,7 @@ class ThreadRanks:
     """Two ranks that are threads; they evaluate in `run`."""
 
     def __init__(self):
-        self.barrier, self.values = threading.Barrier(2, timeout=20), [None, None]
+        self.barrier, self.values = threading.Barrier(2, timeout=300), [None, None]
         self.reductions, self.batches, self.labels = 0, [0, 0], []
         self.models = network(), network()
 

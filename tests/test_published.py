@@ -30,13 +30,18 @@ RESNET = "timm/test_resnet.r160_in1k"
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A local hub. requests: what it was asked for; answers: whether it answers, always 404."""
+    """A local hub. requests: what it was asked for; answers: whether it answers, always 404;
+    silent: whether it keeps a connection open without an answer."""
     from huggingface_hub import constants
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def handle(self):
             if server.answers:
                 super().handle()
+            elif server.silent:
+                server.requests.append("held")
+                server.closed.wait(60)
+                server.requests.append("released")
             else:  # the connection is closed without an answer
                 server.requests.append("refused")
 
@@ -52,14 +57,18 @@ def hub(tmp_path, monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.requests, server.answers, server.cache = [], False, tmp_path / "hub"
+    server.silent, server.closed = False, threading.Event()
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(server.cache))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     yield server
+    server.closed.set()
     server.shutdown()
     server.server_close()
 
@@ -69,6 +78,14 @@ def test_hub_that_can_not_be_reached_is_asked_once(hub):
     with refused(*message):
         create_model(RESNET, 10, pretrained=True)
     assert hub.requests == ["refused"]
+
+
+def test_hub_that_is_silent_is_given_up(hub, monkeypatch):
+    hub.silent = True
+    monkeypatch.setattr("models.published.HUB_TIMEOUT", 1)
+    with refused("timm/test_resnet", "could not be downloaded", "can't be reached"):
+        create_model(RESNET, 10, pretrained=True)
+    assert hub.requests == ["held"]
 
 
 def test_hub_that_answers_is_asked_for_the_weights(hub):

@@ -11,7 +11,7 @@ import torch
 from helpers.errors import refused
 from helpers.faults import terminate_job
 from helpers.paths import ROOT
-from helpers.processes import encode, torchrun
+from helpers.processes import encode, output, torchrun
 from helpers.runs import CONSTANT, TINY, VIT, progress, rows, summary, words
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -132,7 +132,7 @@ def test_sigterm_to_torchrun_and_every_rank_loses_no_step(
         FAULTS=encode([(terminate_job, phases, rank, sign)]),
         PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     )
-    out, err = process.communicate(timeout=300)
+    out, err = output(process)
     ended, sent = summary(cut), int(sign.read_text())
     assert process.returncode != 0 and 'faulty_train.py", line' not in err, err
     assert (ended["status"], ended.get("signal")) == ("interrupted", signal.SIGTERM), err
@@ -148,7 +148,7 @@ def test_sigterm_to_torchrun_and_every_rank_loses_no_step(
 @pytest.mark.slow
 def test_an_error_of_all_ranks_is_printed_once(tmp_path):
     process = torchrun(2, *COMMON, *VIT, "--batch-size", 35, "--output-dir", tmp_path / "run")
-    _, err = process.communicate(timeout=300)
+    _, err = output(process)
     message = "--batch-size 35 can't be divided by 2 processes"
     assert process.returncode != 0 and sum(message in line for line in err.splitlines()) == 1
     assert 'train_vit.py", line' not in err and not (tmp_path / "run").exists()

@@ -66,6 +66,7 @@ def test_unreadable_example_images_are_left_out_with_a_note(tmp_path, capsys, mo
 def test_the_page_works_in_a_browser(page, browser):
     """It is drawn, sorts by clicks, hides a curve, and asks nothing of a network."""
     tab, messages, requests = browser.new_page(), [], []
+    tab.set_default_timeout(120_000)
     tab.set_viewport_size({"width": 1300, "height": 900})
     tab.on("console", lambda message: messages.append(message.text))
     tab.on("pageerror", lambda error: messages.append(str(error)))
@@ -99,7 +100,7 @@ def check_curves(tab):
 
     before = count()
     tab.locator("#curves .legendtoggle").first.click()
-    for _ in range(100):  # the page's policy forbids wait_for_function, which evaluates a string
+    for _ in range(1000):  # the page's policy forbids wait_for_function, which evaluates a string
         if count() < before:
             break
         tab.wait_for_timeout(100)

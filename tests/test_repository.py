@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ OTHER_FILES = {
 
 
 def tracked():
+    if not shutil.which("git"):
+        pytest.skip("no git")
     done = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
     if done.returncode:
         pytest.skip("not a git repository")

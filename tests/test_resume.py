@@ -353,12 +353,21 @@ def test_a_compiled_run_resumes_as_a_plain_one_and_back(train, monkeypatch):
         torch.testing.assert_close(part(last(cut)), part(last(expected)), rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_checkpointing_counts_an_image_once_in_batch_norm(train):
+def test_gradient_checkpointing_counts_an_image_once_in_batch_norm(train, monkeypatch):
     """Also where it is switched on when a run resumes."""
+    recompute, recomputed = torch.utils.checkpoint.checkpoint, []
+
+    def counting(*arguments, **options):
+        recomputed.append(1)
+        return recompute(*arguments, **options)
+
+    monkeypatch.setattr("torch.utils.checkpoint.checkpoint", counting)
     options = (*CNN, *words("--epochs 2 --accumulate 2 --ema-decay 0.8"))
     plain = train(*options, output="plain")
     cut = train(*options, output="cut", stop_after=4)
+    assert not recomputed
     train("--resume", cut, "--grad-checkpointing")
+    assert recomputed
     checkpointed = train(*options, "--grad-checkpointing", output="checkpointed")
     assert any("running_var" in name for name in last(plain)["state_dict"])
     for directory in (cut, checkpointed):

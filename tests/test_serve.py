@@ -61,6 +61,7 @@ def test_the_page_answers_in_a_browser(tmp_path, browser):
         address = f"http://127.0.0.1:{port}/"
         wait_for(address, server)
         page = browser.new_page()
+        page.set_default_timeout(120_000)
         page.goto(address)
         page.set_input_files("input[type=file]", tmp_path / "image.png", timeout=120_000)
         page.wait_for_function("document.body.innerText.includes('%')", timeout=120_000)

@@ -21,7 +21,7 @@ class ThreadReduce:
     """all_reduce over two ranks that are threads."""
 
     def __init__(self):
-        self.barrier, self.values = threading.Barrier(2, timeout=20), [None, None]
+        self.barrier, self.values = threading.Barrier(2, timeout=300), [None, None]
         self.thread = threading.local()
 
     def __call__(self, tensor):

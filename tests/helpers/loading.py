@@ -1,6 +1,8 @@
 """Other processes that load a dataset."""
 
 import multiprocessing
+import os
+import threading
 from pathlib import Path
 
 import torch
@@ -60,6 +62,8 @@ def _train(directory, image_size, megabytes):
 
     Image.init()  # imports the decoders
     torch.set_num_threads(1)
+    os.cpu_count = lambda: 2  # the stacks of the threads that decode count, too
+    threading.stack_size(8 * 2**20)
     status = Path("/proc/self/status").read_text().splitlines()
     used = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmData:"))
     resource.setrlimit(resource.RLIMIT_DATA, (used + 2**20 * megabytes,) * 2)

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 from helpers.paths import ROOT
 
-TIMEOUT = 300  # seconds; much more than any process takes
+TIMEOUT = 600  # seconds; much more than any process takes
 
 
 class Forks:
@@ -130,6 +130,15 @@ def torchrun(world, *arguments, script=(ROOT / "train_vit.py",), **environment):
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )
+
+
+def output(process):
+    """(stdout, stderr) of a subprocess.Popen when it has ended."""
+    try:
+        return process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its ranks
+        raise
 
 
 def encode(faults):
