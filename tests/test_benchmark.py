@@ -29,8 +29,8 @@ def quick_rounds(monkeypatch):
 def run(capsys):
     """Runs the script with two images a batch and one round; returns what it prints."""
 
-    def benchmarked(command, *more):
-        words = f"{command} --batch-size 2 --rounds 1 --device cpu".split()
+    def benchmarked(command, *more, sizes="--batch-size 2 --rounds 1"):
+        words = f"{command} {sizes} --device cpu".split()
         assert benchmark.main([*words, *more]) == 0
         return capsys.readouterr().out
 
@@ -295,10 +295,11 @@ def test_accuracy_is_drawn_against_speed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", ["--precisions", pytest.param("--quick", marks=pytest.mark.slow)]
+    "sizes",
+    ["--precisions --batch-size 2 --rounds 1", pytest.param("--quick", marks=pytest.mark.slow)],
 )
-def test_bf16_is_compared_with_fp32(run, option):
-    text = run(f"models --models resnet20 vit_tiny {option}")
+def test_bf16_is_compared_with_fp32(run, sizes):
+    text = run("models --models resnet20 vit_tiny", sizes=sizes)
     assert len(re.findall(r"^(?:resnet20|vit_tiny) .* \d+\.\d\d \(", text, re.M)) == 2
 
 

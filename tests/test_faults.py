@@ -108,7 +108,7 @@ STEPS = {"first step": [1], "training": [5], "evaluation": [3], "saving": range(
 
 
 @pytest.mark.parametrize(
-    ("phase", "number"), zip(PHASES, 3 * [signal.SIGTERM, signal.SIGINT]), ids=PHASES
+    ("phase", "number"), list(zip(PHASES, 3 * [signal.SIGTERM, signal.SIGINT])), ids=PHASES
 )
 def test_a_signal_in_any_phase_saves_the_state(run_with, forks, uninterrupted, phase, number):
     done, cut = run_with((send, phase, number))
