@@ -103,10 +103,10 @@ def test_a_run_that_has_only_the_save_before_the_last_is_not_started_anew(run):
     assert run("--seeds", 0) == 0 and starts("pad-s0") == ["start", "resume"]
 
 
-def test_nothing_beside_a_save_is_removed(monkeypatch):
+def test_nothing_beside_a_save_is_removed(tmp_path, monkeypatch):
     """Another sweep may have interrupted the run after its state was looked up."""
     monkeypatch.setitem(suites.SUITES, "tiny", TINY)
-    (new,) = plans.plan("tiny", {}, [0], Path("sweep"), ["pad"])
+    (new,) = plans.plan("tiny", {}, [0], tmp_path, ["pad"])
     assert new.state == "new"
     new.path.mkdir(parents=True)
     files = [new.path / name for name in ("config.json", "last.pt")]
