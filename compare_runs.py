@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from analysis import figures, metrics, replicates, tables
+from analysis import figures, formats, metrics, replicates, tables
 from analysis.panels import PANELS, SIZES, X_TITLES
 from common import command_line
 from common.errors import UserError
@@ -162,7 +162,7 @@ def compare(args):
     if args.sort:
         table.sort(args.sort, args.reverse)
     # Before the figures, which take seconds.
-    print(table.render(args.format, tables.terminal_width()), end="", flush=True)
+    print(table.render(args.format, formats.terminal_width()), end="", flush=True)
     for path in map(Path, args.table):
         kind = next(kind for kind, suffix in tables.SUFFIXES.items() if suffix == path.suffix)
         figures.write(path, table.render(kind).encode())

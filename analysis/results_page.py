@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from string import Template
 
-from analysis import tables
+from analysis import formats
 from analysis.published import FIGURE
 
 TEMPLATE = Path(__file__).with_name("results.html")
@@ -70,11 +70,11 @@ def _table(rows):
     """Rows {title: text} as a table that scrolls where it is too wide."""
 
     def heading(title):
-        css = ' class="number"' if any(tables.is_number(row[title]) for row in rows) else ""
+        css = ' class="number"' if any(formats.is_number(row[title]) for row in rows) else ""
         return f'<th scope="col"{css}>{html.escape(title)}</th>'
 
     def cell(text):
-        css = ' class="number"' if tables.is_number(text) else ""
+        css = ' class="number"' if formats.is_number(text) else ""
         return f"<td{css}>{html.escape(text)}</td>"
 
     head = "".join(map(heading, rows[0]))

@@ -19,7 +19,7 @@ import timm
 import torch
 
 import models
-from analysis import figures, metrics, replicates, tables
+from analysis import figures, formats, metrics, replicates, tables
 from bench import measure
 from common.errors import UserError, first_line
 from common.free_memory import available
@@ -332,8 +332,8 @@ def write(rows, directory, heading, accuracy=None):
     for row in rows:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
     figures.write(csv_file, text.getvalue().encode())
-    table = tables.markdown_table([cells(row) for row in rows])
-    figures.write(markdown_file, f"{tables.markdown_text(heading)}\n\n{table}".encode())
+    table = formats.markdown_table([cells(row) for row in rows])
+    figures.write(markdown_file, f"{formats.markdown_text(heading)}\n\n{table}".encode())
     plot = Path(directory) / "models.png"
     drawn = draw(rows, plot, heading, accuracy)
     return [csv_file, markdown_file, plot] if drawn else [csv_file, markdown_file]

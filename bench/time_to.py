@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import models
-from analysis import metrics, replicates, tables
+from analysis import formats, metrics, replicates, tables
 from bench import measure
 from common import checkpoint, files
 from common.errors import UserError
@@ -219,7 +219,7 @@ def print_report(report):
     names = ("charged_seconds", "train_seconds", "eval_seconds")
     seconds = ([one[name] for one in results] for name in names)
     rows.append(_row("to the end", f"{n} of {n}", *seconds))
-    tables.print_table(rows)
+    formats.print_table(rows)
 
     accuracy = mean_std([one["test_acc"] for one in results], ".2f")
     print(f"test accuracy, single view: {accuracy} %")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from analysis import figures, metrics, tables
+from analysis import figures, formats, metrics
 from common.errors import UserError, first_line
 from common.text import printable
 from datasets import image_folder
@@ -260,7 +260,7 @@ def readme(predictor, kind):
         file=FORMATS[kind].file,
         kind=kind,
         inside=inside,
-        names=tables.markdown_text(printable(", ".join(card["classes"]))),
+        names=formats.markdown_text(printable(", ".join(card["classes"]))),
         weights=weights,
         accuracy=accuracy,
         parameters=sum(p.numel() for p in predictor.model.parameters()),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from analysis import tables
+from analysis import formats
 from common.errors import UserError
 from datasets import image_folder
 
@@ -36,7 +36,7 @@ def build(predictor, topk):
         return (None, None) if image is None else classify(predictor, image, topk)
 
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
-        heading, known = tables.markdown_text(title), tables.markdown_text(f"Classes: {classes}.")
+        heading, known = formats.markdown_text(title), formats.markdown_text(f"Classes: {classes}.")
         gradio.Markdown(f"# {heading}\n{known}")
         with gradio.Row():
             sources = ["upload", "clipboard"]

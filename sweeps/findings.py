@@ -5,7 +5,7 @@ report("eca", runs, Path("runs/sweep-eca-cifar100"), "python sweep.py eca")   # 
 
 import json
 
-from analysis import curves, metrics, replicates, tables
+from analysis import curves, formats, metrics, replicates, tables
 from common import files
 from sweeps.suites import SUITES
 
@@ -41,13 +41,13 @@ def report(name, runs, root, command):
     answers = list(differences(groups, suite.comparisons()))
 
     text = f"# {name}: {suite.question}\n\n    {command}\n\n{origin(finished)}\n\n"
-    text += f"{tables.markdown_table(experiments)}\n![means over seeds](curves.png)\n"
-    tables.print_table(experiments)
+    text += f"{formats.markdown_table(experiments)}\n![means over seeds](curves.png)\n"
+    formats.print_table(experiments)
     if answers:
         cells = [in_words(answer) for answer in answers]
-        text += f"\n{tables.markdown_table(cells)}\n{NOTE}"
+        text += f"\n{formats.markdown_table(cells)}\n{NOTE}"
         print()
-        tables.print_table(cells)
+        formats.print_table(cells)
     unfinished = [run.path.name for run in runs if run not in finished]
     if unfinished:
         text += f"\nNot finished: {', '.join(unfinished)}.\n"

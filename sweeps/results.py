@@ -8,7 +8,7 @@ replaced, where they are.
 
 import re
 
-from analysis import curves, figures, published, replicates, results_page, tables
+from analysis import curves, figures, formats, published, replicates, results_page, tables
 from analysis.published import FIGURE
 from sweeps.experiments import EXPERIMENTS, missing_command
 
@@ -109,19 +109,19 @@ def _overview(experiments, missing):
     """results/README.md."""
     parts = [HEAD]
     for experiment in experiments:
-        heading = tables.markdown_text(experiment.heading)
+        heading = formats.markdown_text(experiment.heading)
         parts.append(f"## {experiment.name}\n\n{heading}.\n")
-        parts += [tables.markdown_table(rows) for rows in _tables(experiment)]
+        parts += [formats.markdown_table(rows) for rows in _tables(experiment)]
         parts += [f"{note}\n" for note in experiment.notes]
         parts.append(f"![{experiment.title}: mean and deviation]({experiment.name}/{FIGURE})\n")
-        parts += [f"{tables.markdown_text(fact)}\n" for fact in experiment.facts]
+        parts += [f"{formats.markdown_text(fact)}\n" for fact in experiment.facts]
         parts.append(f"Repeat it:\n\n    {experiment.about['command']}\n")
     if missing:
         rows = [
             {"experiment": name, "about": title, "command": f"`{command}`"}
             for name, (title, command) in missing.items()
         ]
-        parts.append(f"## Not measured\n\n{_as_written(tables.markdown_table(rows), '`')}")
+        parts.append(f"## Not measured\n\n{_as_written(formats.markdown_table(rows), '`')}")
     return "\n".join(parts)
 
 
@@ -132,7 +132,7 @@ def _tables(experiment):
 def _as_written(table, *marks):
     """A Markdown table in which these marks have their meaning."""
     for mark in marks:
-        table = table.replace(tables.markdown_text(mark), mark)
+        table = table.replace(formats.markdown_text(mark), mark)
     return table
 
 
@@ -140,7 +140,7 @@ def _accuracy(row):
     """Accuracy, with and without test-time augmentation, and the training time of a table's row."""
     augmented = row.get(tables.COLUMNS["tta"].title)
     text = row["test %"]
-    if augmented not in (None, tables.MISSING):
+    if augmented not in (None, formats.MISSING):
         text += f", {augmented} with TTA"
     # The title of a column of times names the unit, too.
     title = next((key for key in row if key.startswith(tables.COLUMNS["seconds"].title)), None)
@@ -174,7 +174,7 @@ def _summary(experiments, missing):
                 "difference in points (95 % interval)": "<br>".join(differences),
             }
         )
-    text = _as_written(tables.markdown_table(rows), "[", "]", "<br>") if rows else ""
+    text = _as_written(formats.markdown_table(rows), "[", "]", "<br>") if rows else ""
     if missing:
         names = [name + (OTHER_SEEDS if name in published else "") for name in missing]
         text += f"\nNot measured: {', '.join(names)}. {COMMANDS}\n"

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from helpers.samples import groups_in, write, write_seeds
 
-from analysis import metrics, replicates, tables
+from analysis import formats, metrics, replicates, tables
 from common.errors import UserError
 
 
@@ -134,7 +134,7 @@ def test_special_characters_are_escaped_in_each_format(tmp_path):
     row = r"=1\textbar{}\textless{}b\textgreater{}\&\_\textbackslash{}x\{\${[}{*} & 66.50 \\"
     assert table.render("latex").splitlines()[4] == row
     assert list(csv.reader(io.StringIO(table.render("csv"))))[1][0] == f"'{name}"
-    table = tables.markdown_table([{"a|b": "resnet20_no_eca"}])
+    table = formats.markdown_table([{"a|b": "resnet20_no_eca"}])
     assert table.startswith("| a\\|b |\n") and "resnet20_no_eca" in table
 
 
@@ -153,9 +153,9 @@ def test_a_table_wider_than_the_terminal_continues_below():
     ones, twos = "1" * 10, "2" * 10
     rows = [{"run": "first", "a": ones, "b": twos, "c": "3"}]
     below = f"run             a\nfirst  {ones}\n\nrun             b  c\nfirst  {twos}  3\n"
-    assert tables.text_table(rows, width=24) == below
+    assert formats.text_table(rows, width=24) == below
     one_line = f"run             a           b  c\nfirst  {ones}  {twos}  3\n"
-    assert tables.text_table(rows) == one_line
+    assert formats.text_table(rows) == one_line
 
 
 def test_a_value_that_a_run_lacks_is_a_dash_but_not_in_csv(tmp_path):
