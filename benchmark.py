@@ -54,11 +54,11 @@ def build_parser():
         help = "of the DataLoader"
         add("--workers", type=number(int, low=0), default=2, metavar="N", help=help)
 
-    add = add_command("data", "batches per second: ours against a DataLoader")
+    add = add_command("data", "images per second: our batches against a DataLoader")
     add_images(add, 50_000)
     add_workers(add)
 
-    add = add_command("epoch", "an epoch: ours against the bare step and a plain loop")
+    add = add_command("epoch", "an epoch: ours against the bare step and a tutorial's plain loop")
     add_images(add, 12_800)
     add_workers(add)
     size = number(int, low=8)
@@ -75,7 +75,8 @@ def build_parser():
     add("--model", default="resnet18", metavar="NAME", help=MODEL_HELP)
 
     add = add_command("twins", "a training step: our architecture against timm's")
-    add("--models", nargs="+", metavar="NAME", default=TWINS, choices=TWINS, help="only these")
+    names = dict(nargs="+", metavar="NAME", default=TWINS, choices=TWINS)
+    add("--models", **names, help="only these").shown_default = "all"
 
     add_time_to(add_command("time-to", "whole runs of a recipe: time to accuracies, mean accuracy"))
     return parser

@@ -68,7 +68,8 @@ def build_parser():
     add("--log", action="store_true", help="logarithmic axis for losses and error rates")
     size = "for a screen, a page's width, or one of two columns"
     add("--size", choices=tuple(SIZES), default="screen", help=size)
-    add("--html", metavar="FILE", help="also write an HTML page: table, curves, example images")
+    page = "also write an HTML page: table, curves, example images (needs pip install plotly)"
+    add("--html", metavar="FILE", help=page)
     return parser
 
 

@@ -30,7 +30,7 @@ DEFAULTS = dict(corrupted=500, host="127.0.0.1", port=7860)
 def build_parser():
     parser = command_line.Parser(__doc__.split("\n")[0])
     add = parser.add_argument
-    checkpoints = "a run's best.pt or last.pt, or its directory; several: where they disagree"
+    checkpoints = "a run, or its best.pt, last.pt or epoch-N.pt; several: where they disagree"
     add("--checkpoint", required=True, nargs="+", metavar="FILE", help=checkpoints)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--output", metavar="FILE", help="the figure, or the directory of --export")

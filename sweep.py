@@ -58,7 +58,7 @@ def build_parser():
     positive = dict(type=command_line.number(int, low=1), metavar="N")
     others = f"; {', '.join(COMMANDS)} have a --help of their own"
     add("suite", metavar="SUITE", choices=SUITES, help=f"one of the list below{others}")
-    add("--seeds", **count, nargs="+", help="seeds of each experiment (default: 0 1 2 or suite's)")
+    add("--seeds", **count, nargs="+", help="default: those of the suite, mostly 0 1 2")
     add("--only", nargs="+", default=[], metavar="NAME", help="run only these experiments")
     own = "instead of the suite's rates and augmentation, those of each model"
     add("--own-recipes", action="store_true", help=own)

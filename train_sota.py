@@ -110,7 +110,7 @@ def train(args, saved, ranks):
 
     model, normalization = build_model(args, split, saved, lora_rank=args.lora_rank)
     model, averaged, ranks = distributed.place_large(model, args, ranks, dtype)
-    parts = split_batches(args, model, split, dtype, ranks)
+    parts = split_batches(args, model, averaged, split, dtype, ranks)
     inputs = Inputs(args, split, normalization, ranks, dtype, parts.images_at_once)
     train_batches = inputs.training_batches(model)
     eval_batches = inputs.evaluation_batches(model)

@@ -69,7 +69,7 @@ DOCUMENTED_COLUMNS = {
 OTHER_COLUMNS = {
     "experiment": Column("experiment"),
     "error_rate": Column("error %", ".2f"),
-    "memory": Column("memory MB", ",.0f"),
+    "memory": Column("memory MiB", ",.0f"),
     "train": Column("last train %", ".2f", True),
 }
 COLUMNS = DEFAULT_COLUMNS | DIFFERENCE_COLUMNS | DOCUMENTED_COLUMNS | OTHER_COLUMNS

@@ -1,8 +1,10 @@
 """What an argument of a training script concerns: the one table that says so.
 
 identity     decides what a run computes: fixed on resume; another value is another experiment
-execution    how it is computed: may change on resume, and the last bits of the result with it
-location     where it is computed, its name and what it keeps: makes no difference to the result
+execution    how it is computed: may change on resume, but the result is then not bit-identical;
+             with micro_batch, the statistics of batch norm are of other parts of a batch
+location     where it is computed, its name and what it keeps: only device changes the result, and
+             only its last bits
 call         concerns one call of the script: never taken from --config
 """
 
@@ -44,6 +46,8 @@ def words(values):
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, bool):
                 result.append(flag(name if item else f"no_{name}"))
+            elif str(item).startswith("-"):  # not an option
+                result.append(f"{flag(name)}={item}")
             else:
                 result += [flag(name), "auto" if item is None else str(item)]
     return result

@@ -17,8 +17,8 @@ NOTE = """\
 Differences are of final accuracy on the test images or, with --eval-train, on the training images
 without augmentation: in points, experiment minus baseline. Standard errors are over seeds: of the
 mean of the paired differences if the experiments share seeds, else Welch's. Intervals are 95 %, by
-Student's t. They describe other seeds, not other images, and hold for each row alone: of twenty
-rows without any difference, one is expected to look resolved.
+Student's t: they cover the variation between seeds, not between test sets, and are not corrected
+for multiple comparisons. Of twenty rows without any difference, one is expected to look resolved.
 """
 
 

@@ -24,7 +24,8 @@ HEAD = """\
 95 %, by Student's t: they cover the variation between seeds, not between test sets, and are not
 corrected for multiple comparisons. "last train %" is counted during the last epoch, on augmented
 images; "train % (clean)" is measured at the end, without augmentation. In "3 paired", differences
-are between runs of the same seed. AMX is a set of bf16 matrix instructions of some Intel CPUs.
+are between runs of the same seed. GMACs are billions of multiply-accumulate operations for one
+image. AMX is a set of bf16 matrix instructions of some Intel CPUs.
 
 ## Repeat a run
 
@@ -40,27 +41,32 @@ A run is repeated with its own arguments:
 
 On the same kind of machine, with the same versions and number of threads (`threads` in
 `config.json`; here, set `OMP_NUM_THREADS=1`), its `metrics.csv` is the same, except for the columns
-of time and memory. For transformers, use `train_vit.py`. The runs of transfer also need the weights
-they start from, those of `ghost/resnet20-s0`; the command below the table of transfer trains them
-first. With the official archive (`--dataset cifar10 --data-dir data`), the images come in another
-order, and results differ as between seeds.
+of time and memory. For transformers, use `train_vit.py`. With the official archive (`--dataset
+cifar10 --data-dir data`), the images come in another order, and results differ as between seeds.
+
+The commands under "Repeat it" repeat all seeds. Where the line above them says "threads: 1", add
+`--jobs 2` on two cores: each run then has one thread. The runs `fine-tuned` and `linear-probe` of
+transfer also need the weights that they start from. The command under their table trains these
+first; for a single run, add `--weights runs/repeated/ghost/resnet20-s0/last.pt` afterwards.
 """
 
 
 def pages(root, results):
     """{path: text} of all generated pages. Raises UserError."""
     experiments = published.find(results)
-    measured = {}
     for experiment in experiments:
         experiment.check_notes()
-        measured[experiment.name] = set(experiment.about["runs"])
         if experiment.name in EXPERIMENTS:
             experiment.planned = EXPERIMENTS[experiment.name].n
+    abouts = {experiment.name: experiment.about for experiment in experiments}
     missing = {}  # {name: (what, command)}
-    for name, experiment in EXPERIMENTS.items():
-        if set(experiment.run_names) - measured.get(name, set()):
-            what = experiment.title + (OTHER_SEEDS if name in measured else "")
-            missing[name] = (what, missing_command(name))
+    for name, planned in EXPERIMENTS.items():
+        about = abouts.get(name)
+        if not about:
+            missing[name] = (planned.title, missing_command(name))
+        elif set(planned.run_names) - set(about["runs"]):
+            command = _on_the_same_images(missing_command(name), about["command"])
+            missing[name] = (planned.title + OTHER_SEEDS, command)
     page = results_page.page(experiments, missing.values(), results.resolve().name)
     texts = {results / "README.md": _overview(experiments, missing)}
     texts[root / "docs/results.html"] = page
@@ -123,6 +129,12 @@ def _overview(experiments, missing):
         ]
         parts.append(f"## Not measured\n\n{_as_written(formats.markdown_table(rows), '`')}")
     return "\n".join(parts)
+
+
+def _on_the_same_images(command, of_published):
+    """The command for missing seeds, with the image folders of the command of published ones."""
+    with_folders = of_published.partition(" --output-dir")[0]
+    return with_folders if with_folders.startswith(command) else command
 
 
 def _tables(experiment):

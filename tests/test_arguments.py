@@ -10,7 +10,7 @@ import models
 import train
 import train_sota
 import train_vit
-from common.scopes import SCOPES, flag, with_scope
+from common.scopes import SCOPES, flag, with_scope, words
 from training import arguments, optimizers, options
 
 SCRIPTS = {"train": train, "train_vit": train_vit, "train_sota": train_sota}
@@ -195,6 +195,13 @@ def test_batch_size_auto_keeps_the_batch_and_fits_its_parts():
         resolve(train, "--batch-size", "auto")
 
 
+def test_arguments_as_words_are_the_same_arguments():
+    """Also where a value looks like an option."""
+    given = {"tag": "-x", "lr": 0.3, "accumulate": None, "model_arg": ["a=1", "-b=2"]}
+    given |= {"compile": True, "nesterov": False}
+    assert arguments.parse(train.build_parser(), words(given)) == given
+
+
 def test_arguments_of_the_scripts_and_scopes_are_the_same():
     defaults = [arguments.defaults(script.build_parser()) for script in SCRIPTS.values()]
     assert set().union(*defaults) == set(SCOPES)
@@ -223,6 +230,7 @@ def test_help_shows_every_argument_and_its_default(script, capsys):
         ({"epochs": 1.5}, "epochs: must be an integer"),
         ({"epochs": None}, "epochs: must be an integer"),
         ({"batch_size": None}, "batch_size: must be a number"),
+        ({"batch_size": "auto"}, "batch_size: must be a number"),
         ({"model": 3}, "model: has a value of the wrong type"),
         ({"model_arg": [1]}, "model_arg: must be a list of strings"),
         ({"augment": None}, "augment"),

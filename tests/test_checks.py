@@ -76,7 +76,8 @@ def test_arguments_that_go_together_are_accepted():
     jitter = ("--augment", "color_jitter", "--jitter", 0.4, "--mixup", 0.2, "--mix-per", "batch")
     recipe = ("--model", "airbench95", "--schedule", "constant")  # its recipe has a final_lr
     probe = (*FROZEN, "--model", "resnet20")
-    for argv in ((), parts, constant, ("--cutout", 31), probe, adadelta, jitter, recipe):
+    one = (*FROZEN, "--model", "timm/resnet18", "--image-size", 32, "--batch-size", 1)
+    for argv in ((), parts, constant, ("--cutout", 31), probe, one, adadelta, jitter, recipe):
         check_arguments(resolve(train, *argv), None, Ranks(CPU))
 
 
@@ -86,6 +87,31 @@ def test_each_rank_needs_an_image_for_each_part_of_a_batch():
     with refused("--accumulate 3 is more than the 2 images", "that a process has"):
         argv = ("--batch-size", 8, "--accumulate", 3)
         check_arguments(resolve(train, *argv), None, Ranks(CPU, world_size=4))
+
+
+def test_a_run_may_resume_on_more_processes_than_its_micro_batch_was_for():
+    """The --accumulate that it recorded was for one process."""
+    given = ("--model", "vit_custom", "--image-size", 32, "--batch-size", 16)
+    for micro_batch, source in ((2, "command line"), (2, "auto"), (None, "default")):
+        args = resolve(train_sota, *given)
+        args.micro_batch, args.accumulate = micro_batch, 8
+        args.origin |= {"micro_batch": source, "accumulate": "--micro-batch"}
+        check_arguments(args, {"training": {}}, Ranks(CPU, world_size=4))
+
+
+def test_an_augmentation_setting_without_effect_does_not_keep_an_older_run_from_resuming():
+    args = resolve(train, "--mixup", 0, "--cutmix", 0, "--mix-prob", 0.7)
+    with refused("--mix-prob 0.7 has no effect"):
+        check_arguments(args, None, Ranks(CPU))
+    check_arguments(args, {"training": {}}, Ranks(CPU))
+
+
+def test_batch_norm_over_all_ranks_may_have_one_image_of_each():
+    argv = ("--model", "resnest50d", "--image-size", 32, "--batch-size", 4, "--accumulate", 2)
+    two = Ranks(CPU, world_size=2)
+    check_arguments(resolve(train, *argv, "--sync-bn"), None, two)
+    with refused("resnest50d can't train on one image at a time"):
+        check_arguments(resolve(train, *argv), None, two)
 
 
 @pytest.mark.parametrize("argv", [("--micro-batch", 1), ("--batch-size", 5, "--micro-batch", 2)])

@@ -2,6 +2,7 @@
 
 import threading
 import urllib.error
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -48,6 +49,17 @@ def test_data_that_is_there_is_named(answer, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "cifar-10-python.tar.gz of 4 bytes, not 170498071" in text
     assert "a folder of 2 classes" in text and "free disk space, GB: runs/" in text
+
+
+def test_a_device_without_free_memory_is_no_error(answer, monkeypatch, capsys):
+    answer(refuse)
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()):
+        monkeypatch.setattr(doctor, "matrix_speed", Mock(side_effect=error))
+        assert train.main(["--doctor", "--device", "cpu"]) == 0
+        assert "not measured (out of memory) in bfloat16" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "matrix_speed", Mock(side_effect=RuntimeError("device-side")))
+    with pytest.raises(RuntimeError, match="device-side"):
+        train.main(["--doctor", "--device", "cpu"])
 
 
 def test_addresses_that_answer_differently(answer):

@@ -170,6 +170,13 @@ def test_a_failed_save_leaves_the_old_file(run_with, forks, uninterrupted, fault
     assert_same_run(cut, uninterrupted)
 
 
+def test_a_failed_save_of_an_interrupted_run_is_recorded(run_with, uninterrupted):
+    limit = (uninterrupted / "last.pt").stat().st_size * 9 // 10
+    done, cut = run_with((send, "first step", signal.SIGTERM), (full_disk, limit))
+    assert_one_error(done, f"{cut}/last.pt could not be written", "o space left")
+    assert progress(cut)["step"] == 0 and summary(cut)["status"] == "failed"
+
+
 def test_a_directory_without_permissions_is_left_alone(train, copy, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with refused(tmp_path / "file" / "run", "can't be created", "Not a directory"):

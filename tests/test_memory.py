@@ -1,5 +1,6 @@
 """Memory: counted without allocating it, as a real step takes it; how a batch is split to fit."""
 
+import copy
 import math
 from argparse import Namespace
 from types import SimpleNamespace
@@ -198,13 +199,19 @@ def test_trying_a_step_leaves_the_model_as_it_was(error):
     assert all(p.grad is None for p in model.parameters())
 
 
-def split_batches(monkeypatch, free, *argv, ranks=None):
-    """The BatchParts of a run on a device with `free` bytes before the model was placed."""
+def split_batches(monkeypatch, free, *argv, ranks=None, averaged=False):
+    """The BatchParts of a run on a device with `free` bytes before the model was placed.
+
+    averaged: whether the model of the moving average was placed, too.
+    """
     model, _ = build("vit_custom")
-    monkeypatch.setattr(fitting, "available", lambda device: free - weights_of(model))
+    placed = weights_of(model) * (2 if averaged else 1)
+    monkeypatch.setattr(fitting, "available", lambda device: free - placed)
     images = SimpleNamespace(nbytes=10**6, cached=False)
     split = SimpleNamespace(num_classes=10, train=images, val=None, test=images)
-    return fitting.split_batches(arguments(*argv), model, split, None, ranks or Ranks(CPU))
+    average = copy.deepcopy(model) if averaged else None
+    args = arguments(*argv)
+    return fitting.split_batches(args, model, average, split, None, ranks or Ranks(CPU))
 
 
 def test_auto_splits_a_batch_by_the_free_memory(monkeypatch):
@@ -218,6 +225,17 @@ def test_auto_splits_a_batch_by_the_free_memory(monkeypatch):
         assert split.derived == {"accumulate": accumulate}
     with refused("a step of vit_custom with one image needs", "--dry-run"):
         split_batches(monkeypatch, need.total(1) / 0.9 - 100, "--micro-batch", "auto")
+
+
+def test_a_sharded_average_is_counted_once(monkeypatch):
+    monkeypatch.setattr(Ranks, "any", lambda self, flag: flag)
+    ranks = Ranks(CPU, world_size=2, sharded=True)
+    auto = ("--micro-batch", "auto", "--fsdp")
+    need = memory.need_of_run(arguments(*auto), 10, device="cpu", dtype=None, world_size=2)
+    free = need.total(8) / 0.9 + 10
+    for averaged in (False, True):
+        split = split_batches(monkeypatch, free, *auto, ranks=ranks, averaged=averaged)
+        assert split.images_at_once == 8
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import sys
 from argparse import Namespace
 
@@ -222,6 +223,24 @@ def test_an_incomplete_environment_of_torchrun_is_refused(monkeypatch, given):
     with refused(*message) as error, join(Namespace(device="cpu", batch_size=8)):
         pass
     assert error.value.status == 2
+
+
+def test_variables_that_are_no_numbers_are_refused(monkeypatch):
+    for name in PLACE:
+        set_environment(monkeypatch, PLACE | MASTER | {name: "two"})
+        message = f"{name} must be a number, not 'two': use torchrun"
+        with refused(message) as error, join(Namespace(device="cpu", batch_size=8)):
+            pass
+        assert error.value.status == 2
+
+
+def test_processes_that_do_not_find_each_other_are_one_line(monkeypatch):
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        set_environment(monkeypatch, PLACE | MASTER | {"MASTER_PORT": port})
+        message = f"the processes can't be connected at localhost:{port} ("
+        with refused(message), join(Namespace(device="cpu", batch_size=8)):
+            pass
 
 
 def test_a_model_with_scalar_parameters_is_not_sharded():

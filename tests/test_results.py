@@ -11,7 +11,7 @@ from helpers.published import A, change, put
 import sweep
 from analysis import published
 from sweeps import results
-from sweeps.experiments import Experiment
+from sweeps.experiments import Experiment, repeat_command
 
 
 def test_accuracies_on_training_images_are_compared_where_they_were_measured(runs):
@@ -123,6 +123,17 @@ def test_the_pages_say_how_many_seeds_are_measured(runs, monkeypatch):
         assert "Not measured: x (the other seeds)." in readme
         assert ("[x](results/README.md#x), 2 of 3 seeds |" in readme) == (count == 2)
         assert ("alpha" in readme) == (count == 2)
+
+
+def test_missing_seeds_take_the_images_of_the_published_ones(runs, monkeypatch):
+    planned = Experiment("a title", {"alpha": "", "be": ""}, (), n=3)
+    monkeypatch.setattr(results, "EXPERIMENTS", {"x": planned})
+    put(runs)
+    command = repeat_command("x", {"cifar10": "/somewhere/png"})
+    change(Path("results/x/experiment.json"), command=command)
+    overview = results.pages(Path(), Path("results"))[Path("results/README.md")]
+    assert f"\n    {command}\n" in overview
+    assert "| `python sweep.py campaign --only x --cifar10-dir data/png` |" in overview
 
 
 def test_what_was_selected_on_the_test_set_is_said_with_the_result(runs):

@@ -45,6 +45,8 @@ def test_a_run_resumes_with_its_arguments_but_may_change_the_machine(tmp_path):
     assert (args.tag, args.compile, args.epochs, args.micro_batch) == ("b", True, 9, 16)
     assert args.origin["tag"] == args.origin["epochs"] == "command line"
     assert args.origin["accumulate"] == "--micro-batch"  # which decides about it again
+    args = resolve(train, "--resume", tmp_path)  # which splits batches by --accumulate
+    assert args.accumulate == 2 and not hasattr(args, "micro_batch")
     for option in ("--config", "--output-dir"):
         with refused("--resume takes", "leave --config and --output-dir out"):
             resolve(train_sota, "--resume", tmp_path, option, tmp_path)
@@ -171,7 +173,7 @@ def raises(error):
 
 def test_contents_that_do_not_fit_are_refused_unlike_errors_of_the_device():
     misfit = "can't resume: last.pt doesn't fit this run"
-    for error in (KeyError("x"), TypeError("x"), ValueError("x\ny"), AttributeError("x")):
+    for error in (KeyError("x"), IndexError("x"), ValueError("x\ny"), AttributeError("x")):
         with refused(misfit, "x"):
             raises(error)()
     with refused(misfit, "Linear"), resume.refuse_misfits():

@@ -34,7 +34,7 @@ def training_parser(docstring, recipe, pretrained_model=None):
     add_options(parser, "data", options.DATA)
     training = "A model's own recipe replaces these defaults, and those of other groups."
     add_options(parser, "training", options.TRAINING, training)
-    augmentation = "--augment none also disables mixing."
+    augmentation = "--augment none also disables mixing, cutout and erasing."
     add_options(parser, "augmentation", options.AUGMENTATION, augmentation)
     add_options(parser, "machine", options.MACHINE)
     add_options(parser, "run", options.RUN)

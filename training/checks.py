@@ -21,8 +21,8 @@ def check_arguments(args, saved, ranks):
     smallest = _check_batches(args, ranks)
     _check_transfer(args, saved)
     _check_optimizer(args)
-    _check_augmentation(args)
     if saved is None:
+        _check_augmentation(args)
         _check_data_options(args)
         _check_repeats(args)
     if args.cutout >= args.image_size:
@@ -44,7 +44,8 @@ def check_arguments(args, saved, ranks):
     models.describe(args.model, 10, args.image_size, model_options(args))
     _check_model_has(args)
     _check_progressive(args)
-    if smallest == 1:
+    has_others = args.sync_bn and ranks.world_size > 1
+    if smallest == 1 and not has_others and not args.freeze_backbone:
         _check_single_images(args)
 
 
@@ -57,17 +58,17 @@ def _check_batches(args, ranks):
         if args.batch_size < 2 * ranks.world_size:
             few = f"--batch-size {args.batch_size} is too small for {ranks.world_size} processes"
             raise UserError(f"{few}: each needs two images", 2)
-    if (args.accumulate or 1) > smallest:  # auto fits
-        raise UserError(
-            f"--accumulate {args.accumulate} is more than the {smallest} images {whose}", 2
-        )
     if args.batch_size % args.repeated_augment:
         repeats = f"--repeated-augment {args.repeated_augment}"
         raise UserError(f"--batch-size {args.batch_size} is not a multiple of {repeats}", 2)
     micro_batch = requested_micro_batch(args) if hasattr(args, "micro_batch") else 0
-    if micro_batch and not args.freeze_backbone:
-        return smallest // number_of_parts(shares, micro_batch)
-    return smallest // (args.accumulate or 1)
+    if micro_batch == 0 or args.freeze_backbone:
+        parts = args.accumulate or 1  # auto fits
+    else:  # a resumed run has the --accumulate that followed for its processes
+        parts = number_of_parts(shares, micro_batch) if micro_batch else 1
+    if parts > smallest:
+        raise UserError(f"--accumulate {parts} is more than the {smallest} images {whose}", 2)
+    return smallest // parts
 
 
 def _check_model_has(args):
@@ -147,7 +148,7 @@ def _check_augmentation(args):
         ("mix_per", mixing, "--mixup or --cutmix above 0"),
         ("mix_prob", mixing, "--mixup or --cutmix above 0"),
     ):
-        if args.origin.get(name) == "command line" and not used:  # older runs lack some
+        if args.origin[name] == "command line" and not used:
             option = " ".join(words({name: getattr(args, name)}))
             raise UserError(f"{option} has no effect without {needed}", 2)
 

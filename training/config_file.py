@@ -111,7 +111,7 @@ def _check_config(values, parser):
 
 
 def _check_value(action, value):
-    if value is None and action.dest == "batch_size":
+    if value in (None, "auto") and action.dest == "batch_size":
         raise ValueError("must be a number; auto is for the command line")
     if value is None and action.default is None:
         return None

@@ -32,7 +32,8 @@ from training.sync_batch_norm import sync_batch_norm
 # One rank may decode a folder or write gigabytes to a slow disk while the others wait; the
 # default of nccl is ten minutes.
 TIMEOUT = timedelta(hours=2)
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by torchrun
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by torchrun, as well as
+MASTER = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,16 @@ class Ranks:
 
 
 def world_size():
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _number("WORLD_SIZE") if "WORLD_SIZE" in os.environ else 1
+
+
+def _number(variable):
+    """The value of one of torchrun's variables. Raises UserError."""
+    try:
+        return int(os.environ[variable])
+    except ValueError as error:
+        value = os.environ[variable]
+        raise UserError(f"{variable} must be a number, not {value!r}: use torchrun", 2) from error
 
 
 def is_launched():
@@ -139,11 +149,15 @@ def join(args):
         yield Ranks(device)
         return
     ranks = _read_environment(device, args.batch_size)
-    if device.type == "cuda":
-        torch.cuda.set_device(ranks.device)
-        dist.init_process_group("nccl", device_id=ranks.device, timeout=TIMEOUT)
-    else:
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_device(ranks.device)
+            dist.init_process_group("nccl", device_id=ranks.device, timeout=TIMEOUT)
+        else:
+            dist.init_process_group("gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        address, reason = ":".join(map(os.environ.get, MASTER)), first_line(error)
+        raise UserError(f"the processes can't be connected at {address} ({reason})") from error
     succeeded = False
     try:
         with contextlib.ExitStack() as stack:
@@ -167,16 +181,14 @@ def join(args):
 
 def _read_environment(device, batch_size):
     """The Ranks that torchrun's variables describe. Raises UserError."""
-    missing = [
-        name for name in (*VARIABLES, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
-    ]
+    missing = [name for name in (*VARIABLES, *MASTER) if name not in os.environ]
     if missing:
         raise UserError(
             f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start the "
             f"processes with torchrun, or unset WORLD_SIZE for one process",
             2,
         )
-    rank, processes, local_rank, local_processes = (int(os.environ[name]) for name in VARIABLES)
+    rank, processes, local_rank, local_processes = map(_number, VARIABLES)
     if batch_size % processes:
         raise UserError(
             f"--batch-size {batch_size} can't be divided by {processes} processes: make it a "

@@ -17,8 +17,9 @@ from common.free_memory import available
 from datasets import image_folder
 from datasets.archives import ARCHIVES, MIRRORS
 from training import devices, distributed, environment, mixed_precision
+from training.memory import GB
+from training.out_of_memory import is_out_of_memory
 
-GB = 1e9
 TIMEOUT = 3  # seconds for all addresses together
 SIDES = {"cuda": 8192, "cpu": 1024, "mps": 4096}  # of the matrices
 SECONDS = 0.3  # of products of each type
@@ -39,7 +40,7 @@ def report(args):
     name = mixed_precision.name(chosen)
     print(f"{device}: --amp auto computes in {name}")
     speeds = [
-        f"{matrix_speed(device, dtype) / 1e9:,.0f} in {mixed_precision.name(dtype)}"
+        f"{_measured(_gigaflops, device, dtype)} in {mixed_precision.name(dtype)}"
         for dtype in (torch.float32, torch.bfloat16)
     ]
     print(f"matrix products, GFLOP/s: {', '.join(speeds)} (side {SIDES[device.type]})")
@@ -56,12 +57,30 @@ def _devices(threads):
     cpu = available(torch.device("cpu")) / GB
     yield f"cpu: {environment.processor()}, {threads} threads, {cpu:.1f} GB of memory free"
     for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
         versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-        memory = f"{free / GB:.1f} of {total / GB:.1f} GB of memory free"
+        memory = _measured(_gpu_memory, number)
         yield f"cuda:{number}: {torch.cuda.get_device_name(number)}, {memory}; {versions}"
     if torch.backends.mps.is_available():
         yield f"mps: {available(torch.device('mps')) / GB:.1f} GB of memory free"
+
+
+def _gpu_memory(number):
+    free, total = torch.cuda.mem_get_info(number)
+    return f"{free / GB:.1f} of {total / GB:.1f} GB of memory free"
+
+
+def _gigaflops(device, dtype):
+    return f"{matrix_speed(device, dtype) / 1e9:,.0f}"
+
+
+def _measured(measure, *arguments):
+    """What measure returns, or that there is no memory for it: others may use all of a GPU."""
+    try:
+        return measure(*arguments)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return "not measured (out of memory)"
 
 
 def matrix_speed(device, dtype):

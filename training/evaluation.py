@@ -48,7 +48,8 @@ def evaluate_epoch(state, batches, curve, settings, stop=never):
         return {f"{prefix}{curve.name}_{metric}": None for prefix in prefixes for metric in METRICS}
 
     def measure(model, prefix, confusion):
-        settings.ranks.broadcast(model.buffers())  # each rank has its own statistics of batch norm
+        # Each rank has updated the statistics of batch norm with its own part of the last batch.
+        settings.ranks.broadcast(model.buffers())
         start = time.perf_counter()
         metrics = evaluate(
             model,

@@ -1,6 +1,6 @@
 """Splits batches into parts that fit into the memory of the device (--micro-batch).
 
-parts = split_batches(args, model, split, dtype, ranks)     # inputs.BatchParts
+parts = split_batches(args, model, averaged, split, dtype, ranks)     # inputs.BatchParts
 """
 
 import math
@@ -19,11 +19,11 @@ from training.mixed_precision import autocast
 from training.out_of_memory import is_out_of_memory
 
 
-def split_batches(args, model, split, dtype, ranks):
+def split_batches(args, model, averaged, split, dtype, ranks):
     """The BatchParts of a run's arguments, the same on all ranks.
 
-    --micro-batch auto is found on CUDA by trying, elsewhere by the estimate against the free
-    memory. Raises UserError where not even one image fits.
+    averaged: see distributed.place_large. --micro-batch auto is found on CUDA by trying, elsewhere
+    by the estimate against the free memory. Raises UserError where not even one image fits.
     """
     micro_batch = requested_micro_batch(args)
     if micro_batch == 0:
@@ -32,7 +32,7 @@ def split_batches(args, model, split, dtype, ranks):
     shares = data.rank_shares(args.batch_size, ranks.world_size)
     automatic = {}
     if micro_batch is None:
-        micro_batch = _largest_micro_batch(args, model, split, dtype, ranks, max(shares))
+        micro_batch = _largest_micro_batch(args, model, averaged, split, dtype, ranks, max(shares))
         automatic = {"micro_batch": micro_batch}
     if args.freeze_backbone:  # its features are small
         parts = batch_parts(args, ranks)
@@ -59,7 +59,7 @@ def requested_micro_batch(args):
     return 0 if accumulate > micro_batch else args.micro_batch
 
 
-def _largest_micro_batch(args, model, split, dtype, ranks, share):
+def _largest_micro_batch(args, model, averaged, split, dtype, ranks, share):
     """The images of a part if `share` images are split into as few parts as fit.
 
     Raises UserError if not even one image fits.
@@ -72,7 +72,9 @@ def _largest_micro_batch(args, model, split, dtype, ranks, share):
         resident_bytes(part, device, args.resident)
         for part in (split.train, split.val or split.test)
     )
-    loaded = tensor_bytes([*model.parameters(), *model.buffers()])
+    loaded = _bytes_of(model)
+    if averaged is not None and ranks.sharded:  # else it is on the host
+        loaded += _bytes_of(averaged)
     free = max(0, available(device) + loaded - resident)
     # What is not allocated yet, and the share of the memory that is not planned with.
     reserve = need.optimizer + need.average + resident + int((1 - USABLE) * free)
@@ -94,6 +96,10 @@ def _largest_micro_batch(args, model, split, dtype, ranks, share):
             f"GB free: python train_sota.py --dry-run lists what would make it fit"
         )
     return math.ceil(share / parts)
+
+
+def _bytes_of(model):
+    return tensor_bytes([*model.parameters(), *model.buffers()])
 
 
 def fewest_parts(images, fits):

@@ -30,7 +30,9 @@ class Probe(nn.Module):
         needed = ("forward_features", "forward_head", "get_classifier")
         if not all(hasattr(model, name) for name in needed):
             raise UserError(
-                "--freeze-backbone: this model doesn't separate features and head (timm's do)", 2
+                "--freeze-backbone: this model doesn't separate features and head (ResNet-20 to "
+                "110, our ViTs and timm's models do)",
+                2,
             )
         if len(heads) != 1 or isinstance(heads[0], nn.ModuleList):  # distilled, or several branches
             raise UserError("--freeze-backbone: this model has several classifiers", 2)

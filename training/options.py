@@ -138,7 +138,8 @@ TRAINING = (
     Option(
         "--ema-decay",
         number_or_auto(low=0, high=0.999999),
-        "decay of the moving average of weights (0: none); default: over a twentieth of the run",
+        "decay of the moving average of the weights (0: none); default: an average over about a "
+        "twentieth of the run",
     ),
     Option(
         "--patience",
@@ -183,7 +184,7 @@ AUGMENTATION = (
     Option(
         "--mix-per",
         MIX_PER,
-        "draw mixing method and share for each image, or once for a batch",
+        "draw method and mixing ratio for each image, or once for a batch",
         "image",
     ),
     Option("--cutout", COUNT, "side of the square to cut out, in pixels", 0),
@@ -250,7 +251,7 @@ RUN = (
     Option("--config", str, "take arguments from a run's config.json, or from a YAML file"),
 )
 FITTING = (  # of train_sota.py
-    Option("--lora-rank", COUNT, "train adapters of this rank instead of the weights", 0),
+    Option("--lora-rank", COUNT, "train adapters of this rank instead of the weights (0: none)", 0),
     Option(
         "--micro-batch",
         number_or_auto(kind=int, low=0),
@@ -261,6 +262,6 @@ FITTING = (  # of train_sota.py
 )
 PREFLIGHT = (  # of train_sota.py, too
     Option("--dry-run", bool, "print what a step needs and what would make it smaller, and exit"),
-    Option("--gpu-memory", number(above=0), "with --dry-run: GB of the GPU to plan for"),
+    Option("--gpu-memory", number(above=0, high=1e6), "with --dry-run: GB of the GPU to plan for"),
     Option("--smoke", bool, "try everything, also resuming, with a small copy of the model"),
 )

@@ -39,10 +39,14 @@ def resolve(defaults, given):
     try:
         training = saved["training"]
         arguments = dict(training["arguments"])
-        if "micro_batch" in defaults:  # a run of another script splits batches by --accumulate
-            arguments.setdefault("micro_batch", 0)
-        values = defaults | arguments
         origin = dict.fromkeys(defaults, "default") | dict(training["origin"])
+        # Batches are split by --accumulate in the other scripts, and in runs of them.
+        if "micro_batch" in defaults:
+            arguments.setdefault("micro_batch", 0)
+        else:
+            for values in (arguments, origin):
+                values.pop("micro_batch", None)
+        values = defaults | arguments
         training["progress"]["epoch"]  # or KeyError
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{_source(path, used_previous)} is not the last.pt of a run") from error
@@ -100,7 +104,7 @@ def refuse_misfits():
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_misfit(error):
             raise
         reason = first_line(error)

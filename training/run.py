@@ -50,7 +50,11 @@ def open_run(args, split, state, curve, settings, train_batches, saved):
             run.start(train_batches, saved)
             yield run
         except loop.Interrupted:
-            run.end_interrupted()
+            try:
+                run.end_interrupted()
+            except BaseException as error:
+                run.end_failed(error)
+                raise
         except BaseException as error:
             run.end_failed(error)
             of_compiler = args.compile and isinstance(error, torch._dynamo.exc.TorchDynamoException)

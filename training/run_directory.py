@@ -248,9 +248,8 @@ class RunDir:
     def _write_epoch(self, row, contents, to_best, kept):
         self.append_row(row)
         self._write_last(contents)
-        if (
-            to_best is not None
-        ):  # after last.pt, which contains all of it: see resume.open_directory
+        if to_best is not None:
+            # After last.pt, which contains all of it: see resume.open_directory.
             checkpoint.save(to_best(contents), self.path / "best.pt")
         if kept is not None:
             name, to_kept = kept

@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides the curves: images, hyper-parameters, confusion matrix."""
+"""What TensorBoard shows besides the curves: images, hyperparameters, confusion matrix."""
 
 import sys
 
@@ -28,7 +28,7 @@ def write_images(events, batches, card):
 
 
 def write_end(directory, arguments, figures, classes, state):
-    """Writes hyper-parameters and confusion matrix. The run is finished: a full disk is only
+    """Writes hyperparameters and confusion matrix. The run is finished: a full disk is only
     reported.
 
     figures: the final accuracies; classes: names; state.confusion.counts: all zero where the run
