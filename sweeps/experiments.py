@@ -37,6 +37,7 @@ JITTER = "--augment crop,flip,color_jitter --crop-padding zero --jitter 0.4"
 # time, by runs on held-out images (docs/results.md, "Smaller images early in training").
 SMALLER_ALL = "--epochs 10 --progressive 20:0,24:0.35,32:0.65"
 SMALLER_20 = "--epochs 12 --progressive 20:0,24:0.5,32:0.87"
+SMALLER_20_LATER = "--epochs 11 --progressive 20:0,24:0.4,32:0.7"
 SMALLER_18 = "--epochs 6 --progressive 16:0,24:0.5,32:0.85"
 SUBSET = "--limit-train 10000"
 COSINE = "is the cosine better than a linear decay?"
@@ -108,9 +109,11 @@ EXPERIMENTS = {
         "smaller images early in training on 10,000 images",
         {"resnet20": f"{SUBSET} --model resnet20 --epochs 10",
          "resnet20-progressive": f"{SUBSET} --model resnet20 {SMALLER_20}",
+         "resnet20-progressive-11": f"{SUBSET} --model resnet20 {SMALLER_20_LATER}",
          "resnet18": f"{SUBSET} --model resnet18 --epochs 5",
          "resnet18-progressive": f"{SUBSET} --model resnet18 {SMALLER_18}"},
         (("does it change the accuracy of ResNet-20?", "resnet20-progressive", "resnet20"),
+         ("and with more epochs at full size?", "resnet20-progressive-11", "resnet20"),
          ("does it change the accuracy of ResNet-18?", "resnet18-progressive", "resnet18")),
         "--eval-every 3", timed=True),
     "progressive-all": Experiment(
