@@ -159,6 +159,9 @@ def check_files(args):
 
 def compare(args):
     groups, baseline = load_groups(args)
+    if not args.no_figures:
+        for files in figure_files(args, groups).values():
+            figures.check_places(files)
     table = tables.compare(groups, args.columns, baseline, args.against)
     if args.sort:
         table.sort(args.sort, args.reverse)

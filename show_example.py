@@ -110,6 +110,9 @@ def check(args):
         from analysis import figures
 
         figures.check_places([args.output])
+    if args.report and Path(args.output or "").stem in ("config", "summary"):
+        name = Path(args.output).with_suffix(".json").name
+        raise UserError(f"--output {args.output}: --report would overwrite {name}", status=2)
 
 
 def select(args, predictors):
@@ -144,8 +147,11 @@ def show(args, predictors, window):
 
     window: also draw for figures.show.
     """
+    from analysis import figures
     from show import tiles
 
+    directory = predictors[0].path.parent
+    figures.check_places([args.output or directory / "examples.png"])
     selection, name = select(args, predictors)
     classes, file, answers = predictors[0].classes, None, []
     if len(selection.images):
@@ -154,7 +160,7 @@ def show(args, predictors, window):
             answer = tiles.answer(predictor, logits, selection.images, args.topk, args.explain)
             answers.append(answer)
         name += "-explained" if args.explain else ""
-        file = str(args.output or predictors[0].path.parent / f"{name}.png")
+        file = str(args.output or directory / f"{name}.png")
         tiles.draw(answers, selection, classes, file, window)
     images = []
     for i, image in enumerate(selection.names):
@@ -201,8 +207,9 @@ def main(argv=None):
     elif args.report:
         from show import assess
 
-        split = predict.test_split(predictors, args.dataset, args.data_dir)
         file = Path(args.output or first.path.parent / "report.png")
+        figures.check_places([file])
+        split = predict.test_split(predictors, args.dataset, args.data_dir)
         result = assess.report(first, split, file, args.corrupted, window)
         print(json.dumps(result, indent=2) if args.json else assess.summary(result))
         print(f"report: {file} {file.with_suffix('.json')}", file=sys.stderr)

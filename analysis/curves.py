@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis import charts, figures, metrics, replicates
 from analysis.panels import PANELS, SIZES, X_TITLES, Size
-from analysis.styles import MOST, add_legend, line_style, say_empty, style_numbers, subplots
+from analysis.styles import add_legend, line_style, say_empty, style_numbers, subplots
 from common.errors import first_line
 from common.text import printable
 
@@ -105,9 +105,9 @@ def _curves(plt, groups, panels, options):
 def _draw_panel(axis, name, groups, options):
     """Draws a column of all groups and returns the curves that have a name."""
     logarithmic = options.log and not name.endswith("_acc")
-    measured_on = {group.measured_on.removesuffix(" (ema)") for group in groups} - {""}
+    labels, numbers = replicates.curve_labels(groups), style_numbers(groups)
     curves, ends = [], set()
-    for i, (group, number) in enumerate(zip(groups, style_numbers(groups))):
+    for i, (group, label, number) in enumerate(zip(groups, labels, numbers)):
         x, mean, std = (np.asarray(values, dtype=float) for values in group.band(name, options.x))
         if not len(x):
             continue
@@ -135,9 +135,6 @@ def _draw_panel(axis, name, groups, options):
             lowest = 0.5 * smooth.min() if logarithmic else -np.inf
             low, color = np.maximum(smooth - std, lowest), style["color"]
             axis.fill_between(x, low, smooth + std, color=color, alpha=0.15, linewidth=0)
-        label = group.label
-        if len(measured_on) > 1 and len(groups) <= MOST and group.measured_on:
-            label += f", {group.measured_on}"
         curves.append(Curve(label, line, last, x[-1], smooth[-1]))
     axis.set_xlabel(X_TITLES[options.x])
     axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)

@@ -96,6 +96,8 @@ UNCHANGED = {
     "limit_train": 0,
     "limit_test": 0,
     "val_size": 0,
+    "progressive": "none",
+    "repeated_augment": 1,
 }
 
 

@@ -4,6 +4,7 @@ matplotlib is imported when something is drawn.
 """
 
 import io
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -79,6 +80,8 @@ def check_places(paths, option="--output"):
             raise UserError(f"{option} {path}: there is no directory {path.parent}", status=2)
         if path.is_dir():
             raise UserError(f"{option} {path} is a directory", status=2)
+        if not os.access(path.parent, os.W_OK):
+            raise UserError(f"{path} can't be written: give a place for it with {option}", status=2)
 
 
 def save(figure, path, dpi=150):

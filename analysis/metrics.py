@@ -80,7 +80,8 @@ def find_metrics(patterns):
     """The metrics.csv files that paths and patterns name, each once, in order.
 
     A directory without a run stands for the runs in it, its sweeps and its campaigns. Includes
-    files that a run hasn't written yet. Raises UserError for a path without metrics.
+    files that a run hasn't written yet. Raises UserError for a path that doesn't exist, and if
+    there are no metrics at all.
     """
     files_by_path = {}
     for pattern in patterns:
@@ -131,6 +132,7 @@ class Run:
             self.arguments["data_dir"] = _folder(self.arguments.get("data_dir"))
         self.origins = _dict_or_empty(config.get("from"))  # where each argument's value came from
         self.started = _start_time(config)
+        self.conditions = {name: config.get(name) for name in ("precision", "device")}
         family = config.get("family")  # of its model
         self.family = printable(family) if isinstance(family, str) else ""
         self.problem, self.epochs, self.columns, self.evaluation = "", [], {}, ""
@@ -155,7 +157,8 @@ class Run:
                 known = {name: value for name, value in numbers.items() if value is not None}
                 by_epoch.setdefault(int(epoch) if epoch.is_integer() else epoch, {}).update(known)
         if not by_epoch:
-            raise UserError("has no finished epoch")
+            is_starting = self.is_ours and not rows
+            raise UserError(NO_EPOCH_YET if is_starting else "has no finished epoch")
         rows, known = by_epoch.values(), [name for name in header_of if name not in ("", "epoch")]
         columns = {name: [row.get(name) for row in rows] for name in known}
         curves = [name for name in columns if name.endswith(("loss", "acc"))]
@@ -249,7 +252,8 @@ class Run:
         summary = {key: value for key, value in self.summary.items() if _is_number(value)}
         test, parameters = summary.get("test_acc"), summary.get("parameters")
         to90, to95 = summary.get("seconds_to_90"), summary.get("seconds_to_95")
-        if not self.summary and accuracy and len(seconds) == len(self.epochs):
+        # Of our own runs, the summary knows: an unfinished one has no final accuracy yet.
+        if not self.is_ours and accuracy and len(seconds) == len(self.epochs):
             to90, to95 = (self._seconds_to(share * accuracy[-1]) for share in (0.9, 0.95))
         return {
             "epochs": self._epochs_trained(),

@@ -97,15 +97,24 @@ class Experiment:
 
     @property
     def data(self):
-        """The datasets, by the names that experiment.json gives to folders."""
+        """The datasets, by the names that experiment.json gives to folders, and their limits."""
         names = self.about.get("data", {})
         data_sets = {}
         for config in self.configs:
             arguments = config["arguments"]
             folder = arguments["dataset"] == "folder"
             name = arguments["data_dir"] if folder else arguments["dataset"]
-            data_sets[names.get(name, name)] = True
+            name, limit = names.get(name, name), arguments.get("limit_train")
+            data_sets[f"{limit:,} training images of {name}" if limit else name] = True
         return ", ".join(data_sets)
+
+    @property
+    def threads(self):
+        """Such as "2 threads"; "" on another device than a CPU."""
+        if not all(config["device"].startswith("cpu") for config in self.configs):
+            return ""
+        numbers = dict.fromkeys(config["threads"] for config in self.configs)
+        return f"{', '.join(map(str, numbers))} thread{'' if [*numbers] == [1] else 's'}"
 
     @property
     def commits(self):

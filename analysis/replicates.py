@@ -133,6 +133,11 @@ class Group:
         names = _compared_names(self.runs)
         return [name for name in names if self.argument(name) == SEVERAL]
 
+    def conditions(self, name):
+        """The values of the counted runs' "precision" or "device", each once."""
+        known = [run.conditions[name] for run in self.counted if run.conditions[name]]
+        return list(dict.fromkeys(map(str, known)))
+
     def scalar(self, name):
         """MeanStd of one of the runs' scalars, or None."""
         return summarize(run.scalars.get(name) for run in self.counted)
@@ -156,6 +161,14 @@ class Group:
         if len(curves) == 1:
             return at, means, ()
         return at, means, tuple(_fast_std(*pair) for pair in zip(values, means))
+
+
+def curve_labels(groups):
+    """A label for each group's curve, with what was evaluated where that differs."""
+    kinds = {group.measured_on.removesuffix(" (ema)") for group in groups} - {""}
+    if len(kinds) < 2:
+        return [group.label for group in groups]
+    return [", ".join(filter(None, (group.label, group.measured_on))) for group in groups]
 
 
 def _fast_std(values, mean):

@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from string import Template
 
-from analysis import figures, tables
+from analysis import figures, replicates, tables
 from analysis.panels import PANELS
 from common.errors import UserError
 from common.text import printable
@@ -86,8 +86,8 @@ def _plot(groups):
     for cell, (name, title) in enumerate(panels.items()):
         figure.update_yaxes(title_text=title, row=cell // 2 + 1, col=cell % 2 + 1)
         figure.update_xaxes(title_text="epoch", row=cell // 2 + 1, col=cell % 2 + 1)
-        for i, group in enumerate(groups):
-            for trace in _traces(group, i, name, every):
+        for i, (group, label) in enumerate(zip(groups, replicates.curve_labels(groups))):
+            for trace in _traces(group, label, i, name, every):
                 trace.showlegend = trace.hoverinfo != "skip" and i not in in_legend
                 in_legend.add(i)
                 figure.add_trace(trace, row=cell // 2 + 1, col=cell % 2 + 1)
@@ -105,7 +105,7 @@ def _plot(groups):
     return plotly.io.to_html(figure, **options), every
 
 
-def _traces(group, i, name, every):
+def _traces(group, label, i, name, every):
     """plotly's traces of group i: its curve, and the band of several seeds; [] without values."""
     from plotly.graph_objects import Scatter
 
@@ -118,7 +118,7 @@ def _traces(group, i, name, every):
     curve = Scatter(
         x=x,
         y=mean,
-        name=html.escape(group.label, quote=False),
+        name=html.escape(label, quote=False),
         legendgroup=str(i),
         mode="lines" if len(x) > 1 else "markers",
         customdata=std or None,

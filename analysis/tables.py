@@ -232,6 +232,10 @@ def _sentences(groups, baseline, against, common, shows_best):
         if group.varying:
             names = ", ".join(group.varying[:3]) + (", …" if len(group.varying) > 3 else "")
             yield printable(f"{group.name}: its runs differ not only in the seed ({names}).")
+        for name in ("precision", "device"):
+            values = group.conditions(name)
+            if len(values) > 1:
+                yield printable(f"{group.name}: its runs differ in {name} ({', '.join(values)}).")
     test_images = replicates.test_images(groups)
     if len(test_images) > 1:
         names = "; ".join(test_images)
@@ -241,8 +245,8 @@ def _sentences(groups, baseline, against, common, shows_best):
     if baseline:
         yield printable(
             f"Differences are from {baseline.name}, in points of accuracy: of the seeds that both "
-            "have, paired if these are two or more, else of the means. Intervals are 95 %, by "
-            "Student's t."
+            "have, or of the means if there are none, or only one although both have several. "
+            "Intervals are 95 %, by Student's t."
         )
     if against == "documents":
         yield (

@@ -127,7 +127,8 @@ def measure_epoch(args, device):
         plain_model = create(compiled=False, memory_format=torch.contiguous_format)
         loader = _loader(PilDataset(examples, image_size=size), args)
         functions[PLAIN] = _plain_epoch(plain_model, loader, device)
-    setting = f"batch {args.batch_size}, {len(batches)} steps, amp {args.amp}"
+    precision = mixed_precision.name(dtype)
+    setting = f"batch {args.batch_size}, {len(batches)} steps, {precision}"
     print(f"an epoch of {name}, {size} px, {setting}{', compiled' if args.compile else ''}:")
     seconds = measure.in_turn(device, args.rounds, **functions)
     _report(seconds, len(batches) * args.batch_size, FIT)
@@ -241,7 +242,8 @@ def measure_checkpoint(args, device):
         seconds = measure.in_turn(device, args.rounds, **functions)
         run.close()
     epoch = f"{args.images:,} images in batches of {args.batch_size} ({steps} times a step)"
-    print(f"{name}: last.pt {size / 2**20:.0f} MB, with best.pt; an epoch is {epoch}")
+    model_name = f"{name} in {mixed_precision.name(dtype)}"
+    print(f"{model_name}: last.pt {size / 2**20:.0f} MB, with best.pt; an epoch is {epoch}")
     _print_saves(seconds, steps, size, extra_bytes)
 
 

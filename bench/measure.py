@@ -1,6 +1,6 @@
 """Timing, and the training step that is timed.
 
-seconds = in_turn(device, 5, ours=step, theirs=other_step)     # {name: [seconds of each round]}
+seconds = in_turn(device, 5, ours=step, theirs=other_step)     # {name: [seconds of a call]}
 print(spread(seconds["ours"]), ratio(seconds, "ours", "theirs"))
 """
 
@@ -22,34 +22,39 @@ MIN_ROUND = 0.1  # seconds: a quick function is repeated until it has taken as l
 SIDES = {"cuda": (4096, 8192, 12288), "cpu": (1024, 2048), "mps": (2048, 4096)}  # of matrices
 
 
-def in_turn(device, rounds, **functions):
-    """{name: seconds of each round}. A round calls all functions; the first doesn't count."""
-    seconds = {name: [] for name in functions}
-    for _ in range(rounds + 1):
+def in_turn(device, rounds, min_round=0.0, **functions):
+    """{name: seconds of a call, in each round}. A round calls all functions, one after another.
+
+    The first round doesn't count. min_round: seconds; quick functions are called repeatedly.
+    """
+    seconds, calls = {name: [] for name in functions}, {}
+    for name, function in functions.items():
+        timed(device, function)  # the first call chooses kernels and allocates memory
+        calls[name] = _calls(device, function, min_round) if min_round else 1
+    for _ in range(rounds):
         for name, function in functions.items():
-            seconds[name].append(timed(device, function))
-    return {name: values[1:] for name, values in seconds.items()}
+            seconds[name].append(timed(device, function, calls[name]))
+    return seconds
 
 
-def timed(device, function):
-    """Seconds that a call takes until the device has finished."""
+def timed(device, function, calls=1):
+    """Seconds that a call takes until the device has finished, the mean of several."""
     devices.synchronize(device)
     start = time.perf_counter()
-    function()
+    for _ in range(calls):
+        function()
     devices.synchronize(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls
+
+
+def _calls(device, function, min_round):
+    """How many calls take min_round seconds, at most 100."""
+    return max(1, min(100, round(min_round / max(timed(device, function), 1e-6))))
 
 
 def repeated(device, rounds, function):
     """Seconds of one call, in each round; a quick function is called up to 100 times in a round."""
-    timed(device, function)  # the first call chooses kernels and allocates memory
-    calls = max(1, min(100, round(MIN_ROUND / max(timed(device, function), 1e-6))))
-
-    def call_repeatedly():
-        for _ in range(calls):
-            function()
-
-    return [timed(device, call_repeatedly) / calls for _ in range(rounds)]
+    return in_turn(device, rounds, MIN_ROUND, function=function)["function"]
 
 
 def spread(values, style=".2f"):
@@ -71,7 +76,7 @@ def print_steps(title, steps, args, device):
     """Prints milliseconds of two training steps, on 32x32 images of 100 classes, and the ratio."""
     batch = ready_batch(args.batch_size, 32, 100, device)
     first, second = (partial(step, *batch) for step in steps)
-    seconds = in_turn(device, args.rounds, first=first, second=second)
+    seconds = in_turn(device, args.rounds, MIN_ROUND, first=first, second=second)
     ms = [1000 * statistics.median(values) for values in seconds.values()]
     result = ratio(seconds, "first", "second")
     print(f"{title}{ms[0]:>9.1f}{ms[1]:>9.1f}  {result}", flush=True)

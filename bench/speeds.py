@@ -256,7 +256,7 @@ def _largest_that_fits(case, part, batch_size, rounds):
 def _speed(case, part, batch_size, rounds):
     """The measured values of a part of a row."""
     device, dtype = case.device, case.dtype
-    measure.reset_peak(device)
+    is_measured = measure.reset_peak(device)
     model = measure.to_device(case.create(), device, dtype)
     inputs, targets = measure.ready_batch(batch_size, case.size, case.classes, device)
     if part == "train":
@@ -278,7 +278,7 @@ def _speed(case, part, batch_size, rounds):
         "us_per_image": 1e6 * median / batch_size,
         "images_per_second": batch_size / median,
         "flops_per_second": flops * batch_size / median,
-        "peak_memory_bytes": measure.peak(device),
+        "peak_memory_bytes": measure.peak(device) if is_measured else None,
     }
 
 

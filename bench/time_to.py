@@ -69,10 +69,10 @@ def plan(args):
     given["model"] = name
     resolved, _ = arguments.resolve(parser, given=dict(given))
     check_arguments(resolved, None, Ranks(devices.select_device(resolved.device)))
-    label = f"{resolved.dataset}-{name.replace('/', '_')}"
-    root = Path(args.output_dir or f"runs/time-to/{label}")
+    label = name.replace("/", "_")
+    root = Path(args.output_dir or f"runs/time-to/{resolved.dataset}-{label}")
     return [
-        plans.make_run(name, root / f"s{seed}", script, given | {"seed": seed}, parser)
+        plans.make_run(name, root / f"{label}-s{seed}", script, given | {"seed": seed}, parser)
         for seed in range(args.runs)
     ]
 

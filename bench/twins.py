@@ -11,6 +11,7 @@ from training import mixed_precision
 
 def print_table(args, device):
     dtype = mixed_precision.amp_dtype(args.amp, device)
+    print(f"training steps of {args.batch_size} images in {mixed_precision.name(dtype)}:")
     measure.print_headings(f"{'model':<20}", "ours", "timm")
     for name in args.models:
         steps = []

@@ -113,7 +113,7 @@ def run(main):
         if isinstance(stream, io.TextIOWrapper):  # names may have signs that its encoding lacks
             stream.reconfigure(errors="backslashreplace")
     status = _exit_status(main)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         # A gloo thread that frees a tensor during the interpreter's shutdown aborts the process
         # (github.com/pytorch/pytorch/issues/190489), and torchrun would then stop the other ranks.
         sys.stdout.flush()

@@ -234,14 +234,22 @@ def adjust_hue(x, turn):
 def draw_jitter(generator, count, shape, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0):
     """What `adjust_color` takes, each (B, 1, 1, 1), or None where the strength is 0.
 
-    Three factors in [1 - strength, 1 + strength], and a turn in [-hue, hue] (1: the full circle).
+    Three factors in [1 - strength, 1 + strength], from 0 on as in torchvision, and a turn in
+    [-hue, hue] (1: the full circle).
     """
     draws = rand(generator, count, 4, low=-1.0, high=1.0).unbind(1)
     factors = [
-        per_image((1 + strength * draw).clamp_(min=0)) if strength else None
+        per_image(_jitter_factor(strength, draw)) if strength else None
         for strength, draw in zip((brightness, contrast, saturation), draws)
     ]
     return *factors, per_image(hue * draws[3]) if hue else None
+
+
+def _jitter_factor(strength, draw):
+    """A draw from [-1, 1] as a factor."""
+    if strength > 1:
+        return (draw + 1) * ((1 + strength) / 2)
+    return 1 + strength * draw
 
 
 def adjust_color(images, *factors):

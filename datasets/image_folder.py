@@ -88,7 +88,7 @@ def _part(images, start, stop):
 def _read_cache(path, listing, notes):
     try:
         return folder_cache.read(path, listing.digest)
-    except UserError as error:
+    except (OSError, UserError) as error:
         notes.append(f"the cache is rebuilt: {error}")
         return None
 
@@ -268,7 +268,8 @@ def _open_image(path):
 
     image = Image.open(path)
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"it claims {image.width}x{image.height} pixels")
+        limit = f"more than the limit of {MAX_PIXELS:,}"
+        raise ValueError(f"it claims {image.width}x{image.height} pixels, {limit}")
     return image
 
 
@@ -292,7 +293,8 @@ def square(image, size):
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of gray, which convert would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    image = image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)

@@ -28,7 +28,7 @@ def check_drop_path(rate):
 
 
 def drop_path_rates(rate, depth):
-    """The rates of `depth` blocks, growing linearly from 0 to `rate` (arXiv 1603.09382 §3)."""
+    """The rates of `depth` blocks, linear from 0 to `rate`, after arXiv 1603.09382 §3."""
     check_drop_path(rate)
     return [rate * i / max(1, depth - 1) for i in range(depth)]
 
@@ -99,11 +99,12 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, in_channels, out_channels):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+        self.product_on = "cpu"  # None: nowhere
 
     def forward(self, x):
         height, width = x.shape[-2:]
         is_slow = height * width <= SMALL_MAP and self.out_channels >= WIDE
-        if not (is_slow and self.training and x.device.type == "cpu"):
+        if not (is_slow and self.training and x.device.type == self.product_on):
             return super().forward(x)
         x = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
         patches = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]

@@ -5,7 +5,7 @@
 The strengths are those of CIFAR-10-C where the operation is the same. Blur and motion are given in
 pixels of a 32 px image and scale with it. Snow, frost and glass blur are left out (frost needs
 photographs); saturation is from the paper's extra set. What an image's corruption draws depends on
-the corruption, the strength and its place in the batch, so accuracies can be compared between
+the corruption, the strength and its place among the images, so accuracies can be compared between
 models here, but not with published results on CIFAR-10-C.
 """
 
@@ -22,15 +22,20 @@ from data import derive_seed
 STRENGTHS = (1, 2, 3, 4, 5)
 
 
-def corrupt(images, name, strength):
+def generator(name, strength):
+    """What the first image draws from, and the next ones after it."""
+    return torch.Generator().manual_seed(derive_seed(0, strength, f"corruption {name}"))
+
+
+def corrupt(images, name, strength, draws=None):
     """uint8 (B, 3, H, W) -> the same, corrupted; deterministic.
 
-    name: a key of CORRUPTIONS; strength: 1 to 5.
+    name: a key of CORRUPTIONS; strength: 1 to 5; draws: the `generator` of these that earlier
+    images have drawn from (None: there are none).
     """
     function, values = CORRUPTIONS[name]
-    generator = torch.Generator().manual_seed(derive_seed(0, strength, f"corruption {name}"))
     x = images.contiguous().float() / 255
-    return _to_uint8(function(x, values[strength - 1], generator))
+    return _to_uint8(function(x, values[strength - 1], draws or generator(name, strength)))
 
 
 def _to_uint8(x):

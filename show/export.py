@@ -4,7 +4,8 @@
 
 ONNX and TorchScript files take uint8 RGB images (B, 3, S, S) and give logits (B, K): they contain
 the normalization. safetensors holds the weights only; its metadata and README describe the rest.
-Each file is read back and its logits compared with the checkpoint's before it counts as written.
+Each file is read back and its logits compared with the checkpoint's before it counts as written
+(ONNX: if onnxruntime is installed).
 """
 
 import copy

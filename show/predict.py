@@ -18,8 +18,9 @@ from common.text import printable
 from datasets import image_folder
 from datasets.pipeline import Pipeline
 from models.weights import are_statistics, load_checkpoint
+from training.out_of_memory import is_out_of_memory
 
-BATCH = 250
+BATCH = 250  # images at a time; fewer where they don't fit into memory
 EXPLAINED = 16  # images at a time: gradients, or an attention matrix for each head
 MAX_SIDE = 4096  # pixels: a larger image size is damaged or hostile
 
@@ -39,6 +40,7 @@ class Predictor:
         self.image_size = self.card["image_size"]
         self.pipeline = Pipeline(self.card["mean"], self.card["std"], self.image_size)
         self.name = printable(self.path.resolve().parent.name)
+        self.batch_size = BATCH
 
     def standing(self):
         """(test accuracy of these weights in percent, from their run, or None; which weights)."""
@@ -58,10 +60,20 @@ class Predictor:
         """Normalized float (N, 3, S, S) on the model's device."""
         return self.pipeline(images.to(self.device), None)[0]
 
-    @torch.no_grad()
     def logits(self, images):
-        """float32 (N, K) on the CPU."""
-        batches = images.split(BATCH)
+        """float32 (N, K) on the CPU. Raises UserError if even one image needs too much memory."""
+        while True:
+            try:
+                return self._logits(images.split(self.batch_size))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.batch_size == 1:
+                    raise UserError(f"{self.path}: {self.device} has too little memory") from error
+            self.batch_size //= 2  # here, where the failed batch is no longer held
+
+    @torch.no_grad()
+    def _logits(self, batches):
         return torch.cat([self.model(self.inputs(batch)).float().cpu() for batch in batches])
 
     def explain(self, images, classes):

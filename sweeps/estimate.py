@@ -109,7 +109,9 @@ def cost(args):
     steps = args.epochs * (train_images // args.batch_size)
     trained = steps * args.batch_size * _share_of_work(args, steps)
     evaluations = math.ceil(args.epochs / args.eval_every) * (1 if args.ema_decay == 0 else 2)
-    evaluated = evaluations * eval_images + args.eval_train * train_images
+    evaluated = evaluations * eval_images
+    if args.eval_train:
+        evaluated += train_images
     return (trained * step + evaluated * evaluation) / images, images / step
 
 

@@ -65,7 +65,8 @@ def publish(directories, target, about, with_training=False):
             trainings.add(reference.short_training(*given_arguments(config)))
     if not about["command"]:
         script = config["command"].split(" ")[0]
-        repeat = f"python {Path(script).name} --config {target.parent.name}/{target.name}"
+        place = Path(target.parent.name) / target.name
+        repeat = f"python {Path(script).name} --config {place.as_posix()}"
         about = about | {"command": f"{repeat}/<run>/config.json"}
     restore(target)
     refuse_other_contents(target, runs)

@@ -169,7 +169,8 @@ def _summary(experiments, missing):
     experiments = [one for one in experiments if not one.progress or one.seeds > 1]
     for experiment in experiments:
         link = f"[{experiment.name}](results/README.md#{experiment.name})"
-        link += f", {experiment.progress}" if experiment.progress else ""
+        seeds = ", ".join(dict.fromkeys(f"n = {row['n']}" for row in experiment.rows))
+        link = ", ".join(filter(None, (link, experiment.progress or seeds, experiment.threads)))
         accuracies = [f"{row['experiment']} {_accuracy(row)}" for row in experiment.rows]
         accuracies += [experiment.selection] if experiment.selection else []
         differences = [

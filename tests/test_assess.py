@@ -31,6 +31,15 @@ def test_bins_hold_every_image_once_and_give_the_calibration_error():
     assert result["calibration_error"] == pytest.approx(sum(gaps) / 500, abs=1e-3)
 
 
+def test_the_surest_answers_share_a_bin():
+    """100 images with confidence 1, of which 96 are right, and 100 with 0.95, of which 99 are."""
+    logits = torch.tensor([[200.0, 0.0]] * 100 + [[torch.tensor(19.0).log(), 0.0]] * 100)
+    labels = torch.tensor([1] * 4 + [0] * 96 + [1] + [0] * 99)
+    result = assess.classification(logits, labels, 2)
+    assert [each["images"] for each in result["bins"]] == [200]
+    assert result["calibration_error"] == pytest.approx(0, abs=1e-4)
+
+
 def test_the_report_is_written_and_reproducible(tmp_path, monkeypatch, few_shapes, capsys):
     monkeypatch.setattr(shapes, "load_shapes", lambda: few_shapes)
     few = {name: corruptions.CORRUPTIONS[name] for name in ("contrast", "jpeg")}

@@ -263,7 +263,10 @@ def test_color_jitter(strengths):
     draws = rand(seeded(), 24, 4, low=-1, high=1)
 
     def reference(image, draw):
-        factors = [max(0.0, 1 + strength * float(d)) for strength, d in zip(strengths[:3], draw)]
+        # From [max(0, 1 - strength), 1 + strength], as torchvision's ColorJitter draws them.
+        lows = [max(0.0, 1 - strength) for strength in strengths[:3]]
+        ends = [(low, 1 + strength) for low, strength in zip(lows, strengths)]
+        factors = [low + (high - low) * (float(d) + 1) / 2 for (low, high), d in zip(ends, draw)]
         image = tvf.adjust_brightness(image / 255, factors[0])
         image = tvf.adjust_saturation(tvf.adjust_contrast(image, factors[1]), factors[2])
         return 255 * tvf.adjust_hue(image, strengths[3] * float(draw[3]))

@@ -151,3 +151,10 @@ def test_trivial_augment(bins):
 
     out = auto_augment.trivial_augment(images, seeded(), bins)
     assert_nearly_equal(out, one_by_one(reference, images, rand(seeded(), 96, 3)))
+
+
+def test_the_smallest_images_have_only_a_border_to_sharpen():
+    images = torch.randint(0, 256, (3, 3, 2, 2), dtype=torch.uint8)
+    op = torch.full((3,), OPERATIONS.index("sharpness"))
+    assert torch.equal(operate(images.clone(), op, torch.full((3,), 0.9)), images)
+    assert torch.equal(tvf.adjust_sharpness(images, 1.9), images)

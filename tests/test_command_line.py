@@ -104,3 +104,14 @@ def test_a_reader_that_has_ended_is_no_error_message():
     process = start_help(writing)
     os.close(writing)
     assert process.communicate()[1] == "" and process.returncode == 1
+
+
+def test_a_wrong_number_of_processes_is_no_traceback():
+    """torchrun's WORLD_SIZE, set by hand."""
+    command = [sys.executable, ROOT / "train.py", "--dataset", "shapes"]
+    variables = {"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | variables | place
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "two" in done.stderr

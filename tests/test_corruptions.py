@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from show.corruptions import CORRUPTIONS, STRENGTHS, corrupt
+from show.corruptions import CORRUPTIONS, STRENGTHS, corrupt, generator
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -74,3 +74,12 @@ def test_defocus_blur_spreads_a_point_evenly():
     blurred = corrupt(point, "defocus_blur", 4).float()
     assert blurred[0, 0, 16, 16] == blurred[0, 0, 15, 16]
     assert blurred.sum() == pytest.approx(3 * 255, rel=0.02)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_blocks_are_corrupted_as_all_images_at_once(name):
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    draws = generator(name, 3)
+    blocks = [corrupt(block, name, 3, draws) for block in images.split(2)]
+    assert not torch.equal(blocks[0], blocks[1])
+    assert torch.equal(blocks[0], corrupt(images[:2], name, 3))

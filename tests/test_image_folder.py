@@ -113,7 +113,7 @@ REASONS = {
     "text": "cannot identify image file)",
     "empty": "cannot identify image file)",
     "vast": "pixels",
-    "large": "it claims 8000x8000 pixels)",
+    "large": "it claims 8000x8000 pixels, more than the limit of 50,000,000)",
 }
 
 

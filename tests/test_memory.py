@@ -16,6 +16,7 @@ import models
 import train_sota
 from common import free_memory
 from models import lora
+from models.layers import Conv3x3
 from training import fitting, inputs, memory, optimizers, out_of_memory
 from training.distributed import Ranks, gather, shard
 
@@ -77,6 +78,16 @@ def test_activations_are_what_a_real_step_keeps(name, dtype):
     copies = 2 * sum(layer.weight.numel() for layer in layers) if dtype else 0
     statistics = sum(8 * m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     assert fixed == pytest.approx(copies + statistics, rel=0.05, abs=500)
+
+
+def test_patches_are_kept_on_a_cpu_only():
+    layers = nn.Sequential(nn.Conv2d(3, 512, 1), Conv3x3(512, 512), nn.Flatten())
+    bytes_of = {
+        device: memory.activations(copy.deepcopy(layers), 4, device=device, dtype=None)[1]
+        for device in ("cpu", "cuda")
+    }
+    patches, inputs = 4 * 9 * 512 * 16, 4 * 512 * 16
+    assert bytes_of["cpu"] - bytes_of["cuda"] == patches - inputs
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "resnet20"])

@@ -6,6 +6,7 @@ import pytest
 from helpers.samples import HEADER, write
 
 from analysis import metrics
+from analysis.metrics import NO_EPOCH_YET
 from common.errors import UserError
 
 
@@ -155,6 +156,19 @@ def test_status_of_a_run_that_is_not_whole(tmp_path):
     broken = read(run)
     assert broken.status.startswith("broken: ")
     assert broken.curve("eval_acc") == ((), ()) and broken.scalars["last"] is None
+
+
+def test_a_run_in_its_first_epoch_is_running(tmp_path):
+    run = write(tmp_path / "a", arguments={"seed": 0})
+    header = (run / "metrics.csv").read_text().split("\n")[0]
+    for contents in ("", f"{header}\n"):
+        (run / "metrics.csv").write_text(contents)
+        assert read(run).status == "running" and read(run).problem == NO_EPOCH_YET
+
+
+def test_a_run_of_ours_has_no_final_accuracy_before_its_end(tmp_path):
+    assert read(write(tmp_path / "a", arguments={"seed": 0})).scalars["to90"] is None
+    assert read(write(tmp_path / "b")).scalars["to90"] is not None
 
 
 def test_scalars_by_hand(tmp_path):

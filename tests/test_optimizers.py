@@ -32,6 +32,8 @@ def test_groups_respect_no_weight_decay_and_frozen_parameters():
     model.no_weight_decay = lambda: {"weight"}
     (group,) = param_groups(model, 0.1)
     assert group["weight_decay"] == 0 and len(group["params"]) == 2
+    model.no_weight_decay = lambda: {"w*"}  # as in timm's xcit
+    assert [group["weight_decay"] for group in param_groups(model, 0.1)] == [0]
     model.bias.requires_grad_(False)
     (group,) = param_groups(model, 0.1)
     assert [p.shape for p in group["params"]] == [(2, 3)]

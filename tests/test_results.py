@@ -121,7 +121,7 @@ def test_the_pages_say_how_many_seeds_are_measured(runs, monkeypatch):
         assert "| x | a title (the other seeds) | `python sweep.py campaign --only x` |" in overview
         assert f"a title ({count} of 3 seeds)" in page
         assert "Not measured: x (the other seeds)." in readme
-        assert ("[x](results/README.md#x), 2 of 3 seeds |" in readme) == (count == 2)
+        assert ("[x](results/README.md#x), 2 of 3 seeds, " in readme) == (count == 2)
         assert ("alpha" in readme) == (count == 2)
 
 

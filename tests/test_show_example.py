@@ -216,3 +216,37 @@ def test_class_names_can_not_control_the_terminal_in_a_report():
     summary = assess.summary(result | {"dataset": "\33[2J", "weights": "\33[2J"})
     assert len(summary.splitlines()) == 5
     assert all(line.isprintable() for line in summary.splitlines())
+
+
+def test_batches_become_smaller_until_they_fit(path, few_shapes, monkeypatch):
+    predictor, sizes = predict.Predictor(path, CPU), []
+    expected, model = predictor.logits(few_shapes.test.images), predictor.model
+
+    def limited(inputs):
+        sizes.append(len(inputs))
+        if len(inputs) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return model(inputs)
+
+    monkeypatch.setattr(predictor, "model", limited)
+    limit = 20
+    torch.testing.assert_close(predictor.logits(few_shapes.test.images), expected)
+    assert sizes == [100, 100, 62, 31, *[15] * 6, 10]
+    limit = 0
+    with refused(f"{path}: cpu has too little memory"):
+        predictor.logits(few_shapes.test.images)
+
+
+@pytest.mark.parametrize("name", ["summary", "config"])
+def test_a_report_does_not_overwrite_a_file_of_the_run(path, name):
+    arguments = ["--checkpoint", str(path), "--report", "--output", f"{name}.png"]
+    with refused(f"--output {name}.png: --report would overwrite {name}.json"):
+        show_example.main(arguments)
+
+
+def test_a_place_that_is_not_writable_is_named_before_any_work(path, monkeypatch):
+    monkeypatch.setattr(figures.os, "access", lambda directory, mode: False)
+    with refused(f"{path.parent}/report.png can't be written: give a place for it with --output"):
+        show_example.main(["--checkpoint", str(path), "--report", "--device", "cpu"])
+    with refused(f"{path.parent}/examples.png can't be written: give a place"):
+        show_example.main(["--checkpoint", str(path), "--device", "cpu"])

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import shutil
 import subprocess
 
@@ -167,6 +168,17 @@ def test_a_value_that_a_run_lacks_is_a_dash_but_not_in_csv(tmp_path):
     table = tables.compare(groups_in(tmp_path), ["run", "train_clean"])
     assert table.render("csv") == "run,train_clean\na,99.5\nb,\n"
     assert "| --: |" in table.render("markdown")
+
+
+def test_a_mean_over_precisions_or_devices_says_so(tmp_path):
+    write_seeds(tmp_path, "a", [90.0, 92.0])
+    for seed, precision in enumerate(("float32", "bfloat16")):
+        path = tmp_path / f"a-s{seed}" / "config.json"
+        config = json.loads(path.read_text()) | {"precision": precision, "device": "cpu"}
+        path.write_text(json.dumps(config))
+    sentences = tables.compare(groups_in(tmp_path)).sentences
+    assert "a: its runs differ in precision (float32, bfloat16)." in sentences
+    assert not any("in device" in sentence for sentence in sentences)
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")

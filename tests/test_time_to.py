@@ -53,9 +53,9 @@ def time_runs(train, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_runs_are_trained_resumed_and_kept(time_runs, tmp_path, capsys):
     options = ["--model", MODEL, *TRAINING, "--seed", 0, "--tta", "flip"]
-    time_runs.train(*options, output="s0", stop_after=2)
+    time_runs.train(*options, output=f"{MODEL}-s0", stop_after=2)
     report = time_runs("--runs", 2)
-    assert time_runs.started == [("s0", "interrupted"), ("s1", "new")]
+    assert time_runs.started == [(f"{MODEL}-s0", "interrupted"), (f"{MODEL}-s1", "new")]
     assert [one["seed"] for one in report["runs"]] == [0, 1]
     assert [one["resumed"] for one in report["runs"]] == [1, 0]
     for one in report["runs"]:
@@ -140,10 +140,10 @@ def test_what_cannot_run_is_refused_before_any_work(argv, message, tmp_path, mon
 
 
 def test_a_run_with_other_arguments_is_refused(tmp_path):
-    (tmp_path / "s0").mkdir()
+    (tmp_path / "airbench94-s0").mkdir()
     given = {"model": "airbench94", "epochs": 3}
-    files.write_json(tmp_path / "s0/config.json", {"arguments": given, "from": {}})
-    with refused(f"{tmp_path}/s0 holds another run: --epochs is 3 there, not 5"):
+    files.write_json(tmp_path / "airbench94-s0/config.json", {"arguments": given, "from": {}})
+    with refused(f"{tmp_path}/airbench94-s0 holds another run: --epochs is 3 there, not 5"):
         benchmark.main(["time-to", "--output-dir", str(tmp_path), "--", "--epochs", "5"])
 
 

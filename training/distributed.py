@@ -32,7 +32,8 @@ from training.sync_batch_norm import sync_batch_norm
 # One rank may decode a folder or write gigabytes to a slow disk while the others wait; the
 # default of nccl is ten minutes.
 TIMEOUT = timedelta(hours=2)
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by torchrun, as well as
+# Both are set by torchrun.
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 MASTER = ("MASTER_ADDR", "MASTER_PORT")
 
 
@@ -249,7 +250,7 @@ def _prepare(model, ranks, dtype, sync_bn):
 
 
 def shard(model, ranks):
-    """Leaves each rank a shard of every parameter, on its device (FSDP2, arXiv 2304.11277).
+    """Leaves each rank a shard of every parameter, on its device (FSDP2; arXiv 2304.11277 is FSDP).
 
     Raises UserError for scalar parameters (timm's dm_nfnet), which can't be sharded.
     """

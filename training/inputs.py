@@ -44,6 +44,8 @@ class Inputs:
         size = min(self.split.train.shape[2:])
         if "random_resized_crop" in transforms:
             size = min(size, args.image_size)
+        if "crop" in transforms and size == 1:
+            raise UserError("--augment crop: the images have 1 px", 2)
         if args.crop_pixels >= size:
             problem = f"must be smaller than the images of {size} px that are cropped"
             raise UserError(f"--crop-pixels {args.crop_pixels} {problem}", 2)

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 import models
 from models import lora
+from models.layers import Conv3x3
 from models.weights import classifier_keys
 from training.distributed import local_tensor
 from training.initial_model import model_options
@@ -98,6 +99,9 @@ def activations(model, image_size, *, device, dtype):
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         _replace_tensors(model.train(), lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
+        for module in model.modules():
+            if isinstance(module, Conv3x3) and device != "cpu":
+                module.product_on = None
         # Batch norm needs two images at least.
         few, many = (
             saved_bytes(model, torch.empty(n, 3, image_size, image_size), dtype, as_on=device)

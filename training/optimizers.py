@@ -3,6 +3,7 @@ add an optimizer: its defaults in OPTIMIZERS, its number of STATES, and a branch
 `build_optimizer`."""
 
 import difflib
+import fnmatch
 import inspect
 
 import torch
@@ -34,7 +35,8 @@ OPTIMIZERS = {
     "muon_sgd": dict(lr=0.24, momentum=0.6, weight_decay=4e-3),
 }
 # fmt: on
-# Tensors of a weight's size that each keeps per weight, for the estimate of training/memory.py.
+# Tensors of a weight's size that each keeps per weight, for the estimate of training/memory.py;
+# of the few weights that Muon leaves to AdamW, two.
 STATES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1, "muon_sgd": 1}
 
 
@@ -132,7 +134,8 @@ def build_optimizer(name, groups, lr, momentum=0.9, fused=True, nesterov=True):
     if name == "adamw":
         return torch.optim.AdamW(groups, lr, betas=(momentum, 0.999), fused=fused)
     if name == "muon":
-        # Filters are flattened to matrices; groups of muon_groups and depthwise filters use AdamW.
+        # Filters are flattened to matrices. Depthwise filters and groups of muon_groups with
+        # "use_fallback" get timm's AdamW: with Nesterov momentum NAdamW, with betas 0.9 and 0.95.
         return Muon(groups, lr, momentum=momentum, nesterov=nesterov)
     if name == "muon_sgd":
         return MuonSGD(groups, lr, momentum=momentum)
@@ -182,10 +185,15 @@ def param_groups(model, weight_decay, layer_decay=1.0, optimizer=None):
     trainable = [
         (name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in own
     ]
-    decayed = [p for name, p in trainable if p.ndim > 1 and name not in exempt]
-    plain = [p for name, p in trainable if p.ndim <= 1 or name in exempt]
+    decayed = [p for name, p in trainable if _has_decay(name, p, exempt)]
+    plain = [p for name, p in trainable if not _has_decay(name, p, exempt)]
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
     return check_groups([group for group in groups + own_groups if group["params"]], model)
+
+
+def _has_decay(name, parameter, exempt):
+    """exempt: names and patterns, such as timm's pos_embed.*"""
+    return parameter.ndim > 1 and not any(fnmatch.fnmatchcase(name, one) for one in exempt)
 
 
 def _layer_groups(model, weight_decay, layer_decay, exempt):
