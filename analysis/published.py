@@ -118,7 +118,9 @@ class Experiment:
 
     @property
     def commits(self):
-        return list(dict.fromkeys(config["git"]["commit"] for config in self.configs))
+        """Of all runs, and of their parts where they were resumed."""
+        parts = [one for config in self.configs for one in (config, *config.get("resumed", []))]
+        return list(dict.fromkeys(part["git"]["commit"] for part in parts))
 
     @property
     def facts(self):

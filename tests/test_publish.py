@@ -173,6 +173,14 @@ def test_runs_of_different_commits_need_equal_reference_runs(runs, monkeypatch):
         published.load("results/x")
 
 
+def test_the_commit_that_a_resumed_run_began_with_is_named(runs, monkeypatch):
+    earlier = {"git": {"commit": B, "dirty": False}, "precision": "float32"}
+    change(Path("runs/be-s1/config.json"), resumed=[{"at_epoch": 1, "before": earlier}])
+    monkeypatch.setattr(reference, "same_code", lambda commits: True)
+    put(runs)
+    assert f"Commit: {A[:12]}, {B[:12]} (the same code)." in published.load("results/x").facts[1]
+
+
 @pytest.mark.parametrize(
     "values",
     [

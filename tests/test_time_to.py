@@ -53,9 +53,10 @@ def time_runs(train, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_runs_are_trained_resumed_and_kept(time_runs, tmp_path, capsys):
     options = ["--model", MODEL, *TRAINING, "--seed", 0, "--tta", "flip"]
-    time_runs.train(*options, output=f"{MODEL}-s0", stop_after=2)
+    names = [f"{MODEL.replace('/', '_')}-s{seed}" for seed in (0, 1)]
+    time_runs.train(*options, output=names[0], stop_after=2)
     report = time_runs("--runs", 2)
-    assert time_runs.started == [(f"{MODEL}-s0", "interrupted"), (f"{MODEL}-s1", "new")]
+    assert time_runs.started == [*zip(names, ("interrupted", "new"))]
     assert [one["seed"] for one in report["runs"]] == [0, 1]
     assert [one["resumed"] for one in report["runs"]] == [1, 0]
     for one in report["runs"]:
