@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis import charts, figures, metrics, replicates
 from analysis.panels import PANELS, SIZES, X_TITLES, Size
-from analysis.styles import add_legend, line_style, say_empty, style_numbers, subplots
+from analysis.styles import add_legend, curve_labels, line_style, say_empty, style_numbers, subplots
 from common.errors import first_line
 from common.text import printable
 
@@ -105,7 +105,7 @@ def _curves(plt, groups, panels, options):
 def _draw_panel(axis, name, groups, options):
     """Draws a column of all groups and returns the curves that have a name."""
     logarithmic = options.log and not name.endswith("_acc")
-    labels, numbers = replicates.curve_labels(groups), style_numbers(groups)
+    labels, numbers = curve_labels(groups), style_numbers(groups)
     curves, ends = [], set()
     for i, (group, label, number) in enumerate(zip(groups, labels, numbers)):
         x, mean, std = (np.asarray(values, dtype=float) for values in group.band(name, options.x))

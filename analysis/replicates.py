@@ -163,14 +163,6 @@ class Group:
         return at, means, tuple(_fast_std(*pair) for pair in zip(values, means))
 
 
-def curve_labels(groups):
-    """A label for each group's curve, with what was evaluated where that differs."""
-    kinds = {group.measured_on.removesuffix(" (ema)") for group in groups} - {""}
-    if len(kinds) < 2:
-        return [group.label for group in groups]
-    return [", ".join(filter(None, (group.label, group.measured_on))) for group in groups]
-
-
 def _fast_std(values, mean):
     """The sample standard deviation; statistics.stdev computes with fractions and is slow."""
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

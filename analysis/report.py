@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from string import Template
 
-from analysis import figures, replicates, tables
+from analysis import figures, styles, tables
 from analysis.panels import PANELS
 from common.errors import UserError
 from common.text import printable
@@ -86,7 +86,7 @@ def _plot(groups):
     for cell, (name, title) in enumerate(panels.items()):
         figure.update_yaxes(title_text=title, row=cell // 2 + 1, col=cell % 2 + 1)
         figure.update_xaxes(title_text="epoch", row=cell // 2 + 1, col=cell % 2 + 1)
-        for i, (group, label) in enumerate(zip(groups, replicates.curve_labels(groups))):
+        for i, (group, label) in enumerate(zip(groups, styles.curve_labels(groups))):
             for trace in _traces(group, label, i, name, every):
                 trace.showlegend = trace.hoverinfo != "skip" and i not in in_legend
                 in_legend.add(i)

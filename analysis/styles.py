@@ -31,6 +31,14 @@ def accuracy_of(group):
     return group.accuracy.mean if group.accuracy else -math.inf
 
 
+def curve_labels(groups):
+    """A label for each group's curve, with what was evaluated where that differs."""
+    kinds = {group.measured_on.removesuffix(" (ema)") for group in groups} - {""}
+    if len(kinds) < 2:
+        return [group.label for group in groups]
+    return [", ".join(filter(None, (group.label, group.measured_on))) for group in groups]
+
+
 def style_numbers(groups):
     """For each group the number of its line style; None for groups that are only drawn in gray."""
     if len(groups) <= MOST:

@@ -245,8 +245,8 @@ def _sentences(groups, baseline, against, common, shows_best):
     if baseline:
         yield printable(
             f"Differences are from {baseline.name}, in points of accuracy: of the seeds that both "
-            "have, or of the means if there are none, or only one although both have several. "
-            "Intervals are 95 %, by Student's t."
+            "have or, if they share no seed or just one of several, of the means. Intervals are "
+            "95 %, by Student's t."
         )
     if against == "documents":
         yield (

@@ -23,7 +23,7 @@ STRENGTHS = (1, 2, 3, 4, 5)
 
 
 def generator(name, strength):
-    """What the first image draws from, and the next ones after it."""
+    """The random numbers of a corruption, for all images in their order."""
     return torch.Generator().manual_seed(derive_seed(0, strength, f"corruption {name}"))
 
 

@@ -164,3 +164,12 @@ def test_of_many_runs_those_with_epochs_have_names(tmp_path):
     groups = groups_in(tmp_path)
     named = [g for g, number in zip(groups, styles.style_numbers(groups)) if number is not None]
     assert len(named) == styles.TOP and all(group.counted[0].epochs for group in named)
+
+
+def test_curves_name_what_was_evaluated_where_it_differs(tmp_path):
+    write(tmp_path / "a", "epoch,train_loss,ema_test_acc", ["1,1,70"])
+    write(tmp_path / "b", "epoch,train_loss,test_acc", ["1,1,66"])
+    write(tmp_path / "c", "epoch,train_loss,val_acc", ["1,1,70"])
+    groups = groups_in(tmp_path)
+    assert styles.curve_labels(groups[:2]) == ["a", "b"]
+    assert styles.curve_labels(groups) == ["a, test (ema)", "b, test", "c, held-out"]

@@ -122,15 +122,6 @@ def test_accuracies_of_another_program_are_of_test_images_where_it_has_any(tmp_p
     assert replicates.test_images([groups["a"], groups["c"]]) == ["test images", "held-out images"]
 
 
-def test_curves_name_what_was_evaluated_where_it_differs(tmp_path):
-    write(tmp_path / "a", "epoch,train_loss,ema_test_acc", ["1,1,70"])
-    write(tmp_path / "b", "epoch,train_loss,test_acc", ["1,1,66"])
-    write(tmp_path / "c", "epoch,train_loss,val_acc", ["1,1,70"])
-    groups = groups_in(tmp_path)
-    assert replicates.curve_labels(groups[:2]) == ["a", "b"]
-    assert replicates.curve_labels(groups) == ["a, test (ema)", "b, test", "c, held-out"]
-
-
 def test_means_are_of_finished_runs_at_epochs_that_all_have(tmp_path):
     write_seeds(tmp_path, "a", [90.0, 92.0])
     arguments = {"model": "a", "seed": 2, "epochs": 2}
