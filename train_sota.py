@@ -8,8 +8,8 @@ ConvNeXt-XXL (256 px), and any other model of timm.
     torchrun --nproc-per-node=8 train_sota.py --model eva_giant --pretrained --fsdp    # sharded
     python train_sota.py --model eva02_large --smoke    # everything with a small copy, in seconds
 
-Batches are split into as many parts as the memory of the device requires (--micro-batch auto), in
-bf16. RECIPE was not tuned here; its accuracy is not measured.
+Batches are split into as many parts as the memory of the device requires (--micro-batch auto).
+RECIPE was not tuned here; its accuracy is not measured.
 """
 
 from functools import partial
@@ -104,9 +104,9 @@ def train(args, saved, ranks):
 
     with ranks.local_first():
         split = data.load(args.dataset, args.data_dir, **arguments.data_options(args))
-    resume.check_data(split, saved)
-    place = dict(dtype=dtype, device=device.type, free=available(device))
-    preflight.print_need(args, split.num_classes, **place)
+    resume.check_data(split, saved, ranks)
+    here = dict(dtype=dtype, device=device.type, free=available(device))
+    preflight.print_need(args, split.num_classes, **here)
 
     model, normalization = build_model(args, split, saved, lora_rank=args.lora_rank)
     model, averaged, ranks = distributed.place_large(model, args, ranks, dtype)

@@ -78,7 +78,7 @@ def train(args, saved, ranks):
 
     with ranks.local_first():
         split = data.load(args.dataset, args.data_dir, **arguments.data_options(args))
-    resume.check_data(split, saved)
+    resume.check_data(split, saved, ranks)
 
     model, normalization = build_model(args, split, saved)
     model = distributed.place(model, ranks, dtype, sync_bn=args.sync_bn)

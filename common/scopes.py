@@ -1,7 +1,7 @@
 """What an argument of a training script concerns: the one table that says so.
 
 identity     decides what a run computes: fixed on resume; another value is another experiment
-execution    how it is computed: may change on resume, but the result is then not bit-identical;
+execution    how it is computed: may change on resume, but the result may then not be bit-identical;
              with micro_batch, the statistics of batch norm are of other parts of a batch
 location     where it is computed, its name and what it keeps: only device changes the result, and
              only its last bits

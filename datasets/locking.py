@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import sys
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+SILENT_SECONDS = 10
 
 
 @contextlib.contextmanager
@@ -17,7 +20,11 @@ def writing(path):
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     with contextlib.suppress(OSError, NotImplementedError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=SILENT_SECONDS)
+        except Timeout:
+            print(f"waiting for another process, which holds {lock.lock_file}", file=sys.stderr)
+            lock.acquire()
     try:
         yield
     finally:

@@ -31,11 +31,13 @@ def linear_layers(name, num_classes, image_size, options=None):
     """Names of a model's linear layers that can have adapters: all that are called as modules.
 
     The classifier is left out. Some of timm's attention layers use the weight of a linear layer
-    without calling it: they would ignore an adapter. Raises UserError if no layer remains.
+    without calling it: they would ignore an adapter. Raises UserError if no layer remains or the
+    model's classifier is unknown.
     """
     called = []
     with torch.device("meta"), torch.no_grad():
         model = create_model(name, num_classes, **(options or {})).eval()
+        _require_classifier(model)
         excluded = {module for head in classifiers(model) for module in head.modules()}
         for key, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and module not in excluded:

@@ -127,6 +127,17 @@ def test_another_choice_replaces_what_came_with_the_choice_of_a_config(configure
     assert values(args("--model", "vit_custom"), "mixup", "epochs") == (0.8, 7)
 
 
+def test_another_augmentation_has_the_mixing_that_none_turned_off(configured):
+    config = dict(model="vit_custom", augment="none", mixup=0.0, cutmix=0.0)
+    origin = dict(augment="command line", mixup="--augment none", cutmix="command line")
+
+    def mixing(*argv):
+        return values(configured(config, *argv, origin=origin), "mixup", "cutmix")
+
+    assert mixing() == (0, 0)
+    assert mixing("--augment", "crop") == (0.8, 0)
+
+
 def test_a_config_of_a_run_that_had_a_config_is_as_the_first_one(configured):
     """Values of the first run's recipe are not taken for values that were asked for."""
     recorded = arguments.record(resolve(train, "--model", "airbench94", "--epochs", 7), {})
@@ -205,6 +216,11 @@ def test_arguments_as_words_are_the_same_arguments():
 def test_arguments_of_the_scripts_and_scopes_are_the_same():
     defaults = [arguments.defaults(script.build_parser()) for script in SCRIPTS.values()]
     assert set().union(*defaults) == set(SCOPES)
+    execution = "amp compile grad_checkpointing deterministic micro_batch ema_device fsdp"
+    location = "device resident data_dir data_url tag curves save_every"
+    assert with_scope("execution", "location") == {*execution.split(), *location.split()}
+    call = "output_dir resume resume_previous config list_models doctor dry_run gpu_memory smoke"
+    assert with_scope("call") == set(call.split())  # all others identify a run
     assert set(optimizers.OPTIMIZERS["adam"]) <= with_scope("identity")
 
 

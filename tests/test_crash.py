@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import crashes
 
-from common import checkpoint
+from common import checkpoint, files
 from common.errors import UserError
 from training import run_directory
 
@@ -26,6 +26,13 @@ def row(epoch):
 
 def best_of(last):
     return {"metric": {"epoch": last["training"]["progress"]["epoch"]}}
+
+
+def test_the_names_of_a_run_directory_and_of_its_parents_are_synced(tmp_path, monkeypatch):
+    synced, sync = [], files.sync_directory
+    monkeypatch.setattr(files, "sync_directory", lambda path: (synced.append(path), sync(path)))
+    run_directory.RunDir.create(tmp_path / "a" / "b", {"arguments": {}}).close()
+    assert synced.index(tmp_path) < synced.index(tmp_path / "a")
 
 
 @pytest.fixture

@@ -250,6 +250,19 @@ def test_a_folder_without_write_access_is_read(folder, monkeypatch):
     assert sorted(os.listdir(folder)) == ["test", "train"]
 
 
+def test_waiting_for_another_process_is_said(tmp_path, monkeypatch, capsys):
+    def acquire(lock, timeout=None):
+        timeouts.append(timeout)
+        if timeout is not None:
+            raise locking.Timeout(lock.lock_file)
+
+    timeouts = []
+    monkeypatch.setattr(locking.FileLock, "acquire", acquire)
+    with locking.writing(tmp_path / "x"):
+        assert timeouts == [locking.SILENT_SECONDS, None]
+    assert capsys.readouterr().err.startswith("waiting for another process, which holds")
+
+
 def test_without_space_while_writing_images_stay_in_memory(folder, monkeypatch):
     def full(path, **options):
         raise OSError(28, "No space left on device")

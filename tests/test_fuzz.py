@@ -176,7 +176,7 @@ def test_checkpoints(tmp_path, data):
         kinds = {"format": st.just(1) | foreign, "digest": foreign, "contents": foreign}
         torch.save({key: data.draw(kind) for key, kind in kinds.items()}, path)
     found = refuses_in_one_line(checkpoint.load, path)
-    assert found is None or checkpoint.digest(found) == checkpoint.digest(checkpoint.load(path))
+    assert found is None or checkpoint.digest(found) == checkpoint.load_untrusted(path)["digest"]
 
 
 @cache

@@ -27,15 +27,17 @@ def test_metrics_of_training_are_sums_over_the_images():
     assert row["train_acc"] == pytest.approx(100 * correct / 96)
 
 
-def test_a_rank_stops_if_the_shard_of_another_rank_is_not_finite():
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_rank_stops_if_the_state_of_another_rank_is_not_finite(sharded):
     class OtherRankIsBad(Ranks):
         def sum(self, values):
-            return values + 1 if len(values) > 2 else values  # one for each tensor of the state
+            return values + 1
 
-    good, bad = Ranks(CPU, sharded=True), OtherRankIsBad(CPU, sharded=True)
-    fit(start(network()), ranks=good)
-    with pytest.raises(loop.NonFiniteLoss, match="0.weight is not finite at step 3"):
-        fit(start(network()), ranks=bad)
+    state = start(network())
+    alone, bad = Ranks(CPU), OtherRankIsBad(CPU, world_size=2, sharded=sharded)
+    loop._check_state(state.model, state.optimizer, state.progress, 0.1, alone)
+    with pytest.raises(loop.NonFiniteLoss, match="0.weight is not finite at step 0"):
+        loop._check_state(state.model, state.optimizer, state.progress, 0.1, bad)
 
 
 def test_only_the_last_part_of_a_batch_synchronizes_gradients():

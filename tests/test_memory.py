@@ -199,6 +199,18 @@ class Limited(nn.Module):
         return self.fc(self.norm(x).mean((2, 3)))
 
 
+@pytest.mark.parametrize("trained", ["", "--freeze-backbone", "--lora-rank 4"])
+def test_lookahead_is_counted_as_a_copy_of_what_is_trained(trained):
+    def need(*options):
+        args = arguments(*trained.split(), *options)
+        return memory.need_of_run(args, 10, device="cuda", dtype=None)
+
+    plain, lookahead = need(), need("--lookahead", 5)
+    assert lookahead.average - plain.average == plain.gradients  # vit_custom has no buffers
+    assert lookahead.host - plain.host == plain.gradients
+    assert (plain.gradients < plain.parameters / 2) == bool(trained)
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
 def test_trying_a_step_leaves_the_model_as_it_was(error):
     model = Limited(4, error("CUDA error: out of memory"))
@@ -319,9 +331,10 @@ def explained(error, world_size=1, **changes):
 def test_running_out_of_memory_says_what_to_try():
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.\nmore")
     message = "out of memory with 32 images of 448 px at once: try"
-    with refused(f"{message} --accumulate 4", "(CUDA out of memory"):
+    smaller = "python train_sota.py --resume {} --micro-batch 16; saved files are complete"
+    with refused(f"{message} --accumulate 4, or {smaller.format('<run>')} (CUDA out of memory"):
         explained(error)
-    with refused(f"{message} --grad-checkpointing, or a new run with --accumulate"):
+    with refused(f"{message} {smaller.format('runs/x')}"):
         explained(error, resume="runs/x")
     with refused(f"{message} --micro-batch 16"):
         explained(error, micro_batch=None)

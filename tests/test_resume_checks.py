@@ -17,8 +17,11 @@ from common import checkpoint
 from common.scopes import flag, with_scope
 from datasets.examples import Examples, Split
 from training import arguments, out_of_memory, resume
+from training.distributed import Ranks
 from training.run_directory import RunDir
 from training.schedules import Plan
+
+CPU = torch.device("cpu")
 
 
 def saved_run(path, *argv, batch=0, lr_ends=False):
@@ -151,16 +154,41 @@ def split(count=20, tested=20, classes=("a", "b")):
 
 
 def test_other_data_is_refused():
-    saved = {"training": {"facts": resume.data_facts(split())}}
-    resume.check_data(split(), saved)
+    saved = {"training": {"facts": resume.data_facts(split()), "progress": {"epoch": 1}}}
+
+    def check(split):
+        resume.check_data(split, saved, Ranks(CPU))
+
+    check(split())
     with refused("can't resume: the data has changed", "train images: 20 there, 30 here"):
-        resume.check_data(split(30), saved)
+        check(split(30))
     with refused("can't resume", "test images: 20 there, 30 here"):
-        resume.check_data(split(tested=30), saved)
+        check(split(tested=30))
     del saved["training"]["facts"]["test_images"]  # as in runs of earlier versions
-    resume.check_data(split(tested=30), saved)
+    check(split(tested=30))
     with refused("can't resume", "classes: 2 (a, b) there, 2 (a, c) here"):
-        resume.check_data(split(classes=("a", "c")), saved)
+        check(split(classes=("a", "c")))
+
+
+def test_ranks_with_other_files_are_refused():
+    class Second(Ranks):
+        first = ()  # what the first rank has read
+
+        def broadcast_object(self, value):
+            return next(other for other in self.first if other.keys() == value.keys())
+
+        def any(self, flag):
+            return flag
+
+    ranks, position = Second(CPU, rank=1, world_size=2), {"epoch": 1, "seconds": 2.0}
+    saved = {"training": {"facts": resume.data_facts(split()), "progress": position}}
+    Second.first = (resume.data_facts(split()), dict(position))
+    resume.check_data(split(), saved, ranks)
+    with refused("the processes have read different data: --data-dir must hold the same files"):
+        resume.check_data(split(30), saved, ranks)
+    Second.first = (resume.data_facts(split()), position | {"epoch": 2})
+    with refused("the processes have read different last.pt: the run's directory must be shared"):
+        resume.check_data(split(), saved, ranks)
 
 
 def raises(error):

@@ -63,6 +63,16 @@ def test_a_second_writer_is_refused_until_the_first_one_ends(run):
     RunDir.open(run.path).close()
 
 
+def test_a_lock_that_may_stay_after_a_kill_is_named(tmp_path, monkeypatch):
+    """On a file system without flock, its file is the lock."""
+    monkeypatch.setattr(run_directory, "FileLock", run_directory.SoftFileLock)
+    first, lock = RunDir(tmp_path), tmp_path / ".lock"
+    with refused("", f"by another process (if there is none on any machine, remove {lock})"):
+        RunDir(tmp_path)
+    first.close()
+    RunDir(tmp_path).close()
+
+
 def test_of_two_runs_that_start_at_once_the_second_is_refused(tmp_path, monkeypatch):
     """Even if the first one has finished between the second one's check and its lock."""
     config, check, calls = tmp_path / "run" / "config.json", run_directory.refuse_if_taken, []

@@ -47,6 +47,16 @@ def test_a_model_that_cannot_be_compiled_is_one_line(train, monkeypatch):
         train(*CNN, "--epochs", 1, "--compile")
 
 
+def test_an_operation_that_is_not_deterministic_is_one_line(train, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("pool does not have a deterministic implementation, but\nyou asked")
+
+    monkeypatch.setattr(train_script, "train_epoch", fail)
+    message = "--deterministic failed: pool does not have a deterministic implementation, but"
+    with refused(f"{message} (resume with --no-deterministic)"):
+        train(*CNN, "--epochs", 1, "--deterministic")
+
+
 BAD = [
     ("--model resnet81", "did you mean resnet18", 2),
     ("--model timm/resnet81", "timm has no model", 2),

@@ -26,7 +26,9 @@ import models
 import train_sota
 from models import lora
 from models.weights import load_checkpoint, load_weights
-from training import fitting, memory
+from training import distributed, fitting, memory
+from training.arguments import resolve
+from training.checks import check_fitting
 
 EVA = "timm/eva_giant_patch14_336"
 OPTIONS = dict(depth=2, embed_dim=48, num_heads=3)
@@ -117,7 +119,8 @@ def test_a_dry_run_names_what_a_model_does_not_support(dry_run, name):
 @pytest.mark.slow
 def test_a_smoke_run_of_options_that_an_epoch_more_would_change(train):
     options = words("--smoke --device cpu --accumulate 2 --schedule cosine --eval-every 2")
-    options += ["--lookahead", "2", "--final-lr", "0.1"]
+    options += words("--lookahead 2 --final-lr 0.1 --batch-size 64 --epochs 50 --val-size 5000")
+    options += words("--patience 3 --limit-train 100")
     assert train_sota.main(["--model", "resnet20", *options]) == 0
 
 
@@ -280,6 +283,21 @@ def test_merged_weights_are_the_model_with_adapters():
         torch.testing.assert_close(plain(x), expected, rtol=1e-4, atol=1e-5)
         model.load_state_dict(lora.adapted(plain.state_dict(), state))
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "airbench94"])
+def test_a_model_without_adapters_is_refused_before_its_data_is_loaded(train, monkeypatch, model):
+    monkeypatch.setattr(lora, "require_peft", lambda: None)
+    monkeypatch.setattr(train_sota.data, "load", None)
+    with refused("--lora-rank"):
+        train("--model", model, "--lora-rank", 8, script=train_sota)
+
+
+def test_a_model_that_cannot_be_sharded_is_refused_before_its_data_is_loaded(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    args, _ = resolve(train_sota.build_parser(), words("--model timm/dm_nfnet_f0 --fsdp"))
+    with refused("--fsdp can't shard", "a single number"):
+        check_fitting(args, None)
 
 
 def test_adapters_without_peft_are_refused(train_small, monkeypatch, tmp_path):

@@ -140,6 +140,9 @@ def value_sources(parser, given, config, config_origin):
         config = _without(config, _arguments_of(*others))
     if given.get("augment") == "none":
         config = _without(config, NO_MIXING)
+    elif "augment" in given:  # what --augment none turned off in the config's run was not asked for
+        off = {name for name, source in config_origin.items() if source == "--augment none"}
+        config = _without(config, off)
     sources = [("command line", given), ("config", config)]
     if (recipe | config | given)["augment"] == "none":
         sources.append(("--augment none", NO_MIXING))

@@ -195,8 +195,10 @@ def check_fitting(args, saved):
         raise UserError("--accumulate and --micro-batch both split the batch: give one of them", 2)
     if args.lora_rank and args.freeze_backbone:
         raise UserError("--lora-rank and --freeze-backbone exclude each other: give one of them", 2)
+    options = model_options(args)
     if args.lora_rank:
         lora.require_peft()
+        lora.linear_layers(args.model, 10, args.image_size, options)
     if not args.fsdp:
         return
     if args.optimizer in ("muon", "muon_sgd") or args.optimizer.startswith("timm/"):
@@ -207,3 +209,5 @@ def check_fitting(args, saved):
         raise UserError("--fsdp can't be used with --lora-rank or --ema-device cpu", 2)
     if distributed.world_size() == 1 and saved is None:
         raise UserError("--fsdp needs several processes: use torchrun --nproc-per-node=N", 2)
+    with torch.device("meta"):
+        distributed.require_shardable(models.create_model(args.model, 10, **options))

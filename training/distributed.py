@@ -32,7 +32,7 @@ from training.sync_batch_norm import sync_batch_norm
 # One rank may decode a folder or write gigabytes to a slow disk while the others wait; the
 # default of nccl is ten minutes.
 TIMEOUT = timedelta(hours=2)
-# Both are set by torchrun.
+# VARIABLES and MASTER are set by torchrun.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 MASTER = ("MASTER_ADDR", "MASTER_PORT")
 
@@ -225,7 +225,7 @@ def place_large(model, args, ranks, dtype):
     """(model, averaged, ranks): the model on the device, or with --fsdp a shard of it.
 
     averaged: the model for the moving average where that is sharded or stays in host memory, else
-    None. It is copied before the model is placed: two of them need not fit on the device.
+    None. It is copied first, on the CPU, so that the device never holds two whole models.
     """
     model = _prepare(model, ranks, dtype, args.sync_bn)
     sharded = args.fsdp and ranks.world_size > 1
@@ -252,17 +252,22 @@ def _prepare(model, ranks, dtype, sync_bn):
 def shard(model, ranks):
     """Leaves each rank a shard of every parameter, on its device (FSDP2; arXiv 2304.11277 is FSDP).
 
-    Raises UserError for scalar parameters (timm's dm_nfnet), which can't be sharded.
+    Raises UserError as require_shardable does.
     """
-    scalar = next((name for name, p in model.named_parameters() if p.ndim == 0), None)
-    if scalar:
-        raise UserError(f"--fsdp can't shard {scalar}, a single number: leave --fsdp out", 2)
+    require_shardable(model)
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "blocks":
             for block in module.children():
                 fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
+
+
+def require_shardable(model):
+    """Raises UserError for scalar parameters (timm's dm_nfnet), which can't be sharded."""
+    scalar = next((name for name, p in model.named_parameters() if p.ndim == 0), None)
+    if scalar:
+        raise UserError(f"--fsdp can't shard {scalar}, a single number: leave --fsdp out", 2)
 
 
 def gather(state):

@@ -22,8 +22,9 @@ from training.out_of_memory import is_out_of_memory
 def split_batches(args, model, averaged, split, dtype, ranks):
     """The BatchParts of a run's arguments, the same on all ranks.
 
-    averaged: see distributed.place_large. --micro-batch auto is found on CUDA by trying, elsewhere
-    by the estimate against the free memory. Raises UserError where not even one image fits.
+    averaged: see distributed.place_large. --micro-batch auto is found on CUDA by trying. Elsewhere,
+    with a frozen backbone, and where ranks work together in a forward pass (--fsdp, --sync-bn), it
+    is the estimate against the free memory. Raises UserError where not even one image fits.
     """
     micro_batch = requested_micro_batch(args)
     if micro_batch == 0:
@@ -32,7 +33,15 @@ def split_batches(args, model, averaged, split, dtype, ranks):
     shares = data.rank_shares(args.batch_size, ranks.world_size)
     automatic = {}
     if micro_batch is None:
-        micro_batch = _largest_micro_batch(args, model, averaged, split, dtype, ranks, max(shares))
+        micro_batch = _largest_micro_batch(
+            args,
+            model=model,
+            averaged=averaged,
+            split=split,
+            dtype=dtype,
+            ranks=ranks,
+            share=max(shares),
+        )
         automatic = {"micro_batch": micro_batch}
     if args.freeze_backbone:  # its features are small
         parts = batch_parts(args, ranks)
@@ -59,7 +68,7 @@ def requested_micro_batch(args):
     return 0 if accumulate > micro_batch else args.micro_batch
 
 
-def _largest_micro_batch(args, model, averaged, split, dtype, ranks, share):
+def _largest_micro_batch(args, *, model, averaged, split, dtype, ranks, share):
     """The images of a part if `share` images are split into as few parts as fit.
 
     Raises UserError if not even one image fits.

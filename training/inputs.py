@@ -135,12 +135,12 @@ class BatchParts:
 def batch_parts(args, ranks):
     """The BatchParts of --accumulate, the same on all ranks."""
     automatic, accumulate = {}, args.accumulate
+    shares = data.rank_shares(args.batch_size, ranks.world_size)
     if accumulate is None:
-        shares = data.rank_shares(args.batch_size, ranks.world_size)
         accumulate = min(cached_parts(args, ranks.device, share) for share in shares)
         automatic = {"accumulate": accumulate}
-    # Four times those that one process would train on at once: nothing is kept for a backward pass.
-    at_once = 4 * max(1, args.batch_size // accumulate)
+    # Four times those that a rank trains on at once: nothing is kept for a backward pass.
+    at_once = 4 * max(1, max(shares) // accumulate)
     return BatchParts(accumulate, min(LARGEST_EVALUATION_BATCH, at_once), automatic)
 
 

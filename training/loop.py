@@ -62,7 +62,7 @@ def never():
 def train_epoch(state, batches, settings, stop=never, show=None):
     """Trains what is left of the current epoch; returns its row of metrics.csv so far.
 
-    state: training.state.State, changed in place; batches: data.Batches; stop(): asked after each
+    state: training.state.State, changed in place; batches: data.Batches; stop(): asked in each
     step; show(progress, loss): called after each step. The row: epoch (from 1), step, lr,
     train_loss (mean), train_acc (%), over the images of all ranks.
 
@@ -110,8 +110,8 @@ def train_epoch(state, batches, settings, stop=never, show=None):
         if not finite and not scaler.is_enabled():  # the scaler skips such a step
             raise _not_finite(f"the loss is {loss_sum / num_images}", progress, lr)
         updated = _update_weights(model, optimizer, scaler, settings.clip_grad)
-        state.skipped_steps = 0 if updated else state.skipped_steps + 1
-        if state.skipped_steps >= MAX_SKIPS:
+        progress.skipped_steps = 0 if updated else progress.skipped_steps + 1
+        if progress.skipped_steps >= MAX_SKIPS:
             raise _not_finite(f"{MAX_SKIPS} steps in a row overflowed fp16", progress, lr)
         if not updated:
             before_step.restore()  # batch norm has seen the overflow, too
@@ -331,7 +331,8 @@ def _recomputes(model):
 def _check_state(model, optimizer, progress, lr, ranks):
     """Raises NonFiniteLoss unless weights, statistics and the optimizer's averages are finite.
 
-    The averages can overflow alone. Each rank sees a shard of a sharded model: all raise, or none.
+    The averages can overflow alone. Ranks have their own statistics, and shards of a sharded model:
+    all raise, or none.
     """
     tensors = list(model.state_dict().items())
     for values in optimizer.state.values():
@@ -340,7 +341,7 @@ def _check_state(model, optimizer, progress, lr, ranks):
         tensors += [(f"the optimizer's {name}", value) for name, value in averages]
     tensors = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
     finite = torch.stack([local_tensor(tensor).isfinite().all() for _, tensor in tensors])
-    if ranks.sharded:
+    if ranks.world_size > 1:
         finite = ranks.sum((~finite).float()) == 0
     finite = finite.tolist()
     if not all(finite):

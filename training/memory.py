@@ -274,7 +274,8 @@ def need_of_run(args, num_classes, *, device, dtype, world_size=1):
         ema_on_host=args.ema_device == "cpu",
     )
     if args.lookahead:
-        copy = need.parameters
+        buffers = tensor_bytes(b for b in model.buffers() if b.is_floating_point())
+        copy = need.gradients + buffers  # what is trained, and the statistics
         need = replace(need, average=need.average + copy, host=need.host + copy)
     if device == "cpu":
         need = replace(need, snapshot=need.host)

@@ -76,7 +76,12 @@ TRANSFER = (
         False,
     ),
     Option("--weights", str, "start from a .pt or .safetensors file, or from a run"),
-    Option("--freeze-backbone", bool, "train only the classifier, on features computed once"),
+    Option(
+        "--freeze-backbone",
+        argparse.BooleanOptionalAction,
+        "train only the classifier, on features computed once",
+        False,
+    ),
     Option(
         "--layer-decay",
         number(above=0, high=1),
@@ -88,7 +93,7 @@ DATA = (
     Option(
         "--dataset",
         DATASETS,
-        "folder: DATA_DIR/train/<class>/*.png; shapes: generated images",
+        "folder: DATA_DIR/train/<class>/ and DATA_DIR/test/<class>/; shapes: generated images",
         "cifar10",
     ),
     Option("--data-dir", str, "directory of the archives or of the folder", "data"),
@@ -107,7 +112,12 @@ DATA = (
         "where the images are kept; auto: on the device if they fit",
         "auto",
     ),
-    Option("--skip-bad-images", bool, "leave out unreadable images of a folder"),
+    Option(
+        "--skip-bad-images",
+        argparse.BooleanOptionalAction,
+        "leave out unreadable images of a folder",
+        False,
+    ),
 )
 TRAINING = (
     Option("--epochs", POSITIVE, "in total, also with --resume"),
@@ -211,7 +221,12 @@ MACHINE = (
         "less memory for a third more computation",
         False,
     ),
-    Option("--sync-bn", bool, "batch norm over the batches of all processes (torchrun)"),
+    Option(
+        "--sync-bn",
+        argparse.BooleanOptionalAction,
+        "batch norm over the batches of all processes (torchrun)",
+        False,
+    ),
     Option("--doctor", bool, "print versions, devices, speed and what can be reached, and exit"),
     Option(
         "--deterministic",
@@ -225,8 +240,9 @@ RUN = (
     Option("--eval-every", POSITIVE, "epochs between evaluations", 1),
     Option(
         "--eval-train",
-        bool,
+        argparse.BooleanOptionalAction,
         "at the end, also evaluate on the training images, without augmentation",
+        False,
     ),
     Option(
         "--save-every",
@@ -248,7 +264,7 @@ RUN = (
         const=True,
     ),
     Option("--resume-previous", bool, "with --resume: use previous.pt where last.pt is damaged"),
-    Option("--config", str, "take arguments from a run's config.json, or from a YAML file"),
+    Option("--config", str, "take arguments from a run, its config.json, or a .json or .yaml file"),
 )
 FITTING = (  # of train_sota.py
     Option("--lora-rank", COUNT, "train adapters of this rank instead of the weights (0: none)", 0),

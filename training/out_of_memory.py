@@ -41,10 +41,10 @@ def explained(args, ranks, accumulate=None):
             advice = "--grad-checkpointing, or --ema-device cpu or --lora-rank 16 of train_sota.py"
         elif hasattr(args, "micro_batch"):
             advice = f"--micro-batch {images // 2}"
-        elif args.resume:
-            advice = "--grad-checkpointing, or a new run with --accumulate"
-        else:
-            advice = f"--accumulate {2 * parts}"
+        else:  # train_sota.py resumes the runs of the other scripts
+            resumed = args.resume or "<run>"
+            smaller = f"python train_sota.py --resume {resumed} --micro-batch {images // 2}"
+            advice = smaller if args.resume else f"--accumulate {2 * parts}, or {smaller}"
         raise UserError(
             f"out of memory with {images} images of {args.image_size} px at once: try {advice}; "
             f"saved files are complete ({first_line(error)[:120]})"

@@ -24,19 +24,15 @@ from training.initial_model import model_options
 from training.inputs import cached_parts
 from training.memory import GB
 
-SMOKE = {
-    "dataset": "shapes",
+SMOKE = {"dataset": "shapes", "micro_batch": 8, "ema_decay": 0.9, "tag": "smoke", "curves": False}
+# What replaces the given values: a short run, which can be extended by an epoch.
+SHORT = {
     "limit_train": 48,
     "limit_test": 24,
+    "val_size": 0,
+    "patience": 0,
     "batch_size": 16,
-    "micro_batch": 8,
     "epochs": 1,
-    "ema_decay": 0.9,
-    "tag": "smoke",
-    "curves": False,
-}
-# So that the run can be extended by an epoch.
-EXTENDABLE = {
     "schedule": "constant",
     "final_lr": 0.0,
     "warmup_epochs": 0.0,
@@ -199,7 +195,7 @@ def smoke(parser, given, main):
 
 
 def _small_copy(parser, given):
-    """The arguments of a trial: a small copy of the model on few images, and what is `given`."""
+    """The arguments of a trial: a small copy of the model, and what is `given`, but for SHORT."""
     given = {name: value for name, value in given.items() if name not in ("smoke", "gpu_memory")}
     name = models.canonical(given.get("model", parser.get_default("model")))
     options, size = {}, 32
@@ -215,4 +211,4 @@ def _small_copy(parser, given):
     small = SMOKE | {"image_size": size, "output_dir": str(path)}
     if "accumulate" in given:
         del small["micro_batch"]
-    return small | given | EXTENDABLE | {"model": name, "model_arg": pairs}
+    return small | given | SHORT | {"model": name, "model_arg": pairs}

@@ -149,8 +149,18 @@ def data_facts(split):
 
 
 @refuse_misfits()
-def check_data(split, saved):
-    """Raises UserError where the data is not that of the start of the run."""
+def check_data(split, saved, ranks):
+    """Raises UserError where the data is not that of the start of the run.
+
+    Or where the ranks differ in it, or in their last.pt: those of several machines read their own.
+    """
+    position = saved["training"]["progress"] if saved else None
+    for value, reason in (
+        (data_facts(split), "data: --data-dir must hold the same files on all machines"),
+        (position, "last.pt: the run's directory must be shared by all machines; try again"),
+    ):
+        if ranks.any(ranks.broadcast_object(value) != value):
+            raise UserError(f"the processes have read different {reason}")
     if saved is None:
         return
     facts, before = data_facts(split), saved["training"]["facts"]
@@ -237,7 +247,8 @@ def open_directory(args, config, state, saved, curve):
     progress = saved["training"]["progress"]
     try:
         source = _source(directory.path, args.resume_previous)
-        if checkpoint.load(source)["training"]["progress"] != progress:
+        current = checkpoint.load_untrusted(source, mmap=True)["contents"]  # was checked before
+        if current["training"]["progress"] != progress:
             raise UserError(f"{directory.path} was written by another process just now: try again")
         _restore_best(directory, state, saved, curve)
         kept = run_directory.kept_file(progress["epoch"], args.save_every)

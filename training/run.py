@@ -33,21 +33,33 @@ from training import (
 from training.terminal import ProgressDisplay, StopSignal, final_line
 from training.tta import VIEWS
 
+NOT_DETERMINISTIC = "does not have a deterministic implementation"  # in torch's message
+
 
 @contextlib.contextmanager
 def open_run(args, split, state, curve, settings, train_batches, saved):
     """A block in which a run trains. Ctrl-C and SIGTERM end it after a step and save its state.
 
     curve: evaluation.Curve; settings: loop.StepSettings; saved: the contents of last.pt of a run
-    that resumes.
+    that resumes, removed from memory when they have been used.
     """
     explained = out_of_memory.explained(args, settings.ranks, settings.accumulate)
     with explained, StopSignal(launched=distributed.is_launched()) as stop:
         display = ProgressDisplay(args, len(train_batches))
-        run = Run(args, split, state, curve, settings, stop, display)
+        run = Run(
+            args,
+            split=split,
+            state=state,
+            curve=curve,
+            settings=settings,
+            stop=stop,
+            display=display,
+        )
         run.open_directory(saved)
         try:
             run.start(train_batches, saved)
+            if saved:
+                saved.clear()
             yield run
         except loop.Interrupted:
             try:
@@ -61,6 +73,9 @@ def open_run(args, split, state, curve, settings, train_batches, saved):
             if of_compiler and not out_of_memory.is_out_of_memory(error):
                 reason = f"--compile failed: {first_line(error)}"
                 raise UserError(f"{reason} (resume with --no-compile)") from error
+            if isinstance(error, RuntimeError) and NOT_DETERMINISTIC in str(error):
+                reason = f"--deterministic failed: {first_line(error)}"
+                raise UserError(f"{reason} (resume with --no-deterministic)") from error
             raise
         else:  # finished, also if TensorBoard's last images can't be written
             run.end_finished()
@@ -74,7 +89,7 @@ def open_run(args, split, state, curve, settings, train_batches, saved):
 class Run:
     """Made by open_run. stop(): whether the run was asked to stop; show(progress, loss): a step."""
 
-    def __init__(self, args, split, state, curve, settings, stop, display):
+    def __init__(self, args, *, split, state, curve, settings, stop, display):
         self.args, self.split, self.state, self.curve = args, split, state, curve
         self.settings = settings
         self.ranks, self.stop, self.display = settings.ranks, stop, display

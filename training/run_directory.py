@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 from common import checkpoint, files
@@ -81,7 +81,10 @@ class RunDir:
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise UserError(f"{self.path} is being written by another process") from error
+            hint = ""
+            if isinstance(self._lock, SoftFileLock):  # its file stays when a process is killed
+                hint = f" (if there is none on any machine, remove {self.path / '.lock'})"
+            raise UserError(f"{self.path} is being written by another process{hint}") from error
         for leftover in self.path.glob(".*.tmp"):
             files.remove(leftover)
 

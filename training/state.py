@@ -26,6 +26,7 @@ class Progress:
     total_seconds: float = 0.0  # of training so far (summary.json: train_seconds)
     eval_seconds: float = 0.0  # of evaluations so far (column eval_seconds)
     wall_seconds: float = 0.0  # of processes so far (column total_seconds), see Run.count_time
+    skipped_steps: int = 0  # in a row, by the scaler
 
     def count_step(self, images, loss_sum, correct, finite):
         """finite: whether the loss was; images of other steps are not counted."""
@@ -79,7 +80,6 @@ class State:
     progress: Progress = field(default_factory=Progress)
     best: dict = field(default_factory=lambda: {"epoch": 0, "value": -1.0})  # epoch 0: none yet
     history: list = field(default_factory=list)
-    skipped_steps: int = 0  # in a row, by the scaler
     gradient_order_settled: bool = False
     compiled: bool = False
     _parallel_model: torch.nn.Module | None = None
