@@ -36,7 +36,7 @@ def build_parser():
     by = "run, arguments (runs that differ by the seed only share a row), or names of arguments"
     grouped = dict(nargs="+", default=["arguments"], metavar="NAME")
     add("--group-by", **grouped, help=by).shown_default = "arguments"
-    add("--labels", nargs="+", metavar="TEXT", help="names of the rows, in the order of the runs")
+    add("--labels", nargs="+", metavar="TEXT", help="names of the rows, one for each")
     add("--baseline", metavar="RUN", help="row, or a run in it, that differences are taken from")
     documents = "add the accuracies of analysis/documents.py, with their epochs and the difference"
     add("--against", choices=("documents",), help=documents)
@@ -147,6 +147,10 @@ def check_files(args):
     outputs = [("--table", path, tuple(tables.SUFFIXES.values())) for path in args.table]
     if args.html:
         outputs.append(("--html", args.html, (".html",)))
+    metrics_files = {path.resolve() for path in metrics.find_metrics(args.runs)}
+    for path in map(Path, args.table):
+        if path.name == "metrics.csv" or path.resolve() in metrics_files:
+            raise UserError(f"--table {path}: would replace the metrics of a run", status=2)
     for option, path, suffixes in outputs:
         if Path(path).suffix not in suffixes or not Path(path).parent.is_dir():
             kind = f"a {' or '.join(suffixes)} file in an existing directory"

@@ -64,7 +64,7 @@ def build_parser():
     add("--own-recipes", action="store_true", help=own)
     jobs = "concurrent runs (default: 1; SLURM: all), each on a GPU or with a share of the CPU"
     add("--jobs", **positive, help=jobs)
-    plan = "print the commands, and their cost by a few timed steps, and exit"
+    plan = "print the commands and their estimated cost, and exit"
     add("--dry-run", action="store_true", help=plan)
     add("--no-estimate", action="store_true", help="with --dry-run: don't time any steps")
     add("--publish", metavar="DIR", help="copy the finished runs to DIR, such as results/sweep-eca")

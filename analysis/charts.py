@@ -71,7 +71,9 @@ def _draw_cost(axis, name, title, groups):
         axis.locator_params(axis="x", nbins=5)
     axis.margins(0.12)
     front = pareto(finished)
-    if len(front) > 1 and len(replicates.test_images(groups)) < 2:
+    same_images = len(replicates.test_images(groups)) < 2
+    values = [replicates.conditions(groups, name) for name in replicates.MACHINE]
+    if len(front) > 1 and same_images and (name != "seconds" or max(map(len, values)) < 2):
         line = dict(color="#444444", linestyle=":", linewidth=1, drawstyle="steps-post", zorder=1)
         (handles["Pareto front"],) = axis.plot(*zip(*front), **line)
     return handles

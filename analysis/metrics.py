@@ -133,6 +133,8 @@ class Run:
         self.origins = _dict_or_empty(config.get("from"))  # where each argument's value came from
         self.started = _start_time(config)
         self.conditions = {name: config.get(name) for name in ("precision", "device")}
+        on_cpu = str(config.get("device")).startswith("cpu")
+        self.conditions["threads"] = config.get("threads") if on_cpu else None
         family = config.get("family")  # of its model
         self.family = printable(family) if isinstance(family, str) else ""
         self.problem, self.epochs, self.columns, self.evaluation = "", [], {}, ""

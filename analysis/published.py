@@ -3,7 +3,8 @@
     experiment = load("results/eca")      # refuses files that don't belong together
     experiment.rows, experiment.differences, experiment.facts
 
-results/eca holds experiment.json (title, comparisons, command, the names of its runs), a directory
+results/eca holds experiment.json (title, comparisons, command, the names of its runs, whether each
+ran alone on its machine, so that its time counts), a directory
 <label>-s<seed> for each run with config.json, metrics.csv and summary.json, notes.md, and the
 figure. The labels are the rows of the table.
 """
@@ -19,7 +20,7 @@ from common.errors import UserError
 from common.text import printable
 
 ABOUT, NOTES, FIGURE = "experiment.json", "notes.md", "curves.svg"
-COLUMNS = "experiment n test tta train_clean train epochs parameters gmacs seconds"
+COLUMNS = "experiment n test tta train_clean train epochs parameters gmacs"
 DECIMAL = r"\d+\.\d+"
 
 
@@ -65,8 +66,11 @@ class Experiment:
 
     @property
     def rows(self):
-        """The table: a row for each label."""
-        wanted = COLUMNS.split()
+        """The table: a row for each label. Without about["timed"], runs shared their machine.
+
+        Then the median time of an epoch is shown, which an interruption doesn't change.
+        """
+        wanted = [*COLUMNS.split(), "seconds" if self.about.get("timed") else "epoch_seconds"]
         table = tables.compare(self.groups, wanted)
         for key in wanted:
             if all(row[key] is None for row in table.rows):
@@ -80,19 +84,8 @@ class Experiment:
         Accuracies on training images are compared where both groups have them.
         """
         return [
-            {
-                "question": question,
-                "experiment": ours.name,
-                "against": theirs.name,
-                "accuracy on": replicates.MEASURES[measure],
-                "difference": f"{difference.value:+.2f}",
-                "95 % interval": difference.interval,
-                "n": difference.n,
-                "verdict": difference.verdict,
-            }
-            for question, ours, theirs, measure, difference in replicates.compare(
-                self.groups, self.about["comparisons"]
-            )
+            {"question": question, **tables.difference_cells(*compared)}
+            for question, *compared in replicates.compare(self.groups, self.about["comparisons"])
         ]
 
     @property
@@ -113,22 +106,29 @@ class Experiment:
         """Such as "2 threads"; "" on another device than a CPU."""
         if not all(config["device"].startswith("cpu") for config in self.configs):
             return ""
-        numbers = dict.fromkeys(config["threads"] for config in self.configs)
-        return f"{', '.join(map(str, numbers))} thread{'' if [*numbers] == [1] else 's'}"
+        numbers = self._in_all_parts("threads")
+        return f"{', '.join(numbers)} thread{'' if numbers == ['1'] else 's'}"
+
+    @property
+    def _parts(self):
+        """The config.json of all runs, and what is known of their parts where they were resumed."""
+        return [part for config in self.configs for part in (config, *config.get("resumed", []))]
+
+    def _in_all_parts(self, name):
+        """The values that parts of runs have of a fact, each once, as texts."""
+        return list(dict.fromkeys(str(part[name]) for part in self._parts if name in part))
 
     @property
     def commits(self):
         """Of all runs, and of their parts where they were resumed."""
-        parts = [one for config in self.configs for one in (config, *config.get("resumed", []))]
-        return list(dict.fromkeys(part["git"]["commit"] for part in parts))
+        return list(dict.fromkeys(part["git"]["commit"] for part in self._parts))
 
     @property
     def facts(self):
         """Sentences with what the runs were made on, as in their config.json."""
 
-        def unique(describe):
-            return ", ".join(dict.fromkeys(str(describe(config)) for config in self.configs))
-
+        names = ("device", "threads", "precision", "torch")
+        known = {name: ", ".join(self._in_all_parts(name)) for name in names}
         commits = ", ".join(commit[:12] for commit in self.commits)
         if len(self.commits) > 1:
             commits += f" ({self.about['reference']['compared']})"
@@ -141,10 +141,8 @@ class Experiment:
         return [
             f"Data: {self.data}. Test accuracy of the {reported}, mean ± standard deviation over "
             f"n seeds.{selection}",
-            f"Machine: {unique(lambda config: config['device'])}, "
-            f"threads: {unique(lambda config: config['threads'])}, "
-            f"{unique(lambda config: config['precision'])}; "
-            f"torch {unique(lambda config: config['torch'])}. Commit: {commits}.",
+            f"Machine: {known['device']}, threads: {known['threads']}, {known['precision']}; "
+            f"torch {known['torch']}. Commit: {commits}.",
         ]
 
     @property
@@ -224,6 +222,7 @@ def _is_complete(about):
         and isinstance(comparisons, list)
         and all(map(is_comparison, comparisons))
         and isinstance(about.get("data", {}), dict)
+        and isinstance(about.get("timed", False), bool)
         and isinstance(reference, dict)
         and are_texts(reference.get("commits", []))
         and isinstance(reference.get("compared", ""), str)

@@ -26,6 +26,7 @@ FITTED_TO_MEMORY = ("micro_batch", "accumulate")
 # What differences are taken of: scalars of a run, and the images that they are the accuracy on.
 MEASURES = {"test": "test images", "train_clean": "training images"}
 
+MACHINE = ("device", "threads")  # what times depend on besides the run itself
 HELD_OUT, TEST = "held-out images", "test images"  # of other programs' files
 SEVERAL = "several"  # the value of an argument that differs between the runs of a group
 
@@ -133,11 +134,6 @@ class Group:
         names = _compared_names(self.runs)
         return [name for name in names if self.argument(name) == SEVERAL]
 
-    def conditions(self, name):
-        """The values of the counted runs' "precision" or "device", each once."""
-        known = [run.conditions[name] for run in self.counted if run.conditions[name]]
-        return list(dict.fromkeys(map(str, known)))
-
     def scalar(self, name):
         """MeanStd of one of the runs' scalars, or None."""
         return summarize(run.scalars.get(name) for run in self.counted)
@@ -161,6 +157,12 @@ class Group:
         if len(curves) == 1:
             return at, means, ()
         return at, means, tuple(_fast_std(*pair) for pair in zip(values, means))
+
+
+def conditions(groups, name):
+    """The values of the counted runs' "precision", "device" or "threads" (of a CPU), each once."""
+    values = [run.conditions[name] for group in groups for run in group.counted]
+    return list(dict.fromkeys(str(value) for value in values if value))
 
 
 def _fast_std(values, mean):

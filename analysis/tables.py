@@ -72,6 +72,7 @@ OTHER_COLUMNS = {
     "memory": Column("memory MiB", ",.0f"),
     "train": Column("last train %", ".2f", True),
 }
+TIMES = {"seconds", "epoch_seconds", "speed", "to90", "to95"}
 COLUMNS = DEFAULT_COLUMNS | DIFFERENCE_COLUMNS | DOCUMENTED_COLUMNS | OTHER_COLUMNS
 
 
@@ -168,7 +169,7 @@ def compare(groups, columns=None, baseline=None, against=None):
     return Table(
         columns={key: known[key] for key in wanted},
         rows=[{key: row.get(key) for key in wanted} for row in rows],
-        sentences=list(_sentences(groups, baseline, against, common, "best" in wanted)),
+        sentences=list(_sentences(groups, baseline, against, common, wanted)),
     )
 
 
@@ -218,7 +219,7 @@ def _from_documents(group, epochs):
     return values
 
 
-def _sentences(groups, baseline, against, common, shows_best):
+def _sentences(groups, baseline, against, common, columns):
     """What a reader of the table must know: common arguments, repeated seeds, other test images."""
     common = replicates.without_defaults(common, groups)
     shown = [f"{key} {show(value)}" for key, value in common.items() if value not in (None, [])]
@@ -232,15 +233,19 @@ def _sentences(groups, baseline, against, common, shows_best):
         if group.varying:
             names = ", ".join(group.varying[:3]) + (", …" if len(group.varying) > 3 else "")
             yield printable(f"{group.name}: its runs differ not only in the seed ({names}).")
-        for name in ("precision", "device"):
-            values = group.conditions(name)
+        for name in ("precision", "device", "threads"):
+            values = replicates.conditions([group], name)
             if len(values) > 1:
                 yield printable(f"{group.name}: its runs differ in {name} ({', '.join(values)}).")
+    for name in replicates.MACHINE:
+        values = replicates.conditions(groups, name)
+        if len(values) > 1 and TIMES & set(columns):
+            yield printable(f"The runs differ in {name} ({', '.join(values)}); times depend on it.")
     test_images = replicates.test_images(groups)
     if len(test_images) > 1:
         names = "; ".join(test_images)
         yield printable(f"Accuracies on different test images ({names}) can't be compared.")
-    if shows_best and any("test" in group.measured_on for group in groups):
+    if "best" in columns and any("test" in group.measured_on for group in groups):
         yield "The best % is the highest of the curve on test images, so it was selected on them."
     if baseline:
         yield printable(
@@ -254,6 +259,19 @@ def _sentences(groups, baseline, against, common, shows_best):
             "augmentation and starting weights, as far as the documents say; a row without one "
             "has no such experiment."
         )
+
+
+def difference_cells(ours, theirs, measure, difference):
+    """{title: text} of a difference that replicates.compare yields."""
+    return {
+        "experiment": ours.name,
+        "against": theirs.name,
+        "accuracy on": replicates.MEASURES[measure],
+        "difference": f"{difference.value:+.2f}",
+        "95 % interval": difference.interval,
+        "n": difference.n,
+        "verdict": difference.verdict,
+    }
 
 
 def mean(value):

@@ -243,9 +243,9 @@ def _row(what, count, charged=(), training=(), evaluation=()):
     return {
         "time": what,
         "n": count,
-        "everything charged (s)": mean_std(charged, ".1f"),
+        "total without evaluations (s)": mean_std(charged, ".1f"),
         "training (s)": mean_std(training, ".1f"),
-        "evaluation, not charged (s)": mean_std(evaluation, ".1f"),
+        "evaluations (s)": mean_std(evaluation, ".1f"),
     }
 
 

@@ -323,6 +323,8 @@ class Campaign:
         names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
         folders = {Path(path).name: names[key] for key, path in self.options.folders.items()}
         more = {"data": names | folders}
+        if experiment.timed:
+            more["timed"] = True
         if experiment.selected_on_test:
             more["selected_on_test"] = experiment.selected_on_test
         command = repeat_command(name, self._folders_of(name))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from analysis import published
 from analysis.replicates import label_of
-from common import command_line
+from common import command_line, files
 from common.errors import UserError
 from sweeps import campaign, launch, plans, results
 from sweeps.experiments import EXPERIMENTS
@@ -40,7 +40,7 @@ def publish_parser():
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="run directories, or directories of runs")
     add("--to", required=True, metavar="DIR", help="where to publish, such as results/eca")
-    add("--title", help="what is compared (default: the name of DIR)")
+    add("--title", help="what is compared (default: as published before, or the name of DIR)")
     add("--baseline", metavar="LABEL", help="differences are taken from the runs LABEL-s0, ...")
     add("--reference", **REFERENCE)
     return parser
@@ -48,7 +48,7 @@ def publish_parser():
 
 def report_parser():
     parser = command_line.Parser(
-        "Makes results/README.md, and beside results/ README.md's table and docs/results.html."
+        "Makes results/README.md, each curves.svg, docs/results.html and the table in README.md."
     )
     parser.add_argument("--results", default="results", metavar="DIR", help="published experiments")
     return parser
@@ -58,7 +58,8 @@ def campaign_parser():
     parser = command_line.Parser("Runs and publishes experiments, the cheapest first.")
     add = parser.add_argument
     time = dict(type=budget, default=math.inf, metavar="TIME")
-    add("--budget", **time, help="90m, 3h or 1h30m").shown_default = "no limit"
+    limit = "time for the runs, such as 90m, 3h or 1h30m"
+    add("--budget", **time, help=limit).shown_default = "no limit"
     names = ", ".join(EXPERIMENTS)
     only = dict(nargs="+", choices=EXPERIMENTS, metavar="NAME")
     add("--only", **only, help=f"from {names}")
@@ -78,14 +79,18 @@ def campaign_parser():
 def publish_runs(args):
     directories = run_directories(args.runs)
     labels = dict.fromkeys(label_of(path.resolve().name) for path in directories)
-    comparisons = []
+    target = Path(args.to)
+    text = about(target.name, [], command=None)
+    before = files.read_json(target / published.ABOUT)
+    text |= {key: value for key, value in before.items() if key != "reference"}  # of these runs
+    if args.title:
+        text["title"] = args.title
     if args.baseline:
         if args.baseline not in labels:
             raise UserError(f"--baseline {args.baseline}: the labels are {', '.join(labels)}", 2)
         others = [label for label in labels if label != args.baseline]
-        comparisons = [(f"against {args.baseline}?", label, args.baseline) for label in others]
-    target = Path(args.to)
-    text = about(args.title or target.name, comparisons, command=None)
+        questions = [[f"against {args.baseline}?", label, args.baseline] for label in others]
+        text["comparisons"] = questions
     publish(directories, target, text, args.reference)
     print(f"{len(directories)} runs published in {target}")
     return 0

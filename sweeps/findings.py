@@ -38,13 +38,14 @@ def report(name, runs, root, command):
     if suite.ranked:
         table.sort("test")
     experiments = table.cells()
-    answers = list(differences(groups, suite.comparisons()))
+    compared = list(replicates.compare(groups, suite.comparisons()))
 
     text = f"# {name}: {suite.question}\n\n    {command}\n\n{origin(finished)}\n\n"
     text += f"{formats.markdown_table(experiments)}\n![means over seeds](curves.png)\n"
+    text += "".join(f"\n{formats.markdown_text(sentence)}\n" for sentence in table.sentences)
     formats.print_table(experiments)
-    if answers:
-        cells = [in_words(answer) for answer in answers]
+    if compared:
+        cells = [difference_cells(*comparison) for comparison in compared]
         text += f"\n{formats.markdown_table(cells)}\n{NOTE}"
         print()
         formats.print_table(cells)
@@ -52,7 +53,10 @@ def report(name, runs, root, command):
     if unfinished:
         text += f"\nNot finished: {', '.join(unfinished)}.\n"
     results = {"suite": name, "question": suite.question, "command": command}
-    results |= {"experiments": [_json_row(row) for row in table.rows], "differences": answers}
+    results |= {
+        "experiments": [_json_row(row) for row in table.rows],
+        "differences": [json_difference(*comparison) for comparison in compared],
+    }
     results["runs"] = [_json_run(run) for run in finished]
     contents = {"md": text, "csv": table.render("csv"), "json": json.dumps(results, indent=1)}
     for suffix, content in contents.items():
@@ -76,31 +80,25 @@ def _json_run(run):
     return known | {"arguments": config.get("arguments"), "summary": run.summary}
 
 
-def differences(groups, comparisons):
-    """A row for each (question, experiment, baseline) and measure that has finished runs."""
-    for question, ours, theirs, measure, difference in replicates.compare(groups, comparisons):
-        ratio = ours.scalar("parameters").mean / theirs.scalar("parameters").mean
-        row = {"question": question, "experiment": ours.name, "baseline": theirs.name}
-        row |= {"accuracy_on": replicates.MEASURES[measure]}
-        row |= {"parameters_percent": 100 * (ratio - 1)}
-        yield row | difference._asdict() | {"verdict": difference.verdict}
+def json_difference(question, ours, theirs, measure, difference):
+    """What results.json says of a difference that replicates.compare yields."""
+    row = {"question": question, "experiment": ours.name, "baseline": theirs.name}
+    row |= {"accuracy_on": replicates.MEASURES[measure]}
+    row |= {"parameters_percent": parameters_percent(ours, theirs)}
+    return row | difference._asdict() | {"verdict": difference.verdict}
 
 
-def in_words(row):
-    """{title: text} of a row of `differences`."""
-    known = row["error"] is not None
-    return {
-        "experiment": row["experiment"],
-        "baseline": row["baseline"],
-        "accuracy on": row["accuracy_on"],
-        "difference": f"{row['value']:+.2f}",
-        "std error": f"{row['error']:.2f}" if known else "",
-        "95 % interval": f"{row['low']:+.2f} to {row['high']:+.2f}" if known else "",
-        "n": row["n"],
-        "verdict": row["verdict"],
-        "parameters": f"{row['parameters_percent']:+.1f} %",
-        "question": row["question"],
-    }
+def difference_cells(question, ours, theirs, measure, difference):
+    """{title: text} of the same."""
+    cells = tables.difference_cells(ours, theirs, measure, difference)
+    error = "" if difference.error is None else f"{difference.error:.2f}"
+    parameters = f"{parameters_percent(ours, theirs):+.1f} %"
+    return cells | {"std error": error, "parameters": parameters, "question": question}
+
+
+def parameters_percent(ours, theirs):
+    """How many more parameters one group of runs has than the other, in percent."""
+    return 100 * (ours.scalar("parameters").mean / theirs.scalar("parameters").mean - 1)
 
 
 def origin(finished):
@@ -111,7 +109,9 @@ def origin(finished):
         "epochs": [run.args.epochs for run in finished],
         "seeds": [run.args.seed for run in finished],
         "accuracy of the": [run.summary.get("reported") for run in finished],
+        "precision": [config.get("precision") for config in configs],
         "device": [config.get("device") for config in configs],
+        "threads": [config.get("threads") for config in configs],
         "torch": [config.get("torch") for config in configs],
         "commit": [commit(config.get("git")) for config in configs],
     }

@@ -10,7 +10,6 @@ and the command is made anew from the arguments.
 import json
 import shlex
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from analysis import metrics, published, replicates
@@ -24,6 +23,8 @@ PUBLIC = (
     *("python", "torch", "torchvision", "timm", "numpy"),
     *("cuda", "cudnn", "device", "cores", "threads", "git", "command", "started", "resumed"),
 )
+COMPARISON = "comparison*"  # figures of compare_runs.py
+OF_A_PART = ("git", "device", "threads", "torch")  # of a run before it was resumed
 ON_BY_DEFAULT = ("nesterov", "curves")  # the switches for which "off" is worth saying
 
 
@@ -95,23 +96,31 @@ def restore(target):
 
 
 def _write(directory, runs, about, target):
-    """Writes {run: {file: text}}, experiment.json, and the notes and figure that the target has.
+    """Writes {run: {file: text}}, experiment.json, and the notes and figures that the target has.
 
     Raises UserError if they don't belong together.
     """
-    directory.mkdir()
-    (directory / published.ABOUT).write_text(_json(about | {"runs": list(runs)}), **files.TEXT)
+    files.make_directory(directory)
+    _write_file(directory / published.ABOUT, _json(about | {"runs": list(runs)}).encode())
     for name, texts in runs.items():
-        (directory / name).mkdir()
+        files.make_directory(directory / name)
         for file, text in texts.items():
-            (directory / name / file).write_text(text, **files.TEXT)
-    for name in (published.NOTES, published.FIGURE):
-        with suppress(FileNotFoundError):
-            shutil.copy(target / name, directory / name)
+            _write_file(directory / name / file, text.encode())
+    kept = [target / published.NOTES, target / published.FIGURE, *target.glob(COMPARISON)]
+    for path in filter(Path.is_file, kept):
+        _write_file(directory / path.name, path.read_bytes())
+    for path in (directory, *(directory / name for name in runs)):
+        files.sync_directory(path)
     try:
         published.load(directory)
     except UserError as error:
         raise UserError(str(error).replace(str(directory), str(target)), status=2) from error
+
+
+def _write_file(path, contents):
+    with files.open_file(path, "wb") as file:
+        file.write(contents)
+        files.sync(file)
 
 
 def _replace(target, new, old):
@@ -134,7 +143,7 @@ def refuse_other_contents(target, runs):
     if not target.exists():
         return
     others = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
-    others = {name for name in others if not name.startswith("comparison")}  # of compare_runs.py
+    others -= {path.name for path in target.glob(COMPARISON)}
     if published.ABOUT in others:
         others -= {published.ABOUT, published.FIGURE, *runs}
     others -= {published.NOTES}
@@ -217,7 +226,7 @@ def public_config(config):
     if "resumed" in config:
         epochs = [part["at_epoch"] for part in config["resumed"]]
         public["resumed"] = [
-            {"at_epoch": epoch, "git": part["git"]}
+            {"at_epoch": epoch} | {key: part[key] for key in OF_A_PART if key in part}
             for epoch, part in zip(epochs, parts(config)[1:])
         ]
     return {key: value for key, value in public.items() if key in PUBLIC}

@@ -23,9 +23,10 @@ HEAD = """\
 `python compare_runs.py results/<experiment>/*` compares the runs of an experiment. Intervals are
 95 %, by Student's t: they cover the variation between seeds, not between test sets, and are not
 corrected for multiple comparisons. "last train %" is counted during the last epoch, on augmented
-images; "train % (clean)" is measured at the end, without augmentation. In "3 paired", differences
-are between runs of the same seed. GMACs are billions of multiply-accumulate operations for one
-image. AMX is a set of bf16 matrix instructions of some Intel CPUs.
+images; "train % (clean)" is measured at the end, without augmentation. "3 paired" means that
+differences are between runs of the same seed. GMACs are billions of multiply-accumulate operations
+for one image. The training time is that of runs that were alone on their machine; other tables have
+the median time of an epoch. AMX is a set of bf16 matrix instructions of some Intel CPUs.
 
 ## Repeat a run
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 import sweep
 from analysis import published
-from sweeps import campaign, commands, estimate, launch, reference, seeds
+from sweeps import campaign, commands, estimate, launch, plans, reference, seeds
 from sweeps.experiments import EXPERIMENTS, Experiment, repeat_command
 from training import environment
 from training.arguments import record
@@ -218,6 +218,12 @@ def test_folders_must_hold_the_data_set_that_they_stand_for(run, tmp_path):
         run("--cifar10-dir", "three", "--cifar100-dir", "one/images", quick=real)
 
 
+def test_one_campaign_at_a_time(run, capsys):
+    with plans.lock(Path("out")), refused("out is being written by another"):
+        run(quick=QUICK)
+    assert started(capsys.readouterr().out) == []
+
+
 def test_a_seed_is_published_before_the_next_one_starts(run, capsys):
     assert run(quick=QUICK) == 0
     out = capsys.readouterr().out
@@ -247,6 +253,9 @@ def test_seeds_must_be_alike(run, monkeypatch):
     ):
         with refused(f"results/quick{reason}"):
             run(quick=table)
+    monkeypatch.setattr(seeds, "_machine", lambda device: ("none", 1000))
+    with refused("results/quick/a-s0: threads is ", " there and would be 1000 here"):
+        run(quick=three._replace(timed=True))
     monkeypatch.setattr(seeds.mixed_precision, "name", lambda dtype: "bfloat16")
     reason = "precision is float32 there and would be bfloat16 here: continue on a machine like"
     with refused(f"results/quick/a-s0: {reason}"):

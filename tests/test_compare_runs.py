@@ -81,6 +81,8 @@ def test_watch_compares_again_when_a_run_has_changed(tmp_path, monkeypatch, caps
         ("a --output x.mp3", "--output x.mp3: must"),
         ("a --table x.doc", "--table x.doc"),
         ("a --table .md", "--table .md"),
+        ("a --table x.csv b/metrics.csv", "--table b/metrics.csv: would replace the metrics of"),
+        ("a other.csv --table other.csv", "--table other.csv: would replace the metrics of a run"),
         ("a --no-figures --output x.png", "--output names a figure and can't be used with"),
         ("a --columns run difference", "--columns: differences need --baseline RUN"),
         ("a --html x.pdf", "--html x.pdf"),
@@ -98,6 +100,7 @@ def test_errors_name_the_value_and_leave_nothing(tmp_path, monkeypatch, argument
     for name, dataset in (("a", "cifar10"), ("b", "cifar100")):
         write(tmp_path / name, arguments={"dataset": dataset, "seed": 0, "limit_test": 0})
     write(tmp_path / "empty", rows=())
+    (tmp_path / "other.csv").write_text("epoch,test_acc\n1,50\n")
     (tmp_path / "binary").mkdir()
     (tmp_path / "binary" / "metrics.csv").write_bytes(bytes(range(256)))
     before = set(tmp_path.rglob("*"))

@@ -1,5 +1,6 @@
 """Figures show what was measured, and no text covers another."""
 
+import json
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -126,6 +127,24 @@ def test_the_pareto_front_is_of_finished_runs_on_the_same_images(tmp_path, drawn
     assert alike.axes[0].get_ylabel() == "test accuracy (%)"
     title = "test accuracy (%), different images"
     assert mixed.axes[0].get_ylabel() == bars.axes[0].get_xlabel() == title
+
+
+def test_the_times_of_different_machines_have_no_pareto_front(tmp_path, drawn):
+    for cost in (1, 2):
+        rows = (f"1,10,0.1,2.0,20,1.8,{80 + cost},{cost},100",)
+        size = {"parameters": cost, "gmacs": cost}
+        write(tmp_path / f"{cost}", rows=rows, arguments={"lr": cost}, status="finished", **size)
+    for device in ("cpu", "cuda"):
+        config = {"arguments": {"lr": 2}, "device": device}
+        (tmp_path / "2/config.json").write_text(json.dumps(config))
+        (tmp_path / "1/config.json").write_text(json.dumps(config | {"device": "cpu"}))
+        curves.draw(groups_in(tmp_path, "run"), tmp_path / "x.png", "efficiency")
+    one, two = (
+        [any(line.get_linestyle() == ":" for line in axis.lines) for axis in figure.axes]
+        for figure in drawn
+    )
+    assert list(panels.PANELS["efficiency"]) == ["parameters", "gmacs", "seconds"]
+    assert one == [True, True, True] and two == [True, True, False]
 
 
 def test_each_panel_is_drawn_and_each_format_is_valid(tmp_path):

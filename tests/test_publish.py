@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.errors import refused
 from helpers.paths import ROOT
-from helpers.published import A, B, change, put, snapshot
+from helpers.published import COMPARISON, A, B, change, put, snapshot
 from helpers.runs import arguments
 
 import sweep
@@ -68,12 +68,12 @@ def test_a_run_that_had_a_config_is_published_with_a_command_that_repeats_it(tmp
 
 def test_publishing_again_adds_seeds_and_keeps_the_notes(runs):
     put([run for run in runs if run.name.endswith("-s0")])
-    for name in ("notes.md", published.FIGURE):
+    for name in ("notes.md", published.FIGURE, "comparison-error.pdf"):
         Path("results/x", name).write_text("Prose.\n")
     put(runs)
     before = snapshot(Path("results"))
     put(runs)
-    assert snapshot(Path("results")) == before and len(before) == 15
+    assert snapshot(Path("results")) == before and len(before) == 16
     with refused("results/x holds something else (alpha-s1)"):
         put([run for run in runs if run.name.endswith("-s0")])
     change(runs[0] / "summary.json", train_seconds=1)
@@ -173,12 +173,19 @@ def test_runs_of_different_commits_need_equal_reference_runs(runs, monkeypatch):
         published.load("results/x")
 
 
-def test_the_commit_that_a_resumed_run_began_with_is_named(runs, monkeypatch):
-    earlier = {"git": {"commit": B, "dirty": False}, "precision": "float32"}
+def test_the_commit_and_machine_that_a_resumed_run_began_with_are_named(runs, monkeypatch):
+    earlier = {"git": {"commit": B, "dirty": False}, "precision": "float32", "host": "me"}
+    earlier |= {"device": "cpu (other)", "threads": 1, "torch": "2"}
     change(Path("runs/be-s1/config.json"), resumed=[{"at_epoch": 1, "before": earlier}])
     monkeypatch.setattr(reference, "same_code", lambda commits: True)
     put(runs)
-    assert f"Commit: {A[:12]}, {B[:12]} (the same code)." in published.load("results/x").facts[1]
+    experiment = published.load("results/x")
+    assert f"Commit: {A[:12]}, {B[:12]} (the same code)." in experiment.facts[1]
+    assert "Machine: cpu, cpu (other), threads: 2, 1, float32; torch 2." in experiment.facts[1]
+    assert experiment.threads == "2, 1 threads"
+    before = snapshot(Path("results"))
+    put(sorted(Path("results/x").glob("*-s?")))  # published once more, from results/
+    assert snapshot(Path("results")) == before
 
 
 @pytest.mark.parametrize(
@@ -229,6 +236,54 @@ def require_git():
         pytest.skip("no git")
 
 
+@pytest.fixture
+def git(tmp_path, monkeypatch):
+    """git("add", …) in a new repository in tmp_path; returns its output."""
+    require_git()
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+    def git(*words):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@x"]
+        return subprocess.run(
+            [*command, *words], check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+
+    git("init", "-q")
+    return git
+
+
+@pytest.mark.parametrize("path", ["docs/x.md", "sweep.py", "tests/x.py", "sweeps/x.py"])
+def test_commits_with_the_same_training_code_are_the_same(git, tmp_path, monkeypatch, path):
+    assert same_code_after_change(git, tmp_path, monkeypatch, path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("train.py", "train_vit.py", "data.py", "requirements.txt"),
+        *("common/x.py", "datasets/x.py", "models/x.py", "training/x.py"),
+    ],
+)
+def test_commits_with_other_training_code_are_not_the_same(git, tmp_path, monkeypatch, path):
+    assert not same_code_after_change(git, tmp_path, monkeypatch, path)
+
+
+def same_code_after_change(git, root, monkeypatch, path):
+    monkeypatch.setattr(reference, "REPOSITORY", root)
+    commits = []
+    for text in ("1\n", "2\n"):
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text(text)
+        git("add", ".")
+        git("commit", "-q", "-m", "a change")
+        commits.append(git("rev-parse", "HEAD").strip())
+    assert reference.same_code([commits[0], commits[0]])
+    return reference.same_code(commits)
+
+
 @pytest.mark.slow
 def test_the_reference_run_of_a_commit_leaves_no_worktree(tmp_path, monkeypatch):
     require_git()
@@ -241,29 +296,21 @@ def test_the_reference_run_of_a_commit_leaves_no_worktree(tmp_path, monkeypatch)
     training = reference.short_training("train.py", {"model": "airbench94", "tta": "flip"})
     digest = reference.digest(commit, training)
     assert re.fullmatch("[0-9a-f]{64}", digest) and reference.digest(commit, training) == digest
+    smoothed = reference.short_training("train.py", {"model": "airbench94", "label_smoothing": 0.1})
+    assert reference.digest(commit, f"{smoothed} --tta flip") != digest
     with refused("git:"):
         reference.digest("no-such-commit", training)
     assert str(tmp_path) not in reference._git("worktree", "list")
     assert reference.agree([commit, commit])["compared"] == "the same code"
 
 
-def test_published_results_may_change_between_runs_but_no_code(tmp_path, monkeypatch):
-    require_git()
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-
-    def git(*words):
-        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-
+def test_published_results_may_change_between_runs_but_no_code(git, tmp_path, monkeypatch):
     for name in ("results", "docs", "training"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("1\n")
     (tmp_path / "README.md").write_text("1\n")
-    git("init", "-q")
     git("add", ".")
-    git("-c", "user.name=me", "-c", "user.email=me@x", "commit", "-q", "-m", "all")
+    git("commit", "-q", "-m", "all")
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "training/environment.py"))
     (tmp_path / "README.md").write_text("2\n")
     for name in ("results", "docs"):
@@ -308,6 +355,17 @@ def test_a_directory_of_runs_is_published_with_one_command(runs, capsys):
     assert capsys.readouterr().out == "4 runs published in results/x\n"
     (row,) = published.load("results/x").differences
     assert (row["experiment"], row["against"], row["difference"]) == ("alpha", "be", "-4.62")
+
+
+def test_what_is_published_again_keeps_what_was_said_of_it(runs):
+    about = publish.about("a title", COMPARISON, "a command", selected_on_test="the seed")
+    publish.publish(runs, "results/x", about | {"timed": True})
+    before = snapshot(Path("results"))
+    assert sweep.main(["publish", "results/x", "--to", "results/x"]) == 0
+    assert snapshot(Path("results")) == before
+    assert sweep.main(["publish", "results/x", "--to", "results/x", "--title", "another"]) == 0
+    experiment = published.load("results/x")
+    assert experiment.title == "another" and experiment.selection.startswith("the seed was")
 
 
 def test_a_part_of_a_suite_is_published_with_its_comparisons(stand_in_runs, monkeypatch):

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from helpers.paths import ROOT
 from helpers.processes import TIMEOUT, output
 from helpers.sweeps import TINY, kill_at
@@ -67,9 +66,7 @@ def test_the_tables_of_a_sweep(run, capsys):
     results = json.loads(Path("sweep/results.json").read_text())
     assert results["experiments"][1]["test"] == {"mean": 63.5, "std": 2, "n": 3}
     assert results["differences"][0]["value"] == 1.5 and len(results["runs"]) == 6
-    difference = (
-        "| pad | project | test images | +1.50 | 0.00 | +1.50 to +1.50 | 3 paired | not resolved"
-    )
+    difference = "| pad | project | test images | +1.50 | +1.50 to +1.50 | 3 paired | not resolved"
     assert difference in text and "seeds 0, 1, 2" in text
     assert "python sweep.py tiny --seeds 0 1 2 --jobs 2 --epochs 3" in text
     assert Path("sweep/pad-s1.log").read_text() == "done\n"
@@ -199,39 +196,7 @@ def test_a_dry_run_prints_commands_that_train_py_accepts(run, capsys):
     assert (args.model_arg, args.seed, args.output_dir) == (["shortcut=pad"], 1, "sweep/pad-s1")
 
 
-def test_the_remaining_time_is_estimated_per_experiment():
-    a, b = SimpleNamespace(label="a"), SimpleNamespace(label="b")
-    progress = launch.Progress([], 0, num_slots=2, estimate=True)
-    assert progress.estimated_time([a]) == "1 to go"
-    progress.seconds = {"a": [10.0, 20.0]}
-    assert progress.estimated_time([a, b]) == "about 0:00:15 left"
-    progress.seconds["b"] = [100.0]
-    assert progress.estimated_time([a, a, b]) == "about 0:01:40 left"  # the longest run
-    assert progress.estimated_time([a] * 4) == "about 0:00:30 left"
-
-
 # ---- where they are executed ---------------------------------------------------------------------
-
-
-def test_concurrent_runs_share_the_threads_of_a_cpu(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert launch.find_slots("cpu", 1) == [{}]
-    assert launch.find_slots("cpu", 3) == [{"OMP_NUM_THREADS": "2"}] * 3
-    with pytest.raises(UserError, match="--jobs 9 is more than the 8 cores of this machine"):
-        launch.find_slots("cpu", 9)
-
-
-def test_each_concurrent_run_has_its_own_gpu(monkeypatch):
-    monkeypatch.setattr(launch.devices, "select_device", torch.device)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for visible, names in {"": ("0", "1"), "5,GPU-x": ("5", "GPU-x")}.items():
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert launch.find_slots("cuda", 2) == [{"CUDA_VISIBLE_DEVICES": name} for name in names]
-    assert launch.find_slots("cuda:1", 1) == [{}]
-    for device, jobs, count in (("cuda", 3, "2 GPUs"), ("cuda:1", 2, "1 device")):
-        with pytest.raises(UserError, match=f"--jobs {jobs} is more than the {count} of"):
-            launch.find_slots(device, jobs)
 
 
 @pytest.mark.extras("submitit")

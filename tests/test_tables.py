@@ -181,6 +181,24 @@ def test_a_mean_over_precisions_or_devices_says_so(tmp_path):
     assert not any("in device" in sentence for sentence in sentences)
 
 
+def test_times_of_different_machines_are_pointed_out(tmp_path):
+    for name, facts in (
+        ("a", {"device": "cpu (one)", "threads": 2}),
+        ("b", {"device": "cpu (one)", "threads": 1}),
+        ("c", {"device": "cuda (two)", "threads": 8}),
+    ):
+        write(tmp_path / name, arguments={"model": name})
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    a, b, c = groups_in(tmp_path)
+    threads = "The runs differ in threads (2, 1); times depend on it."
+    devices = "The runs differ in device (cpu (one), cuda (two)); times depend on it."
+    assert threads in tables.compare([a, b], ["run", "speed"]).sentences
+    assert threads not in tables.compare([a, b], ["run", "test"]).sentences
+    assert devices in tables.compare([a, c]).sentences
+    assert threads not in tables.compare([a, c]).sentences  # of a CPU only
+
+
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
 def test_latex_is_typeset(groups, tmp_path):
     body = tables.compare(groups, baseline=groups[0]).render("latex")
