@@ -95,10 +95,10 @@ class Batches:
     With shuffle, every epoch has its own permutation, the same on all ranks, and an incomplete last
     batch is dropped. Without it, every image comes once, in order.
 
-    The images of a batch come from one of three places:
+    The images of a batch are in one of three places:
     - prepared: all of them are on the device, already padded if crop comes first;
     - streamed: the host sends a batch during the step on the one before;
-    - neither, on a CPU only: memory that holds the dataset, or the cache of a folder.
+    - read in place, on a CPU only: from memory that holds the dataset, or from a folder's cache.
     """
 
     examples: Examples

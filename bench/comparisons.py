@@ -140,7 +140,7 @@ def _fit_epoch(model, batches, dtype):
     """Ours, with augmentation, the moving average and the metrics."""
     optimizer = measure.create_optimizer(model, lr=0.1)
     state = State(model, optimizer, average=MovingAverage(model, 0.999))
-    settings = StepSettings(lr_at=lambda step: 0.01, dtype=dtype)
+    settings = StepSettings(lr_at=lambda step, end=1.0: 0.01, dtype=dtype)
 
     def epoch():
         train_epoch(state, batches, settings)
@@ -204,7 +204,8 @@ def measure_checkpoint(args, device):
         raise UserError(f"{sizes}: an epoch has no step", status=2)
     name = models.canonical(args.model)
     dtype = mixed_precision.amp_dtype_for(name, args.amp, device)
-    model = measure.to_device(models.create_model(name, 10), device, dtype)
+    model = models.create_model(name, 10, **models.parse_options([], name, 32))
+    model = measure.to_device(model, device, dtype)
     optimizer, ema = measure.create_optimizer(model), MovingAverage(model, 0.999)
     update = measure.training_step(model, optimizer, device, dtype)
 

@@ -20,7 +20,7 @@ from common import checkpoint, files
 from common.errors import UserError
 from common.scopes import flag
 from sweeps import launch, plans
-from training import arguments, devices, optimizers
+from training import arguments, devices, environment, optimizers
 from training.checks import check_arguments
 from training.distributed import Ranks
 from training.progressive import size_schedule
@@ -106,6 +106,11 @@ def measured(runs, args):
     # The precision is that of the run, whichever --amp it had.
     dtype = None if config["precision"] == "float32" else getattr(torch, config["precision"])
     device = devices.select_device(runs[0].args.device)
+    here = environment.environment(device)
+    if any(here[fact] != config[fact] for fact in ("device", "threads")):
+        there, this = (f"{one['device']}, {one['threads']} threads" for one in (config, here))
+        reason = f"the runs were made on {there}, and this is {this}"
+        raise UserError(f"{reason}: repeat the command there, or use another --output-dir", 2)
     devices.configure_backends(runs[0].args.deterministic)  # as in the runs
     flops = 3 * 2 * average_macs(card, runs[0].args, summary["steps"])
     speed = statistics.fmean(one["images_per_second"] for one in results)

@@ -153,7 +153,9 @@ def load(path, kind="checkpoint"):
     state = load_untrusted(path, kind)
     _check_format(state, path, kind)
     try:
-        intact = digest(state["contents"]) == state["digest"]
+        # First, because the digest needs a copy of a tensor whose elements share memory.
+        intact = _have_their_elements(state["contents"])
+        intact = intact and digest(state["contents"]) == state["digest"]
     except Exception:  # not the contents of a run: nested too deeply, or sparse tensors
         intact = False
     if not intact:
@@ -195,6 +197,13 @@ def _unpacks_to_more(path):
             return sum(record.file_size for record in archive.infolist()) > os.path.getsize(path)
     except Exception:  # not an archive, or a damaged one: torch.load will raise
         return False
+
+
+def _have_their_elements(value):
+    """has_its_elements, for all tensors in nested dicts, lists and tuples."""
+    complete = []
+    map_tensors(lambda tensor, keys: complete.append(has_its_elements(tensor)), value)
+    return all(complete)
 
 
 def has_its_elements(tensor):

@@ -110,7 +110,7 @@ def explicit(parser, argv=None):
 def run(main):
     """Ends the process with the status that main() returns, or with one line for its error."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names may have signs that its encoding lacks
+        if isinstance(stream, io.TextIOWrapper):  # its encoding may lack characters of a name
             stream.reconfigure(errors="backslashreplace")
     status = _exit_status(main)
     if os.environ.get("WORLD_SIZE", "1") != "1":

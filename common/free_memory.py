@@ -31,20 +31,35 @@ def _free_memory():
     return 2**32
 
 
-def _left_in_container(root=Path("/sys/fs/cgroup")):
-    """The bytes left under each memory limit of the container's control groups, versions 2 and 1.
+def _left_in_container(root=Path("/sys/fs/cgroup"), membership=Path("/proc/self/cgroup")):
+    """The bytes left under each memory limit of this process's control groups, versions 2 and 1.
 
-    Cached files count as used there, but the system drops them when memory is needed.
+    A container has its own root; a job of SLURM or systemd is in a group below it. Cached files
+    count as used there, but the system drops them when memory is needed.
     """
     versions = (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     )
-    left = []
-    for limit, used, cached in versions:
-        with suppress(OSError, ValueError):  # the file is missing, or holds "max"
-            lines = (root / limit).with_name("memory.stat").read_text().splitlines()
-            cached_bytes = int(dict(line.split() for line in lines).get(cached, 0))
-            used_bytes = int((root / used).read_text()) - cached_bytes
-            left.append(int((root / limit).read_text()) - used_bytes)
+    left, own = [], _own_groups(membership)
+    for controller, limit, used, cached in versions:
+        parts = own.get(controller, ())
+        for depth in range(len(parts) + 1):
+            group = root.joinpath(controller, *parts[:depth])
+            with suppress(OSError, ValueError):  # the file is missing, or holds "max"
+                lines = (group / "memory.stat").read_text().splitlines()
+                cached_bytes = int(dict(line.split() for line in lines).get(cached, 0))
+                used_bytes = int((group / used).read_text()) - cached_bytes
+                left.append(int((group / limit).read_text()) - used_bytes)
     return left
+
+
+def _own_groups(membership):
+    """{"" of version 2, or "memory" of version 1: the names that lead to this process's group}."""
+    groups = {}
+    with suppress(OSError, ValueError):
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "" or "memory" in controllers.split(","):
+                groups["memory" if controllers else ""] = path.strip("/").split("/")
+    return {name: parts for name, parts in groups.items() if parts[0] not in ("", "..")}

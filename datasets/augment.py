@@ -58,12 +58,13 @@ def first_flips(generator, count):
 
 
 def mirror_rows(chosen):
-    """The rows (B,) of `mirror` if the chosen images (bool (B,)) are mirrored."""
-    return torch.arange(len(chosen)) + len(chosen) * chosen
+    """Rows of `mirror`: i for image i as it is, B + i for its mirror image. chosen: bool (B,)."""
+    rows = torch.arange(len(chosen))
+    return torch.where(chosen, rows + len(chosen), rows)
 
 
 def mirror(images, rows):
-    """Selects from the images (B, C, H, W), followed by their mirror images. Any dtype."""
+    """Selects rows (B,) of the batch (B, C, H, W) followed by its mirror images. Any dtype."""
     pixels = to_nhwc(images)
     # Selecting from both versions is faster than overwriting the mirrored images.
     both = torch.cat([pixels, pixels.flip(2)])
@@ -103,11 +104,11 @@ def pad(pixels, padding, mode):
     if mode == "zero":
         return F.pad(pixels, (0, 0, padding, padding, padding, padding))
     batch, height, width, channels = pixels.shape
-    # Source rows of a reflected border: padding 2 on 4 rows gives 2 1 0 1 2 3 2 1.
-    rows = torch.arange(-padding, height + padding, device=pixels.device).abs()
-    rows = (height - 1) - ((height - 1) - rows).abs()
     padded = pixels.new_empty(batch, height + 2 * padding, width + 2 * padding, channels)
-    padded[:, :, padding:-padding] = pixels.index_select(1, rows)
+    rows = padded[:, :, padding:-padding]  # padding 2 on the rows 0 1 2 3 gives 2 1 0 1 2 3 2 1
+    rows[:, padding:-padding] = pixels
+    rows[:, :padding] = pixels[:, 1 : padding + 1].flip(1)
+    rows[:, -padding:] = pixels[:, -padding - 1 : -1].flip(1)
     padded[:, :, :padding] = padded[:, :, padding + 1 : 2 * padding + 1].flip(2)
     padded[:, :, -padding:] = padded[:, :, -2 * padding - 1 : -padding - 1].flip(2)
     return padded
@@ -118,8 +119,8 @@ def windows(padded, start, padding):
     count, padded_height, padded_width, channels = padded.shape
     height, width = padded_height - 2 * padding, padded_width - 2 * padding
     # Every run of `width` pixels is a row of one overlapping view; a window is `height` such rows.
-    runs = max(0, count * padded_height * padded_width - width + 1)
-    runs = padded.view(-1).as_strided((runs, width * channels), (channels, 1))
+    num_runs = max(0, count * padded_height * padded_width - width + 1)
+    runs = padded.view(-1).as_strided((num_runs, width * channels), (channels, 1))
     lines = constant(torch.arange, 0, height * padded_width, padded_width, device=padded.device)
     rows = (start[:, None] + lines).view(-1)  # (B * H,)
     pixels = runs.index_select(0, rows).view(len(start), height, width, channels)
@@ -147,7 +148,8 @@ def random_boxes(generator, count, image_shape, scale=(0.08, 1.0), ratio=(3 / 4,
     scale and ratio: ranges of the box's area and aspect ratio. A box is the first of ten attempts
     that fits, or the largest central one of an allowed ratio.
     """
-    attempts, (height, width) = 10, image_shape
+    height, width = image_shape
+    attempts = 10
     area = rand(generator, count, attempts, low=scale[0], high=scale[1]) * (height * width)
     log_ratio = rand(generator, count, attempts, low=math.log(ratio[0]), high=math.log(ratio[1]))
     aspect = log_ratio.exp()
@@ -232,17 +234,18 @@ def adjust_hue(x, turn):
 
 
 def draw_jitter(generator, count, shape, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0):
-    """What `adjust_color` takes, each (B, 1, 1, 1), or None where the strength is 0.
+    """Brightness, contrast and saturation factors and a turn of the hue, for `adjust_color`.
 
-    Three factors in [1 - strength, 1 + strength], from 0 on as in torchvision, and a turn in
-    [-hue, hue] (1: the full circle).
+    Each is (B, 1, 1, 1), or None where the strength is 0. Factors are in [max(0, 1 - strength),
+    1 + strength], as in torchvision, the turn in [-hue, hue] (1: the full circle).
     """
     draws = rand(generator, count, 4, low=-1.0, high=1.0).unbind(1)
     factors = [
         per_image(_jitter_factor(strength, draw)) if strength else None
         for strength, draw in zip((brightness, contrast, saturation), draws)
     ]
-    return *factors, per_image(hue * draws[3]) if hue else None
+    turn = per_image(hue * draws[3]) if hue else None
+    return *factors, turn
 
 
 def _jitter_factor(strength, draw):
@@ -252,16 +255,16 @@ def _jitter_factor(strength, draw):
     return 1 + strength * draw
 
 
-def adjust_color(images, *factors):
+def adjust_color(images, *amounts):
     """Adjusts brightness, contrast, saturation and hue.
 
     Always in this order; torchvision's ColorJitter draws the order as well.
     """
     x = float_planes(images)
     adjustments = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-    for adjust, factor in zip(adjustments, factors):
-        if factor is not None:
-            x = adjust(x, factor)
+    for adjust, amount in zip(adjustments, amounts):
+        if amount is not None:
+            x = adjust(x, amount)
     return like(x, images)
 
 
@@ -338,7 +341,7 @@ def draw_erasing(generator, count, shape, probability, area=(0.02, 1 / 3), aspec
     return (torch.stack([start, start + sides], dim=1),)
 
 
-# ---- all together ----
+# ---- draw and apply, paired ----
 
 crop = Augmentation(draw_crop, pad_and_crop)  # arXiv 1512.03385, section 4.2
 flip = Augmentation(draw_flip, mirror)

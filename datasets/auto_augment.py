@@ -33,10 +33,11 @@ def trivial_augment_strengths(height, width):
 
 def draw_rand_augment(generator, count, shape, num_ops=2, magnitude=9, bins=31):
     """num_ops operations for each image, at magnitude / (bins - 1) of their largest strength."""
-    strengths, chosen = rand_augment_strengths(*shape), []
+    largest = rand_augment_strengths(*shape)
+    chosen = []
     for draws in rand(generator, count, num_ops, 2).unbind(1):
         op = _choose(draws[:, 0])
-        chosen.append((op, _strength(op, strengths, magnitude / (bins - 1), draws[:, 1])))
+        chosen.append((op, _strength(op, largest, magnitude / (bins - 1), draws[:, 1])))
     return arrange(chosen, shape)
 
 
@@ -53,11 +54,11 @@ def _choose(draw):
     return (draw * len(OPERATIONS)).long()
 
 
-def _strength(op, strengths, fraction, sign):
+def _strength(op, largest, fraction, draw):
     """A fraction of the largest strength of each image's operation, with a drawn sign; (B,)."""
     signed = torch.tensor([name in SIGNED for name in OPERATIONS])[op]
-    signs = torch.where(signed & (sign < 0.5), -1.0, 1.0)
-    return torch.tensor(strengths, dtype=torch.float32)[op] * fraction * signs
+    signs = torch.where(signed & (draw < 0.5), -1.0, 1.0)
+    return torch.tensor(largest, dtype=torch.float32)[op] * fraction * signs
 
 
 def arrange(chosen, shape):
@@ -151,7 +152,8 @@ def _coordinates(height, width):
 def _enhance_(x, counts, factor, rest):
     """The enhancements, in place: factor * x + rest * base, where rest is 1 - factor.
 
-    The base is the mean gray (contrast), gray (color), black, or the blurred image (sharpness).
+    The base is the mean gray (contrast), gray (color), black (brightness), or the blurred image
+    (sharpness).
     """
     contrast, color, brightness, sharpness = counts
     with_gray, blended = contrast + color, contrast + color + brightness

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-MAX_BATCHES = 64  # whose draws are sent to a GPU together
+MAX_BATCHES = 64  # most batches whose draws are sent to a GPU together
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def rand_beta(generator, count, alpha):
 
     def sample(rows, generator):
         shape = torch.full((rows, 2), float(alpha))
-        if alpha < 0.1:  # gammas of such shapes are often smaller than the smallest float32
+        if alpha < 0.1:  # float32 underflows: Gamma(a) as Gamma(a + 1) * U**(1 / a), in logarithms
             larger = torch._standard_gamma(shape + 1, generator=generator)
             uniform = torch.rand(rows, 2, generator=generator, dtype=torch.float64)
             logs = larger.double().log() + uniform.log() / alpha
@@ -135,5 +135,6 @@ def _send(group, device):
     sent = buffer.to(device, non_blocking=True).split(sizes)
     for column, values, part in zip(tensors, joined, sent):
         rows = [len(tensor) for tensor in column]
+        # In place, because `columns` holds the same list.
         column[:] = part.view(values.dtype).view(values.shape).split(rows)
     return [tree_unflatten(leaves, spec) for leaves, (_, spec) in zip(zip(*columns), flat)]

@@ -27,6 +27,7 @@ from datasets.examples import Examples, Split
 from datasets.folder_cache import GB
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # Pillow's names, whatever the suffix
 LAYOUT = "train/<class>/*.png|jpg and test/ (or val/)"
 MAX_PIXELS = 50_000_000  # an image that claims more is taken for a decompression bomb
 AHEAD = 32  # decoded images that may wait to be written
@@ -266,7 +267,7 @@ def _errors_as_text(read):
 def _open_image(path):
     from PIL import Image
 
-    image = Image.open(path)
+    image = Image.open(path, formats=FORMATS)  # others, such as EPS, can start programs
     if image.width * image.height > MAX_PIXELS:
         limit = f"more than the limit of {MAX_PIXELS:,}"
         raise ValueError(f"it claims {image.width}x{image.height} pixels, {limit}")
@@ -290,7 +291,7 @@ def square(image, size):
     """A PIL image as uint8 (size, size, 3): upright, RGB, resized, the center cut out."""
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16 bits of gray, which convert would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode != "RGB":

@@ -1,4 +1,4 @@
-"""MixUp and CutMix of a batch: each image, and its target, is mixed with its neighbor's.
+"""MixUp and CutMix of a batch: each image and its target are mixed with those of its neighbor.
 
 Row 2i is mixed with row 2i + 1. A batch is a random permutation, so neighbors are random pairs; a
 rank's rows start at an even row, so it holds both images of each pair.
@@ -23,16 +23,17 @@ def draw_mixing(generator, count, shape, mixup_alpha, cutmix_alpha, probability,
     neighbor's.
     CutMix (arXiv 1905.04899) pastes a box of the neighbor; targets are weighted by the areas.
     """
-    # An odd last row is its own neighbor.
+    # In a batch of odd size, the last image is its own neighbor.
     neighbor = (torch.arange(count) ^ 1).clamp_(max=count - 1)
     rows = count
     if per == "batch":
         rows, generator = 1, of_the_batch(generator)
     draws = rand(generator, rows, 2)
     mixed = draws[:, 0] < probability
-    takes_mixup = torch.full((rows,), bool(mixup_alpha))
     if mixup_alpha and cutmix_alpha:
         takes_mixup = draws[:, 1] < 0.5
+    else:
+        takes_mixup = torch.full((rows,), bool(mixup_alpha))
     kept = torch.ones(rows)
     if mixup_alpha:
         beta = rand_beta(generator, rows, mixup_alpha)
@@ -56,7 +57,8 @@ def _cutmix_boxes(generator, count, shape, alpha):
 def blend(images, targets, neighbor, kept, edges):
     """kept * own + (1 - kept) * neighbor's, and the neighbor's inside the boxes.
 
-    neighbor: rows (B,); kept: (B or 1, 1, 1, 1); edges: (B or 1, 2, 2) of the boxes, or None.
+    neighbor: rows (B,); kept: (B or 1, 1, 1, 1), 1 where the box isn't empty; edges: (B or 1, 2, 2)
+    of the boxes, or None.
     """
     if edges is not None:
         kept = kept - box_masks(edges, images)

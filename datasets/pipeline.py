@@ -3,7 +3,7 @@
     inputs, targets = Pipeline(mean, std, 32, ("crop", "flip"))(images, labels, generator)
 
 To add an augmentation, write its two functions in augment.py and enter it in TRANSFORMS there.
-Batches decides what is not drawn for each batch: the images that alternating_flip mirrors.
+Which images alternating_flip mirrors depends on the epoch, so Batches draws that (`mirrored`).
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -74,7 +74,7 @@ class Pipeline:
         return self.apply(images, labels, to_device(drawn, images.device))
 
     def prepare(self, images):
-        """A dataset as `batch` needs it: (pixels (N, H, W, 3), padding).
+        """(pixels (N, H + 2 * padding, W + 2 * padding, 3), padding): a dataset for `batch`.
 
         If cropping comes first, the images are padded here, once, and not in each batch.
         """

@@ -1,13 +1,12 @@
 """Where images are: on the device, or on the host, which sends batches ahead of the step."""
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from common.free_memory import available
 
-# Bytes of images that are padded once instead of per batch, at most (CIFAR: 154 MB).
+# A dataset of at most so many bytes is padded once, instead of in each batch (CIFAR: 154 MB).
 PREPARED_ON_CPU = 2**28
 BYTES_PER_BLOCK = 2**26
 
@@ -21,8 +20,8 @@ def should_stream(examples, device, resident):
 
 
 def _fits(examples, device):
-    # A border for cropping adds half of the images' size, and two copies exist while it is made.
     already_there = device.type == "cpu" and not examples.cached
+    # A border for cropping adds half of the images' size, and two copies exist while it is made.
     return already_there or examples.nbytes <= available(device) / 3
 
 
@@ -56,7 +55,7 @@ def copy_to_device(examples, device):
 
 
 def send_ahead(examples, indices, device, stream):
-    """Yields the images (B, 3, H, W) at each index on the device; an index is of one batch.
+    """Yields the images (B, 3, H, W) of each batch on the device; indices: a tensor for each batch.
 
     A thread gathers and sends the next batch during the step on the current one. stream: a CUDA
     stream for the copies, None on other devices.
@@ -80,10 +79,15 @@ def send_ahead(examples, indices, device, stream):
 
     indices = iter(indices)
     with ThreadPoolExecutor(1, initializer=select_device) as thread:
-        pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
-        while pending:
-            images, sent = pending.pop().result()
-            pending = [thread.submit(send, index) for index in itertools.islice(indices, 1)]
+
+        def send_next():
+            index = next(indices, None)
+            return None if index is None else thread.submit(send, index)
+
+        pending = send_next()
+        while pending is not None:
+            images, sent = pending.result()
+            pending = send_next()
             if sent:
                 current = torch.cuda.current_stream(device)
                 current.wait_event(sent)

@@ -92,8 +92,8 @@ class Airbench(nn.Module):
     """Whitening layer, three groups, global max pooling, classifier. (B, 3, H, W) -> (B, K)
 
     whitening_share: share of the run in which the bias of the whitening layer is trained.
-    logit_scale: factor of the logits, of a classifier with PyTorch's initial weights. None: one
-    over the width C of the features, of a classifier whose initial weights have a variance of one.
+    logit_scale: factor of the logits, with PyTorch's initial weights of the classifier. None: 1 / C
+    for C features, with initial weights of variance one.
     bias_scale: rate of the biases relative to --lr with --optimizer sgd.
     """
 
@@ -119,12 +119,13 @@ class Airbench(nn.Module):
         groups = [Group(*pair, residual) for pair in zip(channels, widths)]
         self.groups = nn.Sequential(*groups)
         self.fc = nn.Linear(channels[-1], num_classes, bias=False)
-        self.logit_scale, self.bias_scale = logit_scale or 1 / channels[-1], bias_scale
-        self.fc_variance = 1 / (3 * channels[-1])  # PyTorch's, of the initial weights
+        self.bias_scale = bias_scale
         if logit_scale is None:
-            self.fc_variance = 1.0
+            self.logit_scale, self.fc_variance = 1 / channels[-1], 1.0
             with torch.no_grad():
                 self.fc.weight.div_(self.fc.weight.std())
+        else:  # PyTorch's initial weights
+            self.logit_scale, self.fc_variance = logit_scale, 1 / (3 * channels[-1])
 
     def initialize(self, images):
         """Sets the whitening layer. images: normalized, of the training set (N, 3, H, W).

@@ -13,7 +13,7 @@ Variations replace the block:
   its shortcut.
 - ConvNeXt (arXiv 2201.03545): an inverted bottleneck around a 7x7 depthwise convolution. Unlike the
   paper's block it expands first, so that the large kernel works on the wide features, and it keeps
-  ResNet's batch norm, ReLU and ReLU after the addition.
+  ResNet's batch norm and its ReLU, also the one after the addition.
 
 Each block: (B, in_channels, H, W) -> (B, width, H / stride, W / stride).
 """
@@ -94,9 +94,9 @@ class ECABlock(Block):
 
 
 class GhostModule(nn.Module):
-    """A 3x3 convolution makes 1 / ratio of the channels, a 3x3 depthwise one the others from those.
+    """A 3x3 convolution makes 1 / ratio of the channels; 3x3 depthwise filters derive the others.
 
-    The last ones are dropped where ratio doesn't divide width.
+    Where ratio doesn't divide width, the surplus channels are dropped.
     """
 
     def __init__(self, in_channels, width, stride=1, ratio=2, relu=True):

@@ -99,7 +99,7 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, in_channels, out_channels):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
-        self.product_on = "cpu"  # None: nowhere
+        self.product_on = "cpu"  # None: never
 
     def forward(self, x):
         height, width = x.shape[-2:]
@@ -149,13 +149,14 @@ class ECA(nn.Module):
 
     def forward(self, x):
         gates = self.conv(x.mean((2, 3))[:, None]).sigmoid()  # (B, 1, C)
-        return x * gates.transpose(1, 2)[..., None]  # gates: (B, C, 1, 1)
+        gates = gates.transpose(1, 2)[..., None]  # (B, C, 1, 1)
+        return x * gates
 
 
 def he_normal_(convolution):
     """Draws the weight as in arXiv 1502.01852, by the fan-out: with a variance of 2 / fan-out."""
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    with torch.no_grad():  # torch counts the outputs of all groups; an input reaches one
+    with torch.no_grad():  # torch's fan-out includes all groups; each input reaches only its own
         convolution.weight.mul_(math.sqrt(convolution.groups))
 
 

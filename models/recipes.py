@@ -1,8 +1,8 @@
 """Training recipes: the training arguments that suit a model, as tables of plain values.
 
-A recipe holds what differs from the scripts' defaults. lr: step size at the given batch_size;
-mixup, cutmix: alpha of the Beta distribution, 0 is off; mix_prob: share of the images that are
-mixed; clip_grad: largest norm of the gradient; random_erasing: probability for each image;
+A recipe holds what differs from the scripts' defaults. lr: highest learning rate, for the given
+batch_size; mixup, cutmix: alpha of the Beta distribution, 0 is off; mix_prob: share of the images
+that are mixed; clip_grad: largest norm of the gradient; random_erasing: probability for each image;
 layer_decay: factor of the learning rate from a layer to the one before it. The number of warmup
 epochs follows from `epochs` by default: 5 of 200 (arXiv 1706.02677 §2.2).
 """
@@ -40,10 +40,10 @@ SCRATCH = MODERN | dict(epochs=100, random_erasing=0.25)
 # and to 75 % on CIFAR-100 (a public record, with the rates below), with smaller images early in
 # training and more epochs: 11, 20, 44 and 12 instead of 8, 15, 40 and 10.
 # lr: of the convolutions; biases and classifier have multiples of it, for this batch size
-# (models/airbench.py). The published rates of SGD, 10, 9 and 11.5, are divided by 7,851, for a loss
-# that is summed over a batch; for the mean of 1,000 images, 10 becomes 1.27. The published decays,
-# 0.0153, 0.012 and 0.017, are divided by the rate. The published triangles begin at a fifth of the
-# highest rate and reach it after 23 % of the run, not after a quarter.
+# (models/airbench.py). The published code sums the loss over a batch and divides its rates of SGD,
+# 10, 9 and 11.5, by 7,851: for the mean of 1,000 images, 10 becomes 1.27. Its decays, 0.0153, 0.012
+# and 0.017, are divided by 10, 9 and 11.5. Its triangles begin at a fifth of the highest rate and
+# reach it after 23 % of the run, not after a quarter.
 # accumulate None: auto, cache-sized parts on a CPU, where the statistics of batch norm are then
 # those of a part.
 AIRBENCH94 = dict(

@@ -167,8 +167,12 @@ def create_model(name, num_classes=10, *, pretrained=False, **options):
     entry = MODELS[name]
     try:
         return entry.constructor(num_classes, **entry.fixed, **options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{name}: {error}", status=2) from error
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise UserError(f"{name}: its options make it too large", status=2) from error
 
 
 def from_card(card):

@@ -13,7 +13,7 @@ import torch
 from common import checkpoint
 from common.errors import UserError, first_line
 from models.inspection import classifiers
-from models.lora import merged
+from models.lora import BASE, merged
 from models.registry import from_card
 
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
@@ -33,12 +33,13 @@ def read_weights(path):
 
     A run's file gives its moving average, if it has one, and its card. Raises UserError.
     """
-    card = None
+    card, is_of_run = None, False
     if Path(path).suffix == ".safetensors":
         state = _read_safetensors(path)
     else:
         state = checkpoint.load_untrusted(path, "weights file")
-        if isinstance(state, dict) and {"digest", "contents"} <= set(state):
+        is_of_run = isinstance(state, dict) and {"digest", "contents"} <= set(state)
+        if is_of_run:
             state = checkpoint.load(path)  # of a run: checks the digest
             card = _card_with_statistics(state)
     for key in ("ema", "average", "state_dict", "model"):
@@ -50,7 +51,10 @@ def read_weights(path):
         raise UserError(f"{path} holds no weights")
     if not all(map(checkpoint.has_its_elements, tensors.values())):
         raise UserError(f"{path} was refused: it holds tensors without elements of their own")
-    return merged(_without_wrappers(tensors)), card
+    tensors = _without_wrappers(tensors)
+    if not is_of_run and any(BASE in key for key in tensors):
+        raise UserError(f"{path} holds adapters of another program: merge them into the weights")
+    return merged(tensors), card
 
 
 def _read_safetensors(path):

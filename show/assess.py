@@ -17,7 +17,8 @@ from datasets.splits import stratified
 from show import corruptions
 
 BINS = 15
-BLOCK = 500  # images that are corrupted at once: as floats they take four times their memory
+# Pixels of the images that are corrupted at once: as floats they take four times their memory.
+BLOCK = 500 * 32 * 32
 MIN_DRAWN = 5  # images of a bin; the accuracy of fewer says nothing
 MAX_NAMES = 20  # classes that are listed in the figure
 
@@ -57,7 +58,8 @@ def _robustness(predictor, test, logits, count):
 
     def accuracy(name, strength):
         generator = corruptions.generator(name, strength)
-        blocks = test.images.split(BLOCK)
+        height, width = test.images.shape[2:]
+        blocks = test.images.split(max(1, BLOCK // (height * width)))
         logits = [
             predictor.logits(corruptions.corrupt(block, name, strength, generator))
             for block in blocks

@@ -115,12 +115,14 @@ def _resample(x, zoom=1.0, shift=0.0):
 def fog(x, values, generator):
     """Clouds of noise in octaves. values: their amount, and the ratio of successive octaves."""
     amount, decay = values
-    cloud, weight, side = 0, 1.0, 2
-    while side <= x.shape[-1]:
-        noise = torch.rand(len(x), 1, side, side, generator=generator).to(x.device)
-        noise = F.interpolate(noise, x.shape[-2:], mode="bilinear", align_corners=True)
-        cloud = cloud + weight * noise
-        weight, side = weight / decay, side * 2
+    sides = [2**octave for octave in range(1, x.shape[-1].bit_length())]
+    noise = torch.rand(len(x), sum(side * side for side in sides), generator=generator)
+    cloud, weight = 0, 1.0
+    for side, octave in zip(sides, noise.split([side * side for side in sides], dim=1)):
+        octave = octave.view(-1, 1, side, side).to(x.device)
+        octave = F.interpolate(octave, x.shape[-2:], mode="bilinear", align_corners=True)
+        cloud = cloud + weight * octave
+        weight /= decay
     low, high = cloud.amin((1, 2, 3), keepdim=True), cloud.amax((1, 2, 3), keepdim=True)
     brightest = x.amax((1, 2, 3), keepdim=True)
     return (x + amount * (cloud - low) / (high - low)) * brightest / (brightest + amount)

@@ -250,9 +250,12 @@ def readme(predictor, kind):
     accuracy = "not known"
     if isinstance(test_acc, float):
         limit = metrics.read_arguments(predictor.path.parent).get("limit_test")
-        accuracy = f"{test_acc:.2f} %" + (f" ({limit} images)" if limit else "")
+        accuracy = f"{test_acc:.2f} %"
+        if type(limit) is int and limit > 0:
+            accuracy += f" ({limit} images)"
     code, inside = FORMATS[kind].code, "; the normalization is inside"
-    values = {key: card[key] for key in CARD_KEYS} | {"dataset": printable(card["dataset"])}
+    dataset = formats.markdown_text(printable(card["dataset"]))
+    values = {key: card[key] for key in CARD_KEYS} | {"dataset": dataset}
     if kind == "safetensors":
         code, inside = code.format(**values), ""
     return README.format(
@@ -265,7 +268,7 @@ def readme(predictor, kind):
         weights=weights,
         accuracy=accuracy,
         parameters=sum(p.numel() for p in predictor.model.parameters()),
-        seed=card.get("seed", ""),
+        seed=card["seed"] if type(card.get("seed")) is int else "not known",
         square=inspect.getsource(image_folder.square),
         code=code,
         # Escaped, so that no name ends the block of code.

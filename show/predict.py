@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import data
+import models
 from analysis import metrics
 from common.errors import UserError
 from common.files import read_json
@@ -32,7 +33,12 @@ class Predictor:
         self.path = Path(path) / "best.pt" if Path(path).is_dir() else Path(path)
         self.model, self.card = load_checkpoint(self.path)
         _check_card(self.card, self.path)
-        other_types = {p.dtype for p in self.model.parameters()} - {torch.float32}
+        card = self.card
+        # Raises UserError where the model doesn't take the image size.
+        models.describe(card["model"], card["num_classes"], card["image_size"], card["options"])
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        other_types = {t.dtype for t in tensors if t.is_floating_point() or t.is_complex()}
+        other_types -= {torch.float32}
         if other_types:
             raise UserError(f"{self.path} was refused: it has weights of type {other_types.pop()}")
         self.model.to(device, memory_format=torch.channels_last)
@@ -142,7 +148,7 @@ def test_split(predictors, dataset=None, data_dir=None):
         dataset or name,
         data_dir or saved_dir,
         image_size=max(predictor.image_size for predictor in predictors),
-        limit_test=limit if isinstance(limit, int) and not are_others else 0,
+        limit_test=limit if type(limit) is int and limit > 0 and not are_others else 0,
         skip_bad_images=saved.get("skip_bad_images", False),
     )
     if list(split.classes) != first.classes:

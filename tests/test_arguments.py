@@ -251,7 +251,7 @@ def test_help_shows_every_argument_and_its_default(script, capsys):
         ({"model_arg": [1]}, "model_arg: must be a list of strings"),
         ({"augment": None}, "augment"),
         ({"data_dir": None}, "data_dir: has a value of the wrong type, None"),
-        ({"lora_rank": 8}, "--lora-rank 8 needs train_sota.py"),
+        ({"lora_rank": 8}, "--lora-rank needs train_sota.py"),
     ],
 )
 def test_a_config_is_checked_like_a_command_line(configured, config, message):

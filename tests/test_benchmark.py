@@ -66,6 +66,11 @@ def test_data_and_epoch_print_ratios(capsys):
         assert words in text
 
 
+@pytest.mark.slow
+def test_an_epoch_of_a_model_with_rates_of_its_own_is_timed(run):
+    assert "times as long as" in run("epoch --model airbench94 --images 256 --skip-plain")
+
+
 def test_saves_are_timed_against_an_epoch(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = run("checkpoint --model resnet20 --images 256")

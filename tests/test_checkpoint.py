@@ -260,6 +260,21 @@ def test_tensors_without_their_elements_are_refused(path, kind):
         read_weights(path)
 
 
+def test_adapters_of_another_program_are_refused(path):
+    layer = "blocks.0.mlp.fc1.base_layer.weight"  # adapters have a scale, which isn't in the file
+    torch.save({layer: torch.zeros(4, 4)}, path)
+    with pytest.raises(UserError, match=r"a\.pt holds adapters of another program"):
+        read_weights(path)
+
+
+def test_tensors_without_their_elements_are_refused_before_they_are_copied(path, monkeypatch):
+    weights = {"w": torch.zeros(1).expand(10**5, 10**5)}
+    torch.save({"format": 1, "digest": "", "contents": weights}, path)
+    monkeypatch.setattr(checkpoint, "_bytes", lambda tensor: pytest.fail("copied"))
+    with pytest.raises(UserError, match=r"a\.pt is damaged"):
+        checkpoint.load(path)
+
+
 @pytest.mark.parametrize("mean", [0.5, "abc", [0.5, 0.5], [0.5, 0.5, float("nan")], None])
 def test_statistics_that_are_no_three_numbers_are_not_used(path, mean):
     card = {"model": "resnet20", "mean": mean, "std": [0.2, 0.2, 0.2]}

@@ -1,5 +1,6 @@
 """Exported models: the same logits, and a README whose code runs and gives the same."""
 
+import json
 import os
 import re
 import subprocess
@@ -84,6 +85,15 @@ def test_the_readme_has_the_accuracy_of_its_weights(tmp_path, split, weights, ac
     metric = {"name": f"{split}_acc", "selected_on": split, "epoch": 1, "value": 61.0}
     card = export.readme(load(write_checkpoint(tmp_path / "run", metric=metric)), "safetensors")
     assert f"| {weights} |" in card and f"| {accuracy}" in card
+
+
+def test_the_readme_has_no_markup_of_a_card(tmp_path):
+    predictor = load(write_checkpoint(tmp_path / "run"))
+    predictor.card |= {"seed": "0 |\n\n```python", "dataset": "<img src=x>"}
+    config = {"arguments": {"limit_test": "<img src=y>"}}
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    text = export.readme(predictor, "safetensors")
+    assert "<img" not in text and text.count("```") == 2 and "| seed | not known |" in text
 
 
 def test_a_failing_exporter_gives_one_line_and_leaves_nothing(tmp_path, monkeypatch):

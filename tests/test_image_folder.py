@@ -137,6 +137,14 @@ def test_an_image_that_claims_too_much_is_not_decoded(folder, monkeypatch, how):
         load(folder)
 
 
+def test_a_file_of_another_format_is_not_opened(folder):
+    """Pillow would start Ghostscript for PostScript, whatever the file's suffix is."""
+    path = folder / "train" / "dog" / "0.png"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n")
+    assert Image.open(path).format == "EPS"
+    assert "cannot identify image file" in image_folder.decode(path, 32)
+
+
 def test_unreadable_images_are_skipped_on_request(folder, decoded):
     bad = {"train/cat/0.png": "text", "train/dog/2.png": "truncated", "test/dog/0.png": "vast"}
     for name, how in bad.items():

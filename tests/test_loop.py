@@ -36,7 +36,7 @@ def test_a_rank_stops_if_the_state_of_another_rank_is_not_finite(sharded):
     state = start(network())
     alone, bad = Ranks(CPU), OtherRankIsBad(CPU, world_size=2, sharded=sharded)
     loop._check_state(state.model, state.optimizer, state.progress, 0.1, alone)
-    with pytest.raises(loop.NonFiniteLoss, match="0.weight is not finite at step 0"):
+    with pytest.raises(loop.NonFiniteError, match="0.weight is not finite at step 0"):
         loop._check_state(state.model, state.optimizer, state.progress, 0.1, bad)
 
 
@@ -189,7 +189,7 @@ class Overflowing(nn.Module):
 def test_a_loss_that_is_not_finite_stops_before_the_update():
     state, weights = start(Overflowing({3})), []
     message = r"step 3 \(epoch 1\) with learning rate 0.05.*--lr"
-    with pytest.raises(loop.NonFiniteLoss, match=message):
+    with pytest.raises(loop.NonFiniteError, match=message):
         fit(state, show=lambda *_: weights.append(copy.deepcopy(state.model)))
     assert len(weights) == 2 and same_weights(state.model, weights[-1])
     assert all(value.isfinite().all() for value in state.model.state_dict().values())
@@ -206,7 +206,7 @@ def test_weights_that_are_not_finite_are_not_passed_on(interrupted):
                 state.model[0].weight[0, 0, 0, 0] = math.nan
 
     stop = stop_after(3) if interrupted else loop.never
-    with pytest.raises(loop.NonFiniteLoss, match="0.weight is not finite at step 3"):
+    with pytest.raises(loop.NonFiniteError, match="0.weight is not finite at step 3"):
         fit(state, show=spoil, stop=stop)
 
 
@@ -214,7 +214,7 @@ def test_an_average_of_the_optimizer_that_overflowed_is_not_passed_on():
     """Adam divides by it: the weights stay finite, and would never change again."""
     state = start(network(), "adam")
     message = "the optimizer's exp_avg_sq is not finite at step 3"
-    with pytest.raises(loop.NonFiniteLoss, match=message):
+    with pytest.raises(loop.NonFiniteError, match=message):
         fit(state, loss_fn=lambda logits, y: F.cross_entropy(logits, y) * 1e24)
     assert all(value.isfinite().all() for value in state.model.state_dict().values())
 
@@ -228,7 +228,7 @@ def test_an_overflow_in_fp16_skips_the_step():
 
 
 def test_20_overflows_in_a_row_stop_the_run():
-    with pytest.raises(loop.NonFiniteLoss, match="20 steps in a row"):
+    with pytest.raises(loop.NonFiniteError, match="20 steps in a row"):
         fit(start(Overflowing(range(1000)), fp16=True), 100)
 
 
@@ -269,6 +269,6 @@ def test_training_on_a_gpu_resembles_the_cpu():
     for a, b in zip(cpu.parameters(), gpu.parameters()):
         torch.testing.assert_close(a, b.cpu(), rtol=1e-2, atol=1e-3)
     overflowing = Overflowing({3}).cuda()
-    with pytest.raises(loop.NonFiniteLoss, match="step 3 "):
+    with pytest.raises(loop.NonFiniteError, match="step 3 "):
         fit(start(overflowing), source=source)
     assert all(p.isfinite().all() for p in overflowing.parameters())

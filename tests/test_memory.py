@@ -353,6 +353,16 @@ def test_a_container_may_have_less_memory_than_the_machine(tmp_path):
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 50\n")
     assert free_memory._left_in_container(tmp_path) == [350]
+    job = tmp_path / "system.slice" / "job"
+    job.mkdir(parents=True)
+    for name in ("memory.current", "memory.stat"):
+        (job / name).write_text((tmp_path / name).read_text())
+    (job / "memory.max").write_text("900\n")
+    membership = tmp_path / "cgroup"
+    membership.write_text("1:cpu:/x\n0::/system.slice/job\n")
+    assert free_memory._left_in_container(tmp_path, membership) == [350, 250]
+    membership.write_text("0::/../other\n")
+    assert free_memory._left_in_container(tmp_path, membership) == [350]
     (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory._left_in_container(tmp_path) == []
+    assert free_memory._left_in_container(tmp_path, membership) == []
     assert 0 < free_memory.available(CPU) < 2**50

@@ -41,7 +41,7 @@ def test_each_size_has_an_equal_share_of_the_run_or_the_given_one():
         ("32,24", "sizes must increase"),
         ("24,24,32", "sizes must increase"),
         ("4,32", "at least 8"),
-        ("24:0,32", "all sizes a switching point or none"),
+        ("24:0,32", "a share of the run for all sizes or for none, not 24:0,32"),
         ("24:0.1,32:0.5", "must begin at 0"),
         ("24:0,28:0.5,32:0.4", "increase to less than 1"),
         ("24:0,32:1", "less than 1"),

@@ -81,10 +81,12 @@ def test_other_images_are_not_limited_as_those_of_the_run(path, tmp_path):
     assert len(predict.test_split(predict.load_all([other], CPU), **mine).test) == 10
 
 
-def test_a_damaged_config_is_as_none(path, show):
-    arguments = {"dataset": ["x"], "data_dir": None, "limit_test": "all"}
-    (path.parent / "config.json").write_text(json.dumps({"arguments": arguments}))
-    assert len(json.loads(show(path, "--index", 3, "--json"))["images"]) == 1
+def test_a_damaged_config_is_as_none(path, few_shapes):
+    for limit in ("all", True, -5):
+        arguments = {"dataset": ["x"], "data_dir": None, "limit_test": limit}
+        (path.parent / "config.json").write_text(json.dumps({"arguments": arguments}))
+        predictor = predict.Predictor(path, torch.device("cpu"))
+        assert len(predict.test_split([predictor]).test) == len(few_shapes.test)
 
 
 def test_random_images_follow_the_seed(path, show):
@@ -198,6 +200,25 @@ def test_weights_of_another_type_are_refused(path, show, dtype):
     contents["state_dict"]["fc.weight"] = contents["state_dict"]["fc.weight"].to(dtype)
     checkpoint.save(contents, path)
     with refused(path, f" was refused: it has weights of type {dtype}"):
+        show(path, "--index", 1)
+
+
+def test_statistics_of_another_type_are_refused(path, show):
+    contents = checkpoint.load(path)
+    weights = contents["state_dict"]
+    name = next(name for name in weights if name.endswith("running_mean"))
+    weights[name] = weights[name].double()
+    checkpoint.save(contents, path)
+    with refused(path, " was refused: it has weights of type torch.float64"):
+        show(path, "--index", 1)
+
+
+def test_an_image_size_that_the_model_does_not_take_is_refused(tmp_path, path, show):
+    path = write_checkpoint(tmp_path / "vit", model="vit_custom", depth=1)
+    contents = checkpoint.load(path)
+    contents["card"]["image_size"] = 64
+    checkpoint.save(contents, path)
+    with refused("vit_custom can't take images of 64 px"):
         show(path, "--index", 1)
 
 

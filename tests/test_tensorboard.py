@@ -70,7 +70,7 @@ def test_a_confusion_image_is_blue_where_predictions_are():
     assert image.shape == (3, 48, 48)
     assert cells[0] == pytest.approx(tensorboard.BLUE) and cells[1] == [1, 1, 1]
     assert cells[2] == cells[3] and cells[2] not in cells[:2]
-    many = torch.zeros(1000, 1000, dtype=torch.int64)
+    many = torch.zeros(tensorboard.MAX_DRAWN, tensorboard.MAX_DRAWN, dtype=torch.int64)
     assert tensorboard.confusion_image(many).shape == (3, 2000, 2000)
 
 

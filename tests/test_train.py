@@ -62,6 +62,7 @@ BAD = [
     ("--model timm/resnet81", "timm has no model", 2),
     ("--model timm/resnet18.typo", "timm/resnet18.typo: Invalid pretrained tag", 2),
     ("--model timm/seresnet18 --pretrained", "timm has no weights of seresnet18", 2),
+    ("--model vit_custom --model-arg width=1200000000000", "its options make it too large", 2),
     ("--model-arg depth=3", "no option 'depth'; its options (and defaults) are: shortcut", 2),
     ("--model-arg shortcut=conv", "shortcut must be project or pad", 2),
     ("--model timm/vit_tiny_patch16_224 --image-size 30", "30 is not a multiple of the patch", 2),

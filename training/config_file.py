@@ -99,7 +99,7 @@ def _check_config(values, parser):
             if key in OTHER_SCRIPTS and value in (OTHER_SCRIPTS[key], None):
                 continue
             if key in SCOPES:
-                raise UserError(f"--config: {flag(key)} {value} needs train_sota.py", 2)
+                raise UserError(f"--config: {flag(key)} needs train_sota.py", 2)
             near = difflib.get_close_matches(key, actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"--config: unknown argument {key!r}{hint}", 2)

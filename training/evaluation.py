@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 
 from training.distributed import Ranks
-from training.loop import Interrupted, NonFiniteLoss, never
+from training.loop import Interrupted, NonFiniteError, never
 from training.mixed_precision import autocast, fp32_classifier
 
 METRICS = ("loss", "acc", "top5")
-# Batches of an evaluation after which several ranks ask each other whether to stop: each time they
-# wait for the slowest.
+# Several ranks ask each other whether to stop after this many batches of an evaluation, and at its
+# end: each time they wait for the slowest.
 POLL_EVERY = 4
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What is measured during training: the images ("test" or "val"), every how many epochs."""
+    """The accuracy curve: its images ("test" or "val"), epochs between evaluations, and in all."""
 
     name: str
     every: int
@@ -40,7 +40,7 @@ def single_view(model, inputs):
 def evaluate_epoch(state, batches, curve, settings, stop=never):
     """The columns of metrics.csv for the model, and with "ema_" for the moving average.
 
-    None in each column where the curve leaves the epoch out. Raises NonFiniteLoss, Interrupted.
+    All columns are None if no evaluation is due. Raises NonFiniteError, Interrupted.
     """
     epoch = state.progress.epoch + 1
     prefixes = ("", "ema_") if state.average else ("",)
@@ -62,14 +62,14 @@ def evaluate_epoch(state, batches, curve, settings, stop=never):
         state.progress.eval_seconds += time.perf_counter() - start
         if not math.isfinite(metrics["loss"]):
             step = state.progress.step
-            raise NonFiniteLoss(
+            raise NonFiniteError(
                 f"the {curve.name} loss after step {step} (epoch {epoch}) is {metrics['loss']}, "
                 f"with learning rate {settings.lr_at(step - 1):.4g}: stopped; last.pt is the last "
                 f"good state; try a smaller --lr"
             )
         return {f"{prefix}{curve.name}_{metric}": metrics[metric] for metric in METRICS}
 
-    # The confusion matrix is that of the weights and images that the test accuracy is of.
+    # The confusion matrix is of the model and the images of the reported test accuracy.
     final = epoch == curve.epochs and curve.name == "test"
     confusion = state.confusion if final else None
     if not state.average:
@@ -96,13 +96,14 @@ def evaluate(
     Hits are counted on the device; losses stay there, and are summed in float64 at the end.
     predict(model, inputs): the logits; ranks: the processes that share the batches; each gets the
     metrics of all images. confusion(predictions, labels): called for each batch, with this rank's
-    part. Raises Interrupted when stop() is true: between two batches, or on all ranks together
-    after POLL_EVERY batches.
+    part. Raises Interrupted when stop() is true: between two batches; with several ranks, on all of
+    them together, every POLL_EVERY batches and at the end.
     """
     model.eval()
     device = next(model.parameters()).device
     ranks = ranks or Ranks(device)
-    correct, losses, seen = torch.zeros(2, dtype=torch.int64, device=device), [], 0
+    correct = torch.zeros(2, dtype=torch.int64, device=device)
+    losses, seen = [], 0
     for number, (inputs, labels) in enumerate(batches, 1):
         if len(labels):  # a rank's part of a small last batch may be empty
             with autocast(device, dtype), fp32_classifier(model, dtype):

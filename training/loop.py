@@ -29,16 +29,17 @@ class Interrupted(Exception):
     """Training stopped between two steps because it was asked to."""
 
 
-class NonFiniteLoss(UserError):
-    """Training stopped: a loss, a weight or an optimizer average is not finite. It wasn't saved."""
+class NonFiniteError(UserError):
+    """Training stopped: a loss, a weight or an optimizer average isn't finite, and wasn't saved."""
 
 
 @dataclass(frozen=True)
 class StepSettings:
     """How a run takes its steps.
 
-    lr_at(step, end=1.0): learning rate of what trains in the first share `end` of the run only; a
-    parameter group with "lr_end" has that `end`, one with "lr_scale" gets it times that;
+    lr_at(step, end=1.0): the learning rate; `end`: the share of the run after which it is zero, for
+    parameters that train only that long. A parameter group sets it as "lr_end"; "lr_scale" is a
+    factor of the group's rate;
     loss_fn(logits float32 (B, K), targets): mean loss; dtype: autocast's, None for fp32;
     accumulate: parts that a batch is split into, with one update for all; clip_grad: largest norm
     of the gradient (0: no limit); ranks: the processes that train together; size_at(step): side of
@@ -66,16 +67,16 @@ def train_epoch(state, batches, settings, stop=never, show=None):
     step; show(progress, loss): called after each step. The row: epoch (from 1), step, lr,
     train_loss (mean), train_acc (%), over the images of all ranks.
 
-    Raises Interrupted between two steps when stop() is true. Raises NonFiniteLoss before the update
-    where the loss is not finite, and before anything is saved where only the weights are not.
+    Raises Interrupted between two steps when stop() is true. Raises NonFiniteError before the
+    update where the loss is not finite, and before a save where only the weights are not.
     """
     optimizer, scaler, progress = state.optimizer, state.scaler, state.progress
     ranks, model = settings.ranks, state.parallel_model(settings.ranks)
     device = next(model.parameters()).device
     is_distributed = ranks.world_size > 1
     seed_purpose = "model" if ranks.is_main else f"model {ranks.rank}"
-    # Batch norm goes back to its statistics before a step that fp16 skips and, with gradient
-    # checkpointing, to those after the first forward pass, which the backward pass repeats.
+    # Buffers to restore: before_step, where fp16 skips the step; after_forward, where gradient
+    # checkpointing repeats the forward pass, and with it batch norm's update, in the backward pass.
     before_step = _Snapshot(_float_buffers(model) if scaler.is_enabled() else [])
     after_forward = _Snapshot(_running_statistics(model) if _recomputes(model) else [])
     model.train()
@@ -151,11 +152,12 @@ def _forward_backward(
     after_forward: a _Snapshot of statistics that the backward pass must not change.
     Returns (sum of the losses, number of hits, whether any rank was asked to stop), of all ranks.
     """
-    is_distributed, device = settings.ranks.world_size > 1, inputs.device
-    split_inputs, split_targets = (x.tensor_split(settings.accumulate) for x in (inputs, targets))
-    parts, readbacks = list(zip(split_inputs, split_targets)), []
+    device, accumulate = inputs.device, settings.accumulate
+    is_distributed = settings.ranks.world_size > 1
+    parts = list(zip(inputs.tensor_split(accumulate), targets.tensor_split(accumulate)))
+    readbacks = []
     for number, (x, y) in enumerate(parts, 1):
-        with _without_synchronization(model, number < len(parts)):
+        with _synchronization(model, is_last=number == len(parts)):
             with autocast(device, settings.dtype):
                 logits = model(x)
             loss = settings.loss_fn(logits.float(), y)
@@ -164,7 +166,7 @@ def _forward_backward(
                 sums.append(torch.full_like(loss, stop_requested))
             readbacks.append(_Readback(settings.ranks.sum(torch.stack(sums))))
             with _statistics_unchanged(after_forward):
-                # Ranks average their gradients: each part counts by its images.
+                # The average over ranks is then the gradient of the mean over num_images.
                 scaler.scale(loss * (len(y) * settings.ranks.world_size / num_images)).backward()
     totals = [sum(values) for values in zip(*(readback.tolist() for readback in readbacks))]
     loss_sum, correct, *stop_requests = totals
@@ -206,7 +208,7 @@ def skip_gradients_at_rate_zero(optimizer):
 
 
 def drop_gradients_at_rate_zero(optimizer):
-    """Removes those of groups with "lr_end", so that clipping doesn't count them."""
+    """Removes the gradients of such groups where they were computed: clipping would count them."""
     for group in optimizer.param_groups:
         if "lr_end" in group and group["lr"] == 0:
             for parameter in group["params"]:
@@ -239,20 +241,22 @@ def _optimizer_step(scaler, optimizer):
     return bool(updates)
 
 
-def _without_synchronization(model, wanted):
-    """DistributedDataParallel's no_sync, for all parts of a batch but the last one.
+def _synchronization(model, is_last):
+    """A context in which the last part of a batch synchronizes gradients, the others don't.
 
-    Not for a sharded model: gradients kept for later would be those of the whole model.
+    A sharded model has no no_sync: gradients kept for later would be those of the whole model.
     """
-    return model.no_sync() if wanted and hasattr(model, "no_sync") else nullcontext()
+    if is_last or not hasattr(model, "no_sync"):
+        return nullcontext()
+    return model.no_sync()
 
 
 def _settle_gradient_order(model, inputs, targets, settings):
-    """A forward and backward pass that only fixes where DistributedDataParallel keeps gradients.
+    """A forward and backward pass that only fixes the places of gradients.
 
-    It moves them within its buffers after the first pass, and three or more ranks sum each place in
-    an order of its own. A resumed run would have the first places at a later step, and round
-    differently.
+    DistributedDataParallel rearranges gradients in its buffers after its first pass, and the place
+    of a gradient decides the order in which three or more ranks sum it. A resumed run would make
+    the first pass at a later step, and round differently.
     """
     with _statistics_unchanged(_Snapshot(list(model.buffers()))):
         with autocast(inputs.device, settings.dtype):
@@ -283,7 +287,7 @@ class _Readback:
 
 
 class _Snapshot:
-    """Copies of tensors in memory that is allocated once; one kernel per type, each way."""
+    """Copies of tensors, allocated once; on a GPU, take and restore launch one kernel per dtype."""
 
     def __init__(self, tensors):
         by_dtype = {}
@@ -329,10 +333,10 @@ def _recomputes(model):
 
 
 def _check_state(model, optimizer, progress, lr, ranks):
-    """Raises NonFiniteLoss unless weights, statistics and the optimizer's averages are finite.
+    """Raises NonFiniteError unless weights, statistics and the optimizer's averages are finite.
 
-    The averages can overflow alone. Ranks have their own statistics, and shards of a sharded model:
-    all raise, or none.
+    The optimizer's averages can overflow while the weights are finite. Ranks have different
+    statistics, and different shards of a sharded model: if one finds a problem, all raise.
     """
     tensors = list(model.state_dict().items())
     for values in optimizer.state.values():
@@ -352,7 +356,7 @@ def _check_state(model, optimizer, progress, lr, ranks):
 def _not_finite(what, progress, lr, after_update=False):
     step = progress.step if after_update else progress.step + 1
     stopped = "stopped" if after_update else "stopped before the update"
-    return NonFiniteLoss(
+    return NonFiniteError(
         f"{what} at step {step} (epoch {progress.epoch + 1}) with learning rate {lr:.4g}: {stopped}"
         f"; last.pt is the last good state; try a smaller --lr, a longer --warmup-epochs or "
         f"--clip-grad 1"

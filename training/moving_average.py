@@ -10,14 +10,15 @@ import torch
 class MovingAverage:
     """An exponential moving average of the weights and of the float buffers (batch norm's).
 
-    averaged: a copy of the model for the average, where `model` can't be copied in place: one on
-    the CPU keeps the average in host memory, of a sharded model it is sharded as well.
+    averaged: the model that keeps the average, by default a deep copy of `model`. One on the CPU
+    keeps it in host memory; for a sharded model it has to be sharded in the same way.
     """
 
     def __init__(self, model, decay, averaged=None):
         if not 0 < decay < 1:
             raise ValueError(f"the decay of a moving average must be between 0 and 1, not {decay}")
-        self.decay, self.updates, self.trained = decay, 0, model
+        self.decay, self.updates = decay, 0
+        self.trained = model
         averaged = copy.deepcopy(model) if averaged is None else averaged
         self.model = averaged.eval().requires_grad_(False)
         self.device = next(self.model.parameters()).device
@@ -30,8 +31,8 @@ class MovingAverage:
         floats = [(a, b) for a, b in pairs if a.is_floating_point()]
         # Parameters of a sharded model are DTensors, its buffers are not: one call takes one kind.
         by_kind = itertools.groupby(floats, lambda pair: hasattr(pair[0], "full_tensor"))
-        self.floats = [list(group) for _, group in by_kind]
-        self.others = [(a, b) for a, b in pairs if not a.is_floating_point()]
+        self.float_groups = [list(group) for _, group in by_kind]
+        self.other_pairs = [(a, b) for a, b in pairs if not a.is_floating_point()]
 
     @torch.no_grad()
     def update(self):
@@ -42,11 +43,12 @@ class MovingAverage:
         """
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for group in self.floats:
-            trained = [b.to(self.device) if self.on_other_device else b for _, b in group]
-            torch._foreach_lerp_([a for a, _ in group], trained, 1 - decay)
-        if self.others:
-            torch._foreach_copy_([a for a, _ in self.others], [b for _, b in self.others])
+        for group in self.float_groups:
+            values = [b.to(self.device) if self.on_other_device else b for _, b in group]
+            torch._foreach_lerp_([a for a, _ in group], values, 1 - decay)
+        if self.other_pairs:
+            averages, values = zip(*self.other_pairs)
+            torch._foreach_copy_(averages, values)
 
     @contextlib.contextmanager
     def on_device(self):

@@ -35,8 +35,8 @@ OPTIMIZERS = {
     "muon_sgd": dict(lr=0.24, momentum=0.6, weight_decay=4e-3),
 }
 # fmt: on
-# Tensors of a weight's size that each keeps per weight, for the estimate of training/memory.py;
-# of the few weights that Muon leaves to AdamW, two.
+# Tensors that each optimizer keeps per weight, of the weight's size, for training/memory.py's
+# estimate; Muon keeps two for the few weights that it leaves to AdamW.
 STATES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1, "muon_sgd": 1}
 
 
@@ -45,7 +45,7 @@ def problem_with(name):
     short = name.removeprefix("timm/")
     if name in OPTIMIZERS:
         return None
-    if short == name:
+    if not name.startswith("timm/"):
         near = difflib.get_close_matches(name, OPTIMIZERS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"must be one of {', '.join(OPTIMIZERS)}, or timm/<name>, not {name!r}{hint}"
@@ -65,7 +65,7 @@ def problem_with(name):
 
 
 def optimizer_defaults(name):
-    """{argument: default} of an optimizer, with what it has of momentum and nesterov.
+    """{argument: default} of an optimizer, with momentum and nesterov if it has them.
 
     lr is None where timm has no default.
     """
@@ -75,7 +75,7 @@ def optimizer_defaults(name):
     defaults = {"lr": values["lr"] if isinstance(values["lr"], float) else None}
     defaults["weight_decay"] = float(values["weight_decay"])
     if "momentum" in values:
-        # torch's 0 is 0.9 in timm's factory
+        # timm's factory replaces torch's default of 0 by 0.9
         defaults["momentum"] = float(values["momentum"] or 0.9)
     elif values.get("betas"):
         defaults["momentum"] = values["betas"][0]
@@ -193,7 +193,7 @@ def param_groups(model, weight_decay, layer_decay=1.0, optimizer=None):
 
 def _has_decay(name, parameter, exempt):
     """exempt: names and patterns, such as timm's pos_embed.*"""
-    return parameter.ndim > 1 and not any(fnmatch.fnmatchcase(name, one) for one in exempt)
+    return parameter.ndim > 1 and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exempt)
 
 
 def _layer_groups(model, weight_decay, layer_decay, exempt):
@@ -206,7 +206,7 @@ def _layer_groups(model, weight_decay, layer_decay, exempt):
     return check_groups([{key: group[key] for key in keys} for group in groups], model)
 
 
-def muon_groups(groups, model, saved=None):
+def muon_groups(groups, model, optimizer_state=None):
     """The groups, each split into what Muon orthogonalizes and what AdamW trains ("use_fallback").
 
     Muon is for the matrices and filters of hidden layers. The first convolution or patch embedding,
@@ -214,28 +214,29 @@ def muon_groups(groups, model, saved=None):
     github.com/KellerJordan/Muon. Both have the same rate: Muon's updates have the size of AdamW's
     (arXiv 2502.16982 §2.2).
 
-    saved: the state of the optimizer that is to be loaded. One from before the groups were split
-    keeps its groups.
+    optimizer_state: the one that is to be loaded. One from before the groups were split keeps its
+    groups.
     """
-    if saved and not any("use_fallback" in group for group in saved["param_groups"]):
+    saved_groups = optimizer_state["param_groups"] if optimizer_state else []
+    if saved_groups and not any("use_fallback" in group for group in saved_groups):
         return groups
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
     in_classifier = {id(p) for head in classifiers(model) for p in head.parameters()}
     hidden = {id(layer.weight) for layer in layers[1:]} - in_classifier
     split = []
     for group in groups:
-        for fallback in (False, True):
-            params = [p for p in group["params"] if (id(p) not in hidden) == fallback]
-            if params:
-                split.append(group | {"params": params, "use_fallback": fallback})
-    return check_groups(split, model)
+        muon = [p for p in group["params"] if id(p) in hidden]
+        adamw = [p for p in group["params"] if id(p) not in hidden]
+        split.append(group | {"params": muon, "use_fallback": False})
+        split.append(group | {"params": adamw, "use_fallback": True})
+    return check_groups([group for group in split if group["params"]], model)
 
 
 def muon_sgd_groups(groups, model, lr):
     """The groups, each split into convolutions for Muon ("orthogonal") and what SGD trains.
 
-    lr: the highest rate. weight_decay is the share of a weight that a step of SGD with this rate
-    subtracts, as in arXiv 2404.00498's repository: MuonSGD multiplies it by the rate.
+    lr: the highest rate, at which a step of SGD subtracts the share weight_decay of a weight, as in
+    arXiv 2404.00498's repository. MuonSGD multiplies decays by the rate, so they are divided by it.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     convolutions = {id(layer.weight) for layer in layers}
@@ -270,7 +271,7 @@ def load_optimizer(optimizer, state):
     weights would be applied to the wrong weights. Raises ValueError for a tensor of another shape,
     which only optimizers of timm may keep.
     """
-    own_shapes = isinstance(optimizer, (torch.optim.SGD, torch.optim.Adam, Muon, MuonSGD))
+    keeps_param_shapes = isinstance(optimizer, (torch.optim.SGD, torch.optim.Adam, Muon, MuonSGD))
     kernels = [
         {key: group[key] for key in ("fused", "foreach") if key in group}
         for group in optimizer.param_groups
@@ -282,7 +283,7 @@ def load_optimizer(optimizer, state):
             if not torch.is_tensor(value) or value.ndim == 0:
                 continue
             if value.shape != param.shape:
-                if not own_shapes:
+                if not keeps_param_shapes:
                     continue
                 shapes = f"{tuple(value.shape)} for a parameter of {tuple(param.shape)}"
                 raise ValueError(f"the optimizer's {name} has shape {shapes}")

@@ -11,7 +11,7 @@ the full size.
 import torch
 import torch.nn.functional as F
 
-SMALLEST = 8  # pixels, as of --image-size
+SMALLEST = 8  # pixels, as for --image-size
 
 
 def parse_stages(text):
@@ -23,7 +23,7 @@ def parse_stages(text):
         return []
     stages = [stage.split(":") for stage in text.split(",")]
     if len({len(stage) for stage in stages}) > 1:
-        raise ValueError(f"must give all sizes a switching point or none, not {text}")
+        raise ValueError(f"must give a share of the run for all sizes or for none, not {text}")
     if len(stages[0]) == 1:
         stages = [(size, number / len(stages)) for number, (size,) in enumerate(stages)]
     try:
@@ -34,7 +34,7 @@ def parse_stages(text):
     if sizes[0] < SMALLEST or not _increase(sizes):
         raise ValueError(f"sizes must increase and be at least {SMALLEST}, not {text}")
     if shares[0] != 0 or not _increase(shares) or not shares[-1] < 1:
-        raise ValueError(f"switching points must begin at 0 and increase to less than 1: {text}")
+        raise ValueError(f"shares must begin at 0 and increase to less than 1, not {text}")
     return stages
 
 

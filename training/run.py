@@ -87,7 +87,7 @@ def open_run(args, split, state, curve, settings, train_batches, saved):
 
 
 class Run:
-    """Made by open_run. stop(): whether the run was asked to stop; show(progress, loss): a step."""
+    """Made by open_run. stop(): whether to stop; show(progress, loss): displays a step, or None."""
 
     def __init__(self, args, *, split, state, curve, settings, stop, display):
         self.args, self.split, self.state, self.curve = args, split, state, curve
@@ -156,7 +156,8 @@ class Run:
         progress.finish_epoch()
         row["peak_memory_mb"] = devices.peak_memory_mb(self.ranks.device)
         reported = state.reported_columns(self.curve.name)
-        accuracy, to_best = row[f"{reported}_acc"], None
+        accuracy = row[f"{reported}_acc"]
+        to_best = None
         if accuracy is not None:
             top5 = row[f"{reported}_top5"]
             state.history.append([progress.total_seconds, accuracy, top5])
@@ -171,13 +172,13 @@ class Run:
     def final_test(self, inputs, train_batches, eval_batches):
         """Measures the reported weights on the test set: {column of summary.json: value}.
 
-        With held-out images these are the weights of best.pt, and the test set is read here only.
+        With held-out images these are the weights of best.pt, and the test set is read only here.
         Without them the test accuracy is that of the last epoch, and only --tta and --eval-train
         are left to do.
         inputs: training.inputs.Inputs.
         """
-        augmented = self.args.tta != "none"
-        if not (self.split.val or augmented or self.args.eval_train):
+        uses_tta = self.args.tta != "none"
+        if not (self.split.val or uses_tta or self.args.eval_train):
             return {}
         batches = inputs.test_batches() if self.split.val else eval_batches
         columns = {}
@@ -185,7 +186,7 @@ class Run:
             if self.split.val:
                 metrics = self._evaluate(model, batches, confusion=self.state.confusion)
                 columns = {"test_acc": metrics["acc"], "test_top5": metrics["top5"]}
-            if augmented:
+            if uses_tta:
                 columns |= self._test_time_augmentation(model, batches)
             if self.args.eval_train:
                 metrics = self._evaluate(model, inputs.without_augmentation(train_batches))
@@ -222,7 +223,7 @@ class Run:
             try:
                 model.load_state_dict(distributed.shard_like(weights, own))
                 yield model
-            finally:  # the trained weights stay as they are, should this be interrupted
+            finally:  # an interrupted test saves last.pt, which needs the trained weights
                 model.load_state_dict(own)
 
     def finish(self, tested):

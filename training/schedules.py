@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from common.errors import UserError
 
 SCHEDULES = ("cosine", "linear", "one_cycle", "multi_step", "constant")
-WITH_FINAL_RATE = ("cosine", "linear", "one_cycle")  # that fall to a given share of the rate
+WITH_FINAL_RATE = ("cosine", "linear", "one_cycle")  # schedules that --final-lr applies to
 
 
 def lr_schedule(schedule, lr, steps, warmup_steps=0, final=0.0):

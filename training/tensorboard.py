@@ -10,6 +10,7 @@ from common.scopes import with_scope
 from common.text import printable
 
 MAX_NAMES = 20  # classes whose confusion matrix is also written as a table with names
+MAX_DRAWN = 1000  # classes whose confusion matrix is drawn, with two pixels each at least
 CELL = 24  # pixels
 FINAL = ("test_acc", "test_top5", "test_tta_acc", "test_tta_top5", "train_clean_acc")
 BLUE = (0.0, 0.27, 0.53)
@@ -39,7 +40,8 @@ def write_end(directory, arguments, figures, classes, state):
         final = {key: value for key, value in figures.items() if key in FINAL}
         write_hparams(directory.events, arguments, final)
         if counts.any():
-            directory.events.add_image("confusion", confusion_image(counts), step)
+            if len(classes) <= MAX_DRAWN:
+                directory.events.add_image("confusion", confusion_image(counts), step)
             if len(classes) <= MAX_NAMES:
                 directory.events.add_text("confusion", confusion_table(counts, classes), step)
         directory.events.flush()
