@@ -320,11 +320,12 @@ def test_a_shard_of_a_model_is_counted_as_a_shard():
         torch.distributed.destroy_process_group()
 
 
-def explained(error, world_size=1, **changes):
+def explained(error, world_size=1, device=CPU, **changes):
     args = Namespace(
-        **{"batch_size": 64, "accumulate": 2, "image_size": 448, "resume": None} | changes
+        **{"batch_size": 64, "accumulate": 2, "image_size": 448, "resume": None} | changes,
+        resident="auto",
     )
-    with out_of_memory.explained(args, Ranks(CPU, world_size=world_size)):
+    with out_of_memory.explained(args, Ranks(device, world_size=world_size)):
         raise error
 
 
@@ -336,8 +337,10 @@ def test_running_out_of_memory_says_what_to_try():
         explained(error)
     with refused(f"{message} {smaller.format('runs/x')}"):
         explained(error, resume="runs/x")
-    with refused(f"{message} --micro-batch 16"):
+    with refused(f"{message} --micro-batch 16; saved files"):
         explained(error, micro_batch=None)
+    with refused(f"{message} --micro-batch 16, or --resident host; saved files"):
+        explained(error, micro_batch=None, device=torch.device("cuda"))
     with refused("out of memory with 1 images", "--grad-checkpointing"):
         explained(MemoryError(), world_size=32)
     for text in out_of_memory.MESSAGES:
@@ -345,6 +348,18 @@ def test_running_out_of_memory_says_what_to_try():
             explained(RuntimeError(f"[enforce fail at x.cpp:1] {text} when calling f"))
     with pytest.raises(RuntimeError, match="shapes"):
         explained(RuntimeError("shapes don't fit"))
+
+
+@pytest.mark.parametrize(("free", "expected"), [(5, True), (50, False)])
+def test_a_convolution_without_memory_for_its_workspace_is_recognized(monkeypatch, free, expected):
+    error = RuntimeError("FIND was unable to find an engine to execute this computation")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
+    assert out_of_memory.is_out_of_memory(error) == expected
+
+
+def test_the_buffers_of_distributed_data_parallel_are_counted():
+    one, two = (need_of(world_size=world_size) for world_size in (1, 2))
+    assert two.gradients == 2 * one.gradients and two.fixed == one.fixed + one.gradients
 
 
 def test_a_container_may_have_less_memory_than_the_machine(tmp_path):

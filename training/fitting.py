@@ -87,6 +87,8 @@ def _largest_micro_batch(args, *, model, averaged, split, dtype, ranks, share):
     free = max(0, available(device) + loaded - resident)
     # What is not allocated yet, and the share of the memory that is not planned with.
     reserve = need.optimizer + need.average + resident + int((1 - USABLE) * free)
+    if ranks.world_size > 1 and not ranks.sharded:
+        reserve += need.gradients // 2  # the trial has the gradients only, not DDP's buffers
     # A rank that ran out of memory would leave the others waiting.
     synchronized = ranks.world_size > 1 and (ranks.sharded or args.sync_bn)
 

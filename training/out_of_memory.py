@@ -7,21 +7,30 @@ import torch
 
 from common.errors import UserError, first_line
 
-MESSAGES = (
+MESSAGES = (  # in lower case
     "can't allocate memory",
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "Failed to CUDA calloc",
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cublascreate",
+    "cudnn_status_alloc_failed",
+    "failed to cuda calloc",
 )
+# cuDNN's message where the workspace of a convolution doesn't fit, or where it has no kernel.
+NO_ENGINE = "unable to find an engine"
+NEARLY_FULL = 0.1  # share of a GPU's memory that is free
 
 
 def is_out_of_memory(error):
     """Whether CUDA, one of its libraries, the CPU allocator or Python ran out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return any(message in str(error) for message in MESSAGES)
+    text = str(error).lower()
+    return any(message in text for message in MESSAGES) or (NO_ENGINE in text and _is_nearly_full())
+
+
+def _is_nearly_full():
+    free, total = torch.cuda.mem_get_info()
+    return free < NEARLY_FULL * total
 
 
 @contextlib.contextmanager
@@ -45,6 +54,8 @@ def explained(args, ranks, accumulate=None):
             resumed = args.resume or "<run>"
             smaller = f"python train_sota.py --resume {resumed} --micro-batch {images // 2}"
             advice = smaller if args.resume else f"--accumulate {2 * parts}, or {smaller}"
+        if ranks.device.type == "cuda" and args.resident != "host":
+            advice += ", or --resident host"
         raise UserError(
             f"out of memory with {images} images of {args.image_size} px at once: try {advice}; "
             f"saved files are complete ({first_line(error)[:120]})"
