@@ -88,7 +88,8 @@ def _largest_micro_batch(args, *, model, averaged, split, dtype, ranks, share):
     # What is not allocated yet, and the share of the memory that is not planned with.
     reserve = need.optimizer + need.average + resident + int((1 - USABLE) * free)
     if ranks.world_size > 1 and not ranks.sharded:
-        reserve += need.gradients // 2  # the trial has the gradients only, not DDP's buffers
+        # DistributedDataParallel's buffers for gradients, which the trial doesn't have.
+        reserve += tensor_bytes(p for p in model.parameters() if p.requires_grad)
     # A rank that ran out of memory would leave the others waiting.
     synchronized = ranks.world_size > 1 and (ranks.sharded or args.sync_bn)
 

@@ -279,9 +279,9 @@ def need_of_run(args, num_classes, *, device, dtype, world_size=1):
         need = replace(need, average=need.average + copy, host=need.host + copy)
     if device == "cpu":
         need = replace(need, snapshot=need.host)
-    if not args.fsdp and world_size > 1:  # with DistributedDataParallel's buffers
+    if args.fsdp:
+        shared = ("parameters", "gradients", "optimizer", "average")
+        return replace(need, **{name: getattr(need, name) // world_size for name in shared})
+    if world_size > 1:  # DistributedDataParallel's buffers are as large as the gradients
         return replace(need, gradients=2 * need.gradients)
-    if not args.fsdp:
-        return need
-    shared = ("parameters", "gradients", "optimizer", "average")
-    return replace(need, **{name: getattr(need, name) // world_size for name in shared})
+    return need
