@@ -30,7 +30,8 @@ def _cpu_is_fast_in_bf16():
     """With matrix instructions (AMX), or AVX512-BF16 of a CPU that is not Intel's.
 
     On an Intel CPU with AVX512-BF16 but without AMX, which virtual machines may hide, a training
-    step in bf16 took 1.23 to 1.56 times as long as in fp32 (docs/results.md, "Precision").
+    step in bf16 took 1.23 to 1.56 times as long as in fp32; on an AMD EPYC, 0.44 to 0.61 times
+    (docs/results.md, "Precision").
     """
     if not torch.backends.mkldnn.is_available():
         return False
