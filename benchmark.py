@@ -131,7 +131,7 @@ def main(argv=None):
         check_models_options(args)
     # Imported here, so that --help doesn't import torch, and Ctrl-C while it does is one line.
     from bench import comparisons, measure, speeds, time_to, twins
-    from training import devices
+    from training import devices, out_of_memory
 
     if args.command == "time-to":
         return time_to.main(args)
@@ -151,7 +151,8 @@ def main(argv=None):
     devices.configure_backends(deterministic=False)  # as in training
     machine = measure.machine(device)
     print(f"{machine}; median (least to most) of {args.rounds} rounds", flush=True)
-    command(args, device)
+    with out_of_memory.named("try a smaller --batch-size"):
+        command(args, device)
     return 0
 
 

@@ -188,15 +188,12 @@ def print_answers(images, predictors):
             print(printable(f"{image['image']}{truth}{model}: {', '.join(top)}"))
 
 
-def main(argv=None):
-    args = build_parser().parse_args(argv)
-    check(args)
+def present(args, device):
+    """Does what the arguments ask for with the checkpoints."""
     from analysis import figures
     from show import predict
-    from training import devices
 
-    devices.configure_backends(deterministic=False)  # as in training
-    predictors = predict.load_all(args.checkpoint, devices.select_device(args.device))
+    predictors = predict.load_all(args.checkpoint, device)
     first, file = predictors[0], None
     window = args.show and figures.has_display()
     if args.export:
@@ -221,6 +218,18 @@ def main(argv=None):
         file = show(args, predictors, window)
     if args.show and file:
         figures.show([file])
+
+
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    check(args)
+    from training import devices, out_of_memory
+
+    devices.configure_backends(deterministic=False)  # as in training
+    device = devices.select_device(args.device)
+    advice = "free some memory" + ("" if device.type == "cpu" else ", or try --device cpu")
+    with out_of_memory.named(advice):
+        present(args, device)
     return 0
 
 

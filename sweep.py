@@ -187,7 +187,8 @@ def main(argv=None):
         for command in afterwards:
             print(shlex.join(command))
         jobs = min(args.jobs or len(slots), len(slots))
-        estimate.print_plan(todo, jobs, timed=not args.no_estimate)
+        with launch.threads_of(slots[0] if slots else None):
+            estimate.print_plan(todo, jobs, timed=not args.no_estimate)
         return 0
 
     if args.publish and todo:

@@ -108,7 +108,8 @@ def _files_of_runs(directory, depth=3):
 
 def _is_metrics(file):
     is_started = file.name == "metrics.csv" and (file.parent / "config.json").is_file()
-    return is_started or (file.is_file() and file.suffix == ".csv")
+    is_table_of_sweep = file.name == "results.csv" and file.with_suffix(".json").is_file()
+    return is_started or (file.is_file() and file.suffix == ".csv" and not is_table_of_sweep)
 
 
 class Run:

@@ -60,9 +60,9 @@ class Group:
         self._bands = {}  # results of band
         finished = [run for run in runs if run.status == "finished"]
         candidates = finished or [run for run in runs if run.epochs] or runs
-        latest = {}
+        latest, defaults = {}, _defaults(runs)
         for run in sorted(candidates, key=lambda run: run.started):
-            latest[_key(run, ("arguments",)), run.seed] = run
+            latest[_key(run, ("arguments",), defaults), run.seed] = run
         self.counted = [run for run in candidates if run in latest.values()]
         self.repeats = len(candidates) - len(self.counted)
 
@@ -190,9 +190,9 @@ def group(runs, by=("arguments",)):
         if name not in known:
             names = ", ".join(sorted(known))
             raise UserError(f"--group-by {name}: must be one of {names}", status=2)
-    members_by_key = {}
+    members_by_key, defaults = {}, _defaults(runs)
     for run in runs:
-        members_by_key.setdefault(_key(run, by), []).append(run)
+        members_by_key.setdefault(_key(run, by, defaults), []).append(run)
     groups = [Group(_name(members, by), members) for members in members_by_key.values()]
     _make_names_differ(groups)
     return groups
@@ -219,14 +219,28 @@ def _make_names_differ(groups):
                 group.name = f"{name} #{number}"
 
 
-def _key(run, by):
-    """Equal for runs of one group."""
+def _key(run, by, defaults):
+    """Equal for runs of one group.
+
+    defaults: {name: value} of the options that a run may lack because they are newer.
+    """
     if "run" in by or not run.arguments:
         return run.path
+    arguments = defaults | run.arguments
     if "arguments" not in by:
-        return tuple(str(run.arguments.get(name)) for name in by)
+        return tuple(str(arguments.get(name)) for name in by)
     ignored = _ignored(run)
-    return str(sorted((k, str(value)) for k, value in run.arguments.items() if k not in ignored))
+    return str(sorted((k, str(value)) for k, value in arguments.items() if k not in ignored))
+
+
+def _defaults(runs):
+    """{name: default} of arguments, as far as the runs tell it and agree."""
+    values = {}
+    for run in runs:
+        for name, value in run.arguments.items():
+            if run.origins.get(name) == "default":
+                values.setdefault(name, []).append(value)
+    return {name: column[0] for name, column in values.items() if _all_equal(column)}
 
 
 def _ignored(run):

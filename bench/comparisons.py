@@ -120,7 +120,7 @@ def measure_epoch(args, device):
         return model
 
     functions = {
-        FIT: _fit_epoch(create(), batches, dtype),
+        FIT: _fit_epoch(create(), batches, device, dtype),
         BARE: _bare_epoch(create(), batches, device, dtype),
     }
     if not args.skip_plain:
@@ -136,10 +136,11 @@ def measure_epoch(args, device):
     print(f"  {FIT} takes {overhead} times as long as the bare steps")
 
 
-def _fit_epoch(model, batches, dtype):
+def _fit_epoch(model, batches, device, dtype):
     """Ours, with augmentation, the moving average and the metrics."""
     optimizer = measure.create_optimizer(model, lr=0.1)
-    state = State(model, optimizer, average=MovingAverage(model, 0.999))
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    state = State(model, optimizer, scaler, average=MovingAverage(model, 0.999))
     settings = StepSettings(lr_at=lambda step, end=1.0: 0.01, dtype=dtype)
 
     def epoch():

@@ -94,22 +94,20 @@ def work(run):
     return macs * training, macs * passes * (args.limit_test or TEST_IMAGES)
 
 
-def measured_speed(run, variables):
+def measured_speed(run, slot):
     """Multiply-accumulates per second of a run, by a few timed steps; infinite if they fail.
 
     A run that can't start here is to say so itself. Frozen backbones are timed as trained ones.
-    variables: of the environment of its slot, which may limit its threads.
+    slot: of launch.find_slots; it may limit the run's threads.
     """
     args = argparse.Namespace(**vars(run.args) | {"freeze_backbone": False})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(int(variables.get("OMP_NUM_THREADS", threads)))
     try:
-        return sum(work(run)) / estimate.cost(args)[0]
+        with launch.threads_of(slot):
+            return sum(work(run)) / estimate.cost(args)[0]
     except UserError as error:
         print(f"{run.path}: no estimate ({error})", file=sys.stderr)
         return math.inf
     finally:
-        torch.set_num_threads(threads)
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # for the runs
 

@@ -1,5 +1,6 @@
 """Executes the runs of a sweep (plans.Run) on the devices of this machine or on a SLURM cluster."""
 
+import contextlib
 import math
 import os
 import shlex
@@ -42,6 +43,17 @@ def find_slots(device, jobs):
         available = f"{len(environments)} {kind}{'' if len(environments) == 1 else 's'}"
         raise UserError(f"--jobs {jobs} is more than the {available} of this machine", status=2)
     return environments[:jobs]
+
+
+@contextlib.contextmanager
+def threads_of(slot):
+    """A block in which torch has as many threads as a run in this slot of find_slots."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int((slot or {}).get("OMP_NUM_THREADS", threads)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 # Linux sends a run SIGTERM (15) when the process of its sweep dies: PR_SET_PDEATHSIG is 1.
@@ -175,10 +187,12 @@ def execute(choose, start, slots, report, end=math.inf):
                     start_runs()
                 else:
                     time.sleep(POLL_SECONDS)
-        finally:
-            if not passed_on:  # a second signal would end a run while it saves
+        finally:  # after an error, too: a second signal would end a run while it saves
+            if not passed_on:
                 for job in active.values():
                     job.process.send_signal(signal.SIGTERM)
+            while any(job.process.poll() is None for job in active.values()):
+                time.sleep(POLL_SECONDS)
     return failed, stop.number
 
 

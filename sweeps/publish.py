@@ -160,13 +160,14 @@ def public_run(path):
     """(name, {file: text}, config) of a run that may be published. Raises UserError."""
     config, summary = (files.read_json(path / f"{name}.json") for name in ("config", "summary"))
     arguments = config.get("arguments")
-    if not isinstance(arguments, dict) or "seed" not in arguments:
+    if not isinstance(arguments, dict) or type(arguments.get("seed")) is not int:
         raise UserError(f"{path} holds no run (no readable config.json)", status=2)
     status = summary.get("status", "unfinished")
     if status != "finished":
         raise UserError(f"{path} is {status}: only finished runs are published", status=2)
     run = metrics.Run(path / "metrics.csv")
-    if run.problem or run.epochs != list(range(1, summary.get("epochs", 0) + 1)):
+    epochs = summary.get("epochs")
+    if run.problem or type(epochs) is not int or run.epochs != list(range(1, epochs + 1)):
         reason = run.problem or "doesn't hold each epoch of summary.json once"
         raise UserError(f"{path}: metrics.csv {reason}", status=2)
     refuse_unknown_code(path, config)
@@ -189,9 +190,10 @@ def _json(value):
 def refuse_unknown_code(path, config):
     """Raises UserError unless all of a run was made by committed code."""
     for part in parts(config):
-        if not part.get("git"):
+        git = part.get("git")
+        if not isinstance(git, dict) or not isinstance(git.get("commit"), str):
             raise UserError(f"{path} doesn't say its commit: it was made outside git", status=2)
-        if part["git"]["dirty"]:
+        if git.get("dirty") is not False:
             raise UserError(f"{path} was made with a modified working tree", status=2)
 
 

@@ -274,6 +274,15 @@ def test_saves_need_an_epoch_of_steps(run):
         run("checkpoint --model resnet20 --images 256", "--batch-size", "512")
 
 
+def test_a_batch_that_does_not_fit_is_one_line(run, monkeypatch):
+    def out_of_memory(device, function, calls=1):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(measure, "timed", out_of_memory)
+    with refused("out of memory: try a smaller --batch-size (CUDA out of memory)"):
+        run("epoch --images 256 --skip-plain")
+
+
 def test_the_optimizer_of_a_recipe_is_measured():
     model = models.create_model("airbench94", 10)
     optimizer = measure.create_optimizer(model, "muon_sgd")

@@ -101,7 +101,7 @@ QUICK_RUNS = [f"quick: {label}-s{seed}" for seed in (0, 1) for label in "ab"]
 @pytest.fixture
 def run(monkeypatch, stand_in_runs):
     """run("--budget", "1h", long=LONG) -> exit status of a campaign with stand-in runs."""
-    monkeypatch.setattr(campaign, "measured_speed", lambda run, variables: 1e11)
+    monkeypatch.setattr(campaign, "measured_speed", lambda run, slot: 1e11)
     monkeypatch.setattr(environment, "git_state", lambda: {"commit": STAND_IN, "dirty": False})
 
     def run(*arguments, **table):
@@ -118,7 +118,7 @@ def test_an_estimate_follows_from_finished_runs_of_the_same_kind(tmp_path, monke
     table = {"two": LONG._replace(trainings=both)}
     for module in (campaign, commands, seeds):
         monkeypatch.setattr(module, "EXPERIMENTS", table)
-    monkeypatch.setattr(campaign, "measured_speed", lambda run, variables: math.inf)
+    monkeypatch.setattr(campaign, "measured_speed", lambda run, slot: math.inf)
     options = campaign.Options(tmp_path, tmp_path / "results", {}, {"device": "cpu"})
     by_name = {run.path.name: run for run in campaign.plan("two", options)}
     for name, left in (

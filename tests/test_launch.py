@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +62,38 @@ signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("ended").touch(), sys.exi
 pathlib.Path("started").touch()
 time.sleep(600)
 """
+
+
+SAVING = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.5)
+    pathlib.Path("saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("started").touch()
+time.sleep(600)
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    command: tuple
+    log: Path
+    finished: bool = True
+
+
+def test_an_error_of_a_sweep_waits_until_its_runs_are_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = "import pathlib, time\nwhile not pathlib.Path('started').exists(): time.sleep(0.01)"
+    runs = [Run((sys.executable, "-c", code), tmp_path / "log") for code in (SAVING, script)]
+
+    def report(run, seconds, failure):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        launch.execute(launch.in_order(runs), launch.start_here, [{}, {}], report)
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.slow

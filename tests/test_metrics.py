@@ -35,6 +35,16 @@ def test_a_directory_stands_for_the_runs_in_it_in_its_sweeps_and_campaigns(tmp_p
     assert [str(path.parent) for path in metrics.find_metrics(["runs/sweep"])] == names[2:]
 
 
+def test_the_table_of_a_sweep_is_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "sweep/a-s0")
+    (tmp_path / "sweep/results.csv").write_text("experiment,n\n")
+    (tmp_path / "results.csv").write_text("epoch,loss\n1,2\n")  # of another program
+    (tmp_path / "sweep/results.json").write_text("{}")
+    found = [str(p) for p in metrics.find_metrics(["sweep/*", "results.csv"])]
+    assert found == ["sweep/a-s0/metrics.csv", "results.csv"]
+
+
 @pytest.mark.parametrize("pattern", ["nothing", "no*thing", "a/nothing.csv", "README.md"])
 def test_a_path_without_metrics_is_named(tmp_path, monkeypatch, pattern):
     monkeypatch.chdir(tmp_path)

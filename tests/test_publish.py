@@ -95,6 +95,10 @@ def resumed_in_another_precision(run):
     change(run / "config.json", resumed=[{"at_epoch": 1, "before": earlier}])
 
 
+def with_a_path_as_seed(run):
+    change(run / "config.json", arguments=arguments(run) | {"seed": "0/../../../elsewhere"})
+
+
 def of_other_arguments(run):
     change(run / "config.json", arguments=arguments(run) | {"dataset": "cifar100", "lr": 9})
 
@@ -109,6 +113,13 @@ def of_other_arguments(run):
         (lambda run: (run / "config.json").write_text("{}"), "be-s0 holds no run"),
         (lambda run: (run / "metrics.csv").write_text("x\n"), "be-s0: metrics.csv has no"),
         (lambda run: change(run / "summary.json", epochs=3), "be-s0: metrics.csv doesn't hold"),
+        (lambda run: change(run / "summary.json", epochs="2"), "be-s0: metrics.csv doesn't hold"),
+        (with_a_path_as_seed, "be-s0 holds no run"),
+        (lambda run: change(run / "config.json", git="x"), "be-s0 doesn't say its commit"),
+        (
+            lambda run: change(run / "config.json", git={"commit": A}),
+            "be-s0 was made with a modified working tree",
+        ),
         (lambda run: change(run / "summary.json", test_acc=99), "reports 99.00 % in summary.json"),
         (lambda run: change(run / "config.json", git=None), "be-s0 doesn't say its commit"),
         (resumed_when_modified, "be-s0 was made with a modified working tree"),

@@ -105,6 +105,18 @@ def test_batches_split_to_fit_the_memory_are_the_same_experiment(tmp_path):
     assert len(groups_in(tmp_path)) == 1
 
 
+def test_a_run_from_before_an_option_existed_has_its_default(tmp_path):
+    write_seeds(tmp_path, "a", [90.0])
+    for seed, origin in ((1, "default"), (2, "command line")):
+        arguments = {"model": "a", "seed": seed, "epochs": 2, "new": "x" * seed}
+        path = write(tmp_path / f"a-s{seed}", arguments=arguments) / "config.json"
+        config = json.loads(path.read_text())
+        config["from"]["new"] = origin
+        path.write_text(json.dumps(config))
+    groups = groups_in(tmp_path)
+    assert [[run.seed for run in group.runs] for group in groups] == [[0, 1], [2]]
+
+
 def test_without_a_test_there_is_no_accuracy_of_held_out_images(tmp_path):
     held_out = ("epoch,train_loss,val_acc", ["1,2,70"])
     write(tmp_path / "a", *held_out, arguments={"model": "a", "seed": 0})

@@ -8,6 +8,7 @@ import urllib.request
 
 import pytest
 import torch
+from helpers.errors import refused
 from helpers.samples import write_checkpoint
 from PIL import Image
 
@@ -19,7 +20,9 @@ CPU = torch.device("cpu")
 
 def test_an_answer_is_the_models_with_where_it_looks(tmp_path):
     predictor = predict.Predictor(write_checkpoint(tmp_path / "run"), CPU)
-    named, looked = serve.classify(predictor, Image.new("RGBA", (90, 50), (200, 10, 10, 255)), 3)
+    file = tmp_path / "red.png"
+    Image.new("RGBA", (90, 50), (200, 10, 10, 255)).save(file)
+    named, looked = serve.classify(predictor, file, 3)
     images = torch.tensor([200, 10, 10], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     top = predictor.logits(images).softmax(1)[0].topk(3)
     assert list(named.values()) == pytest.approx(top.values.tolist(), abs=1e-5)
@@ -32,16 +35,25 @@ def test_an_image_is_turned_as_its_camera_says(tmp_path):
     upright.paste((0, 0, 250), (0, 0, 90, 30))
     turned, exif = upright.rotate(90), Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by 90 degrees
-    turned.getexif().update(exif)
-    wanted, looked = serve.classify(predictor, upright, 3)
-    named, looked_turned = serve.classify(predictor, turned, 3)
+    upright.save(tmp_path / "upright.png")
+    turned.save(tmp_path / "turned.png", exif=exif)
+    wanted, looked = serve.classify(predictor, tmp_path / "upright.png", 3)
+    named, looked_turned = serve.classify(predictor, tmp_path / "turned.png", 3)
     assert named == wanted and (looked == looked_turned).all()
 
 
 def test_a_model_that_can_not_be_explained_answers(tmp_path):
     path = write_checkpoint(tmp_path / "mixer", model="mlp_mixer_tiny")
-    named, looked = serve.classify(predict.Predictor(path, CPU), Image.new("L", (9, 9)), 2)
+    Image.new("L", (9, 9)).save(tmp_path / "black.png")
+    named, looked = serve.classify(predict.Predictor(path, CPU), tmp_path / "black.png", 2)
     assert len(named) == 2 and looked is None
+
+
+def test_an_image_of_a_format_that_can_start_programs_is_refused(tmp_path):
+    predictor = predict.Predictor(write_checkpoint(tmp_path / "run"), CPU)
+    Image.new("RGB", (9, 9)).save(tmp_path / "disguised.png", format="EPS")
+    with refused(tmp_path, "can't be read as an image"):
+        serve.classify(predictor, tmp_path / "disguised.png", 3)
 
 
 @pytest.mark.extras("gradio", "playwright", "chromium")

@@ -49,6 +49,15 @@ def test_a_figure_is_also_shown_in_a_window(path, show, monkeypatch, options):
     assert len(windows) == 1 and list(path.parent.glob("*.png"))
 
 
+def test_running_out_of_memory_is_one_line(path, show, monkeypatch):
+    def out_of_memory(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(predict, "load_all", out_of_memory)
+    with refused("out of memory: free some memory (CUDA out of memory)"):
+        show(path)
+
+
 @pytest.mark.slow
 def test_a_run_is_shown_by_its_moving_average(train, show):
     run = train("--epochs", 1, "--ema-decay", 0.5)

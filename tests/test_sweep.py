@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.paths import ROOT
 from helpers.processes import TIMEOUT, output
 from helpers.sweeps import TINY, kill_at
@@ -194,6 +195,19 @@ def test_a_dry_run_prints_commands_that_train_py_accepts(run, capsys):
         assert (args.lr, args.ema_decay, args.deterministic) == (0.05, None, True)
         assert (args.augment, args.dataset) == ("none", "shapes")
     assert (args.model_arg, args.seed, args.output_dir) == (["shortcut=pad"], 1, "sweep/pad-s1")
+
+
+def test_the_cost_of_concurrent_runs_is_that_with_their_threads(run, monkeypatch):
+    threads, before = [], torch.get_num_threads()
+    slots = [{"OMP_NUM_THREADS": str(before + 1)}] * 2
+    monkeypatch.setattr(launch, "find_slots", lambda device, jobs: slots[:jobs])
+
+    def print_plan(runs, num_slots, timed):
+        threads.append((num_slots, torch.get_num_threads()))
+
+    monkeypatch.setattr(sweep.estimate, "print_plan", print_plan)
+    assert run("--seeds", 0, "--dry-run", "--jobs", 2) == 0
+    assert threads == [(2, before + 1)] and torch.get_num_threads() == before
 
 
 # ---- where they are executed ---------------------------------------------------------------------

@@ -84,6 +84,14 @@ class Ranks:
             dist.broadcast_object_list(values)
         return values[0]
 
+    def broadcast_tensors(self, tensors):
+        """The first rank's {name: tensor}, on every rank's host.
+
+        One by one, because an object that is sent is on each rank's device as a whole.
+        """
+        names = self.broadcast_object(list(tensors))
+        return {name: self.broadcast_object(tensors.get(name)) for name in names}
+
     def wait(self):
         """Returns when every rank has called it."""
         if self.world_size > 1:

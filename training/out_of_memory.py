@@ -34,6 +34,17 @@ def _is_nearly_full():
 
 
 @contextlib.contextmanager
+def named(advice):
+    """Turns running out of memory in the block into a UserError with some advice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory: {advice} ({first_line(error)[:120]})") from error
+
+
+@contextlib.contextmanager
 def explained(args, ranks, accumulate=None):
     """Turns running out of memory in the block into a UserError that says what to try.
 

@@ -215,11 +215,15 @@ class Run:
             if not self.split.val:
                 yield model
                 return
-            own = {name: value.clone() for name, value in model.state_dict().items()}
-            weights = None
+            # On the host: the device may have no room for the weights twice.
+            own = {
+                name: value.clone() if ranks.sharded else value.to("cpu", copy=True)
+                for name, value in model.state_dict().items()
+            }
+            weights = {}
             if ranks.is_main:
                 weights = resume.read_best(self.directory, (state.best["epoch"],))["state_dict"]
-            weights = lora.adapted(ranks.broadcast_object(weights), own)
+            weights = lora.adapted(ranks.broadcast_tensors(weights), own)
             try:
                 model.load_state_dict(distributed.shard_like(weights, own))
                 yield model
