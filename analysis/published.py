@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import metrics, replicates, tables
+from analysis import differences, metrics, replicates, tables
 from common import files
 from common.errors import UserError
 from common.text import printable
@@ -85,7 +85,7 @@ class Experiment:
         """
         return [
             {"question": question, **tables.difference_cells(*compared)}
-            for question, *compared in replicates.compare(self.groups, self.about["comparisons"])
+            for question, *compared in differences.compare(self.groups, self.about["comparisons"])
         ]
 
     @property

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from analysis import documents, replicates
+from analysis import differences, documents, replicates
 from analysis.formats import MISSING, latex_table, markdown_table, markdown_text, text_table
 from analysis.replicates import MeanStd
 from common.errors import UserError
@@ -192,7 +192,7 @@ def _difference(group, baseline):
         return {}
     if len(replicates.test_images([group, baseline])) > 1:
         return {"verdict": "other test images"}
-    difference = replicates.difference(group.tests, baseline.tests)
+    difference = differences.difference(group.tests, baseline.tests)
     if difference is None:
         return {}
     if group.varying or baseline.varying:  # no error is known of runs that are not of one kind
@@ -262,11 +262,11 @@ def _sentences(groups, baseline, against, common, columns):
 
 
 def difference_cells(ours, theirs, measure, difference):
-    """{title: text} of a difference that replicates.compare yields."""
+    """{title: text} of a difference that differences.compare yields."""
     return {
         "experiment": ours.name,
         "against": theirs.name,
-        "accuracy on": replicates.MEASURES[measure],
+        "accuracy on": differences.MEASURES[measure],
         "difference": f"{difference.value:+.2f}",
         "95 % interval": difference.interval,
         "n": difference.n,

@@ -5,7 +5,7 @@ report("eca", runs, Path("runs/sweep-eca-cifar100"), "python sweep.py eca")   # 
 
 import json
 
-from analysis import curves, formats, metrics, replicates, tables
+from analysis import curves, differences, formats, metrics, replicates, tables
 from common import files
 from sweeps.suites import SUITES
 
@@ -38,7 +38,7 @@ def report(name, runs, root, command):
     if suite.ranked:
         table.sort("test")
     experiments = table.cells()
-    compared = list(replicates.compare(groups, suite.comparisons()))
+    compared = list(differences.compare(groups, suite.comparisons()))
 
     text = f"# {name}: {suite.question}\n\n    {command}\n\n{origin(finished)}\n\n"
     text += f"{formats.markdown_table(experiments)}\n![means over seeds](curves.png)\n"
@@ -81,9 +81,9 @@ def _json_run(run):
 
 
 def json_difference(question, ours, theirs, measure, difference):
-    """What results.json says of a difference that replicates.compare yields."""
+    """What results.json says of a difference that differences.compare yields."""
     row = {"question": question, "experiment": ours.name, "baseline": theirs.name}
-    row |= {"accuracy_on": replicates.MEASURES[measure]}
+    row |= {"accuracy_on": differences.MEASURES[measure]}
     row |= {"parameters_percent": parameters_percent(ours, theirs)}
     return row | difference._asdict() | {"verdict": difference.verdict}
 

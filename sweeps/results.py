@@ -8,7 +8,7 @@ replaced, where they are.
 
 import re
 
-from analysis import curves, figures, formats, published, replicates, results_page, tables
+from analysis import curves, differences, figures, formats, published, results_page, tables
 from analysis.published import FIGURE
 from sweeps.experiments import EXPERIMENTS, missing_command
 
@@ -174,18 +174,18 @@ def _summary(experiments, missing):
         link = ", ".join(filter(None, (link, experiment.progress or seeds, experiment.threads)))
         accuracies = [f"{row['experiment']} {_accuracy(row)}" for row in experiment.rows]
         accuracies += [experiment.selection] if experiment.selection else []
-        differences = [
+        against = [
             f"{row['experiment']} against {row['against']}: {row['difference']}"
             + (f" ({row['95 % interval']})" if row["95 % interval"] else "")
             for row in experiment.differences
-            if row["accuracy on"] == replicates.MEASURES["test"]
+            if row["accuracy on"] == differences.MEASURES["test"]
         ]
         rows.append(
             {
                 "experiment": link,
                 "data": experiment.data,
                 "test accuracy, % (training time)": "<br>".join(accuracies),
-                "difference in points (95 % interval)": "<br>".join(differences),
+                "difference in points (95 % interval)": "<br>".join(against),
             }
         )
     text = _as_written(formats.markdown_table(rows), "[", "]", "<br>") if rows else ""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.samples import groups_in, write, write_seeds
 
-from analysis import metrics, replicates
+from analysis import differences, metrics, replicates
 from common.errors import UserError
 
 
@@ -180,7 +180,7 @@ def test_arguments_are_common_or_differ_between_or_within_groups(tmp_path):
 )
 def test_differences_computed_by_hand(ours, theirs, n, value, error, t, verdict):
     theirs = theirs if isinstance(theirs, dict) else dict(enumerate(theirs))
-    found = replicates.difference(dict(enumerate(ours)), theirs)
+    found = differences.difference(dict(enumerate(ours)), theirs)
     assert (found.n, found.verdict) == (n, verdict)
     interval = [value, error, value - t * error, value + t * error]
     assert found[:4] == pytest.approx(interval, abs=1e-3)
@@ -188,7 +188,7 @@ def test_differences_computed_by_hand(ours, theirs, n, value, error, t, verdict)
 
 @pytest.mark.parametrize("theirs", [{0: 60}, {1: 60}, {1: 60, 2: 60}])
 def test_one_seed_has_no_standard_error(theirs):
-    found = replicates.difference({0: 61.5}, theirs)
+    found = differences.difference({0: 61.5}, theirs)
     assert (found.value, found.error, found.low) == (1.5, None, None)
     assert found.verdict == "one seed: no error known"
 
@@ -197,7 +197,7 @@ def test_one_seed_has_no_standard_error(theirs):
 def test_97_5_percent_lie_below_the_quantile(freedom):
     """Student's density, integrated from 0 to the quantile by Simpson's rule, gives 47.5 %."""
     gammas = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
-    steps, t = 2000, replicates.t975(freedom)
+    steps, t = 2000, differences.t975(freedom)
     x = torch.linspace(0, t, steps + 1, dtype=torch.float64)
     density = gammas / math.sqrt(freedom * math.pi) * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
     weights = torch.tensor([1, *[4, 2] * (steps // 2 - 1), 4, 1])
@@ -208,7 +208,7 @@ def test_97_5_percent_lie_below_the_quantile(freedom):
 def test_quantiles_are_the_published_ones():
     published = {1: 12.706, 2: 4.303, 4: 2.776, 30: 2.042, 120: 1.980, 10**6: 1.960}
     for freedom, quantile in published.items():
-        assert replicates.t975(freedom) == pytest.approx(quantile, abs=5.1e-4)
+        assert differences.t975(freedom) == pytest.approx(quantile, abs=5.1e-4)
 
 
 def test_a_directory_before_one_name_is_no_part_of_the_common_name(tmp_path):
