@@ -48,10 +48,11 @@ def build_parser():
         return add
 
     def add_images(add, default):
-        add("--images", type=number(int, low=256), default=default, metavar="N", help="in an epoch")
+        help = "images in an epoch"
+        add("--images", type=number(int, low=256), default=default, metavar="N", help=help)
 
     def add_workers(add):
-        help = "of the DataLoader"
+        help = "worker processes of the DataLoader"
         add("--workers", type=number(int, low=0), default=2, metavar="N", help=help)
 
     add = add_command("data", "images per second: our batches against a DataLoader")
@@ -63,14 +64,15 @@ def build_parser():
     add_workers(add)
     size = number(int, low=8)
     add("--model", default="resnet20", metavar="NAME", help=MODEL_HELP)
-    add("--image-size", type=size, default=32, metavar="PX", help="resized from 32 px")
+    resized = "of the inputs, resized from 32 px"
+    add("--image-size", type=size, default=32, metavar="PX", help=resized)
     add("--skip-plain", action="store_true", help="leave the plain loop out")
     add("--compile", action="store_true", help="compile the model, except in the plain loop")
 
     add = add_command("models", "each model's size, work, memory and speed")
     add_model_options(add, size)
 
-    add = add_command("checkpoint", "saving after an epoch: MB, ms, share of the epoch, memory")
+    add = add_command("checkpoint", "saving after an epoch: MiB, ms, share of the epoch, memory")
     add_images(add, 50_000)
     add("--model", default="resnet18", metavar="NAME", help=MODEL_HELP)
 
@@ -86,7 +88,7 @@ def add_time_to(add):
     add("--model", default="airbench94", metavar="NAME", help=MODEL_HELP)
     add("--runs", type=number(int, low=1), default=1, metavar="N", help="with seeds 0 … N - 1")
     add("--output-dir", metavar="DIR", help="instead of runs/time-to/<dataset>-<model>")
-    add("--bare", action="store_true", help="also the bare step, and the runs' time in it")
+    add("--bare", action="store_true", help="also time bare steps, and the runs in them")
     add("--json", metavar="FILE", help="write the results there")
     help = "arguments of the training script, after --"
     add("training", nargs="*", metavar="ARGUMENT", help=help)
@@ -100,14 +102,14 @@ def add_model_options(add, size):
     add("--image-size", type=size, metavar="PX", help="instead of each model's own")
     add("--classes", type=number(int, low=2), metavar="K", help="instead of each model's own")
     inference = dict(type=number(int, low=1), metavar="N")
-    at_most = "of inference, at most (default: as --batch-size)"
+    at_most = "largest batch of inference (default: as --batch-size)"
     add("--inference-batch-size", **inference, help=at_most)
     add("--skip-training", action="store_true", help="measure inference only")
     results = "timm's results-imagenet.csv, for the published top-1 of its weights"
     add("--timm-results", metavar="FILE", help=results)
     add("--output", metavar="DIR", help="write models.csv, models.md and models.png there")
     add("--runs", nargs="+", metavar="RUN", help="plot these runs' test accuracy against speed")
-    add("--precisions", action="store_true", help="instead, a step in bf16 against fp32, in turn")
+    add("--precisions", action="store_true", help="only a training step in bf16 against fp32")
     add("--quick", action="store_true", help="as --precisions --batch-size 16 --rounds 3")
 
 

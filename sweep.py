@@ -60,7 +60,7 @@ def build_parser():
     add("suite", metavar="SUITE", choices=SUITES, help=f"one of the list below{others}")
     add("--seeds", **count, nargs="+", help="default: those of the suite, mostly 0 1 2")
     add("--only", nargs="+", default=[], metavar="NAME", help="run only these experiments")
-    own = "instead of the suite's rates and augmentation, those of each model"
+    own = "each model's recipe instead of the suite's settings; same data and epochs"
     add("--own-recipes", action="store_true", help=own)
     jobs = "concurrent runs (default: 1; SLURM: all), each on a GPU or with a share of the CPU"
     add("--jobs", **positive, help=jobs)

@@ -245,7 +245,7 @@ def measure_checkpoint(args, device):
         run.close()
     epoch = f"{args.images:,} images in batches of {args.batch_size} ({steps} times a step)"
     model_name = f"{name} in {mixed_precision.name(dtype)}"
-    print(f"{model_name}: last.pt {size / 2**20:.0f} MB, with best.pt; an epoch is {epoch}")
+    print(f"{model_name}: last.pt {size / 2**20:.0f} MiB, with best.pt; an epoch is {epoch}")
     _print_saves(seconds, steps, size, extra_bytes)
 
 
@@ -260,5 +260,5 @@ def _print_saves(seconds, steps, size, extra_bytes):
     extra = "this system doesn't tell"
     if extra_bytes is not None:
         share = f"{extra_bytes / size:.2f} times the file"
-        extra = f"at most {extra_bytes / 2**20:.0f} MB more, {share}"
+        extra = f"at most {extra_bytes / 2**20:.0f} MiB more, {share}"
     print(f"memory of the process while it saves: {extra}")

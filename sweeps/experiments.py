@@ -115,7 +115,7 @@ EXPERIMENTS = {
         (("does it change the accuracy of ResNet-20?", "resnet20-progressive", "resnet20"),
          ("and with more epochs at full size?", "resnet20-progressive-11", "resnet20"),
          ("does it change the accuracy of ResNet-18?", "resnet18-progressive", "resnet18")),
-        "--eval-every 3", timed=True),
+        "--eval-every 3", timed=True, selected_on_test="the number of settings tried"),
     "progressive-all": Experiment(
         "smaller images early in training on all images",
         {"resnet20": "--model resnet20 --epochs 10",

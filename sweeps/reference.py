@@ -1,4 +1,4 @@
-"""Whether two commits compute the same: their files, else short trainings of each.
+"""Whether two commits compute the same: their files, else short runs of each.
 
     trainings = {"train.py --model resnet20 …"}
     agree(["2b6c3bb…", "f866e08…"], trainings)      # {"commits": […], "compared": "…"}
@@ -55,7 +55,7 @@ def agree(commits, trainings=()):
         return {"commits": commits, "compared": "the same code"}
     names = ", ".join(commit[:12] for commit in commits)
     if not trainings:
-        hint = "--reference compares short trainings of each"
+        hint = "--reference compares short runs of each"
         raise UserError(f"the runs are of different commits, {names}: {hint}", status=2)
     sha = hashlib.sha256()
     for training in sorted(trainings):
@@ -63,7 +63,8 @@ def agree(commits, trainings=()):
         if len(digests) > 1:
             raise UserError(f"{names} have different results with {training}", status=2)
         sha.update(digests.pop().encode())
-    return {"commits": commits, "compared": f"reference runs with digest {sha.hexdigest()}"}
+    compared = f"short runs of both give equal results, digest {sha.hexdigest()[:12]}"
+    return {"commits": commits, "compared": compared}
 
 
 def _git(*arguments):

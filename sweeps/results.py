@@ -25,8 +25,8 @@ HEAD = """\
 corrected for multiple comparisons. "last train %" is counted during the last epoch, on augmented
 images; "train % (clean)" is measured at the end, without augmentation. "3 paired" means that
 differences are between runs of the same seed. GMACs are billions of multiply-accumulate operations
-for one image. The training time is that of runs that were alone on their machine; other tables have
-the median time of an epoch. AMX is a set of bf16 matrix instructions of some Intel CPUs.
+for one image. Tables with a training time are of runs that ran one at a time; others have the
+median time of an epoch. AMX is a set of bf16 matrix instructions of some Intel CPUs.
 
 ## Repeat a run
 
@@ -40,15 +40,17 @@ A run is repeated with its own arguments:
 
     python train.py --config results/augmentation/none-s0/config.json --data-dir data/cifar10-png
 
+Where `amp` in `config.json` is `auto`, add `--amp off` (float32) or `--amp bf16`: that of the run.
 On the same kind of machine, with the same versions and number of threads (`threads` in
 `config.json`; here, set `OMP_NUM_THREADS=1`), its `metrics.csv` is the same, except for the columns
 of time and memory. For transformers, use `train_vit.py`. With the official archive (`--dataset
 cifar10 --data-dir data`), the images come in another order, and results differ as between seeds.
 
-The commands under "Repeat it" repeat all seeds. Where the line above them says "threads: 1", add
-`--jobs 2` on two cores: each run then has one thread. The runs `fine-tuned` and `linear-probe` of
-transfer also need the weights that they start from. The command under their table trains these
-first; for a single run, add `--weights runs/repeated/ghost/resnet20-s0/last.pt` afterwards.
+The commands under "Repeat it" repeat all seeds, in the precision that `--amp auto` chooses on your
+machine. Where the line above them says "threads: 1", add `--jobs 2` on two cores: each run then has
+one thread. The runs `fine-tuned` and `linear-probe` of transfer also need the weights that they
+start from. The command under their table trains these first; for a single run, add
+`--weights runs/repeated/ghost/resnet20-s0/last.pt` afterwards.
 """
 
 

@@ -74,7 +74,7 @@ def test_an_epoch_of_a_model_with_rates_of_its_own_is_timed(run):
 def test_saves_are_timed_against_an_epoch(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = run("checkpoint --model resnet20 --images 256")
-    assert re.search(r"last.pt 3 MB, with best.pt; an epoch is 256 images .*128 times", text)
+    assert re.search(r"last.pt 3 MiB, with best.pt; an epoch is 256 images .*128 times", text)
     pattern = r"(training waits|in the foreground): \d+ .* ms, .* % of an epoch"
     assert len(re.findall(pattern, text)) == 2
     assert re.search(r"training waits for \d+\.\d\d \(", text)

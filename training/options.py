@@ -122,7 +122,7 @@ DATA = (
 TRAINING = (
     Option("--epochs", POSITIVE, "in total, also with --resume"),
     Option(
-        "--batch-size", number_or_auto(kind=int, low=1), "images per step, across all processes"
+        "--batch-size", number_or_auto(kind=int, low=1), "images per step, across all ranks"
     ),
     Option(
         "--optimizer",
@@ -137,7 +137,7 @@ TRAINING = (
         RATE,
         "norms and biases have none, except in airbench* with sgd and muon_sgd",
     ),
-    Option("--schedule", SCHEDULES, "of the learning rate, after the warmup"),
+    Option("--schedule", SCHEDULES, "learning-rate schedule after the warmup"),
     Option(
         "--warmup-epochs",
         number_or_auto(low=0),
@@ -211,7 +211,12 @@ AUGMENTATION = (
 )
 MACHINE = (
     Option("--device", str, "auto, cpu, cuda, cuda:1, mps", "auto"),
-    Option("--amp", ("auto", "off", "bf16", "fp16"), "auto: bf16 where it is fast", "auto"),
+    Option(
+        "--amp",
+        ("auto", "off", "bf16", "fp16"),
+        "precision; auto: bf16 where it is fast, else off (fp32)",
+        "auto",
+    ),
     Option(
         "--compile", argparse.BooleanOptionalAction, "compile the model with torch.compile", False
     ),
@@ -224,7 +229,7 @@ MACHINE = (
     Option(
         "--sync-bn",
         argparse.BooleanOptionalAction,
-        "batch norm over the batches of all processes (torchrun)",
+        "batch norm over the batches of all ranks (torchrun)",
         False,
     ),
     Option("--doctor", bool, "print versions, devices, speed and what can be reached, and exit"),
@@ -274,7 +279,7 @@ FITTING = (  # of train_sota.py
         "most images per device at once; 0: split by --accumulate; default: auto, as many as fit",
     ),
     Option("--ema-device", ("same", "cpu"), "where the moving average is kept", "same"),
-    Option("--fsdp", argparse.BooleanOptionalAction, "shard the model across the processes", False),
+    Option("--fsdp", argparse.BooleanOptionalAction, "shard the model across the ranks", False),
 )
 PREFLIGHT = (  # of train_sota.py, too
     Option("--dry-run", bool, "print what a step needs and what would make it smaller, and exit"),
