@@ -121,9 +121,7 @@ DATA = (
 )
 TRAINING = (
     Option("--epochs", POSITIVE, "in total, also with --resume"),
-    Option(
-        "--batch-size", number_or_auto(kind=int, low=1), "images per step, across all ranks"
-    ),
+    Option("--batch-size", number_or_auto(kind=int, low=1), "images per step, across all ranks"),
     Option(
         "--optimizer",
         optimizer,
