@@ -217,6 +217,14 @@ def test_val_stands_in_for_test(folder):
     assert torch.equal(split.test.images, expected) and split.val is None
 
 
+def test_test_is_the_test_set_where_there_is_also_val(folder):
+    expected = load(folder).test.images.clone()
+    shutil.copytree(folder / "train", folder / "val")
+    split = load(folder)
+    assert torch.equal(split.test.images, expected) and split.val is None
+    assert split.notes == (f"{folder}/val is not used: {folder}/test is the test set",)
+
+
 def test_a_class_without_test_images_can_be_trained(folder):
     shutil.rmtree(folder / "test" / "dog")
     split = load(folder)

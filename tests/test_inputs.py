@@ -43,19 +43,36 @@ def test_training_batches_follow_the_arguments():
     assert torch.equal(repeated[:10], repeated[10:])
 
 
-def test_crops_are_shifted_by_so_many_pixels():
+@pytest.mark.parametrize("padding", ["reflect", "zero"])
+def test_crops_are_shifted_by_so_many_pixels(padding):
     """One pixel gives nine different crops of an image."""
-    plain = first_batch(*PLAIN)[0]
-    cropped = first_batch("--augment", "crop", "--crop-pixels", 1, "--mixup", 0, "--cutmix", 0)[0]
-    padded = F.pad(plain, (1, 1, 1, 1), mode="reflect")
+    plain, black = first_batch(*PLAIN)[0], -torch.tensor(NORMALIZATION[0]).view(3, 1, 1) / 0.2
+    options = ("--augment", "crop", "--crop-pixels", 1, "--crop-padding", padding)
+    cropped = first_batch(*options, "--mixup", 0, "--cutmix", 0)[0]
+    if padding == "zero":
+        padded = black + F.pad(plain - black, (1, 1, 1, 1))
+    else:
+        padded = F.pad(plain, (1, 1, 1, 1), mode="reflect")
     shifts = [padded[:, :, y : y + 32, x : x + 32] for y in range(3) for x in range(3)]
-    hits = torch.stack([(cropped == shifted).all(3).all(2).all(1) for shifted in shifts])
+    hits = torch.stack([((cropped - x).abs() < 1e-5).flatten(1).all(1) for x in shifts])
     assert hits.any(0).all() and hits.any(1).sum() > 4
+
+
+def test_crops_that_leave_nothing_of_an_image_are_refused():
     smaller = ("--augment", "random_resized_crop,crop", "--image-size", 16, "--crop-pixels", 20)
     with refused("--crop-pixels 20 must be smaller than the images of 16 px"):
         first_batch(*smaller)
     with refused("--crop-pixels 32 must be smaller than the images of 32 px that are cropped"):
         first_batch("--crop-pixels", 32)
+
+
+def test_random_erasing_is_the_share_of_images_with_a_box():
+    plain = first_batch(*PLAIN)[0]
+    for probability, erased in ((0, 0), (1, 20)):
+        images = first_batch(*PLAIN, "--random-erasing", probability)[0]
+        changed = (images != plain).any(1)
+        assert changed.flatten(1).any(1).sum() == erased
+        assert (images[changed[:, None].expand_as(images)] == 0).all()
 
 
 def test_jitter_is_the_strength_of_color_jitter():

@@ -232,6 +232,12 @@ def test_20_overflows_in_a_row_stop_the_run():
         fit(start(Overflowing(range(1000)), fp16=True), 100)
 
 
+def test_20_overflows_with_steps_between_them_do_not_stop_it():
+    state = start(Overflowing(range(1, 1000, 2)), fp16=True)
+    assert len(fit(state, 14)) == 14 and state.progress.step == 42
+    assert state.scaler.get_scale() == 65536 / 2**21
+
+
 def test_a_skipped_step_does_not_change_batch_norm():
     model = network(norm=True)
     convolution, calls = model[0].forward, []

@@ -223,6 +223,21 @@ def test_drop_path_grows_with_depth(name):
     assert rates == pytest.approx([0.3 * i / (len(rates) - 1) for i in range(len(rates))])
 
 
+@cases(
+    condition=lambda entry: "drop_path" in entry.options and not entry.large,
+    quick="improved_resnet20_convnext segnext_mscan_tiny vit_custom",
+)
+def test_drop_path_drops_while_training(name):
+    images = torch.randn(4, 3, fitting_size(name), fitting_size(name))
+    with torch.no_grad():
+        for rate in (0.0, 0.5):
+            model = build(name, drop_path=rate).train()
+            for p in model.parameters():
+                if not p.any():  # of a layer that starts without effect
+                    nn.init.normal_(p, std=0.1)
+            assert torch.equal(model(images), model(images)) == (rate == 0)
+
+
 PADDED = dict(
     resnet20=275_572, resnet32=470_004, resnet44=664_436, resnet56=858_868, resnet110=1_733_812
 )

@@ -53,6 +53,13 @@ def test_options_reach_the_step_and_the_state(opened):
     assert {group["momentum"] for group in groups} == {0.5}
     assert {group["weight_decay"] for group in groups} == {0.003, 0.0}
     assert torch.are_deterministic_algorithms_enabled()
+    assert not state.scaler.is_enabled()
+
+
+def test_fp16_scales_the_loss_and_tells_which_steps_it_skipped(opened):
+    state, _, step = opened(*words("--amp fp16 --optimizer sgd"))
+    assert step.dtype == torch.float16 and state.scaler.is_enabled()
+    assert not any(group["fused"] for group in state.optimizer.param_groups)
 
 
 def test_what_was_not_asked_for_stays_off(opened):

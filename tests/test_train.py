@@ -148,6 +148,7 @@ def test_a_run_writes_what_the_documentation_names(train, capsys):
 
     ended, accuracies = summary(directory), [float(row["ema_test_acc"]) for row in rows(directory)]
     assert (ended["status"], ended["test_acc"]) == ("finished", accuracies[-1])
+    assert (ended["reported"], ended["weights"]) == ("last epoch", "moving average")
     assert f"test accuracy {accuracies[-1]:.2f} %" in final
     assert (ended["parameters"], ended["epochs"], ended["best_selected_on"]) == (272_474, 2, "test")
     assert ended["gmacs"] == pytest.approx(0.0408, abs=1e-4)
