@@ -235,11 +235,9 @@ def _refusal(directory, reason):
 
 def _read_run(path, seed):
     """A metrics.Run. Raises UserError if it isn't finished or contradicts itself."""
-    run = metrics.Run(path / "metrics.csv")
-    git = files.read_json(path / "config.json").get("git")
-    known = isinstance(git, dict) and isinstance(git.get("commit"), str)
-    if not run.arguments or not known or git.get("dirty") is not False:
-        raise _refusal(path, "doesn't say its arguments and an unmodified commit")
+    run, config = metrics.Run(path / "metrics.csv"), files.read_json(path / "config.json")
+    if not run.arguments or not _has_origin(config) or config["git"].get("dirty") is not False:
+        raise _refusal(path, "doesn't say its arguments, its device and an unmodified commit")
     if run.status != "finished" or run.scalars["test"] is None:
         raise _refusal(path, f"is not a finished run ({run.status})")
     if str(run.arguments.get("seed")) != seed:
@@ -252,6 +250,15 @@ def _read_run(path, seed):
     if not selected and last is not None and abs(last - test) > 1e-3:
         raise _refusal(path, f"reports {test:.2f} % in summary.json and {last:.2f} % in its curve")
     return run
+
+
+def _has_origin(config):
+    """Whether config.json names the device, and the commit of each part of the run."""
+    parts = config.get("resumed", [])
+    if not isinstance(config.get("device"), str) or not isinstance(parts, list):
+        return False
+    gits = [part.get("git") if isinstance(part, dict) else None for part in (config, *parts)]
+    return all(isinstance(git, dict) and isinstance(git.get("commit"), str) for git in gits)
 
 
 def _check_replicates(directory, label, members):

@@ -214,6 +214,12 @@ def test_a_damaged_experiment_is_refused(runs, values):
     [
         ("config.json", dict(git={"commit": A})),
         ("config.json", dict(git="x")),
+        ("config.json", dict(device=None)),
+        ("config.json", dict(resumed=5)),
+        ("config.json", dict(resumed=[5])),
+        ("config.json", dict(resumed=[{"at_epoch": 1}])),
+        ("config.json", dict(arguments={"seed": 1})),
+        ("summary.json", dict(status="interrupted")),
         ("summary.json", dict(epochs="2")),
     ],
     ids=str,
@@ -222,6 +228,25 @@ def test_a_damaged_run_of_an_experiment_is_refused(runs, file, values):
     put(runs)
     change(Path("results/x/be-s0") / file, **values)
     with refused("results/x/be-s0 "):
+        published.load("results/x")
+
+
+def test_comparisons_without_runs_or_on_other_images_are_refused(runs):
+    put(runs)
+    change(Path("results/x/experiment.json"), comparisons=[["is it?", "be", "gone"]])
+    with refused("results/x compares gone, which has no runs"):
+        published.load("results/x")
+    change(Path("results/x/experiment.json"), comparisons=[["is it?", "be", "alpha"]])
+    for path in Path("results/x").glob("be-s?/config.json"):
+        change(path, arguments=json.loads(path.read_text())["arguments"] | {"limit_test": 50})
+    with refused("results/x compares be and alpha, which have other test images"):
+        published.load("results/x")
+
+
+def test_directories_of_runs_that_the_experiment_does_not_name_are_refused(runs):
+    put(runs)
+    shutil.copytree("results/x/be-s1", "results/x/be-s2")
+    with refused("results/x holds be-s2, which experiment.json doesn't name"):
         published.load("results/x")
 
 
