@@ -71,6 +71,7 @@ class Split:
     mean: tuple[float, ...] = ()  # of the channels of the training images, in [0, 1]
     std: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()  # what the user should know about how it was loaded
+    digest: str | None = None  # of a folder; an archive is compared with its published digest
 
     @property
     def num_classes(self):

@@ -57,6 +57,11 @@ class CachedImages:
         count, height, width, channels = self.pixels.shape
         return torch.Size((count, channels, height, width))
 
+    @property
+    def checksums(self):
+        """int64 (N,): see `checksum`."""
+        return self.table[:, 0]
+
     def part(self, start, stop):
         part = CachedImages(self.path, self.mapped, self.pixels[start:stop], self.table[start:stop])
         part.checked = self.checked[start:stop]
@@ -101,7 +106,7 @@ class CachedImages:
             self.mapped.madvise(mmap.MADV_DONTNEED)
 
     def _check(self, number, image):
-        if zlib.crc32(image) != self.table[number, 0]:
+        if checksum(image) != self.checksums[number]:
             raise UserError(f"{self.path} is damaged (checksum of image {number})")
         self.checked[number] = True
 
@@ -116,9 +121,14 @@ class CachedImages:
             raise UserError(message) from error
 
 
+def checksum(image):
+    """CRC-32 of an image, uint8 (S, S, 3)."""
+    return zlib.crc32(np.ascontiguousarray(image))
+
+
 def table_row(image):
     """The table's row for an image, uint8 (S, S, 3)."""
-    return np.concatenate(([zlib.crc32(np.ascontiguousarray(image))], channel_sums(image)))
+    return np.concatenate(([checksum(image)], channel_sums(image)))
 
 
 def write(path, listing, side, results, count):

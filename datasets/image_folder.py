@@ -77,7 +77,21 @@ def load_folder(root, image_size, skip_bad_images):
         test=Examples(_part(images, train, len(labels)), labels[train:]),
         classes=listing.classes,
         notes=tuple(notes),
+        digest=_digest(images, labels, train),
     )
+
+
+def _digest(images, labels, train):
+    """16 hex digits that tell other images, labels or numbers of training images.
+
+    They are the same for images in the cache and in memory.
+    """
+    if isinstance(images, folder_cache.CachedImages):
+        checksums = images.checksums
+    else:
+        checksums = np.array([folder_cache.checksum(image) for image in images.numpy()], "<i8")
+    contents = labels.numpy().tobytes() + checksums.tobytes() + str(train).encode()
+    return hashlib.sha256(contents).hexdigest()[:16]
 
 
 def _part(images, start, stop):

@@ -274,7 +274,8 @@ def test_without_space_while_writing_images_stay_in_memory(folder, monkeypatch):
 
 
 def test_space_is_checked_before_decoding(folder, decoded, monkeypatch):
-    expected = load(folder).train.images.clone()
+    cached = load(folder)
+    expected = cached.train.images.clone()
     (folder / CACHE).unlink()
     decoded.clear()
 
@@ -286,6 +287,7 @@ def test_space_is_checked_before_decoding(folder, decoded, monkeypatch):
     split = load(folder)
     assert decoded[0] == "disk usage" and len(decoded) == 1 + FILES
     assert torch.equal(split.train.images, expected) and not split.train.cached
+    assert split.digest == cached.digest
     assert sorted(os.listdir(folder)) == ["test", "train"]
     (note,) = split.notes
     assert "0.00 GB are free); the images are kept in memory" in note

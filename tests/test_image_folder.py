@@ -13,9 +13,13 @@ import torch
 from helpers.batches import channels_last
 from helpers.errors import refused
 from helpers.pets import add_links, fit, load, soft_image, to_numpy
+from helpers.training import resolve
 from PIL import Image
 
+import data
+import train
 from datasets import image_folder
+from training.arguments import data_options
 
 # ---- decoding ----
 
@@ -37,6 +41,12 @@ def test_images_and_labels_are_in_their_places(folder):
 def test_images_are_stored_no_larger_than_they_are(folder, image_size, stored):
     # The largest shorter side is 50.
     assert load(folder, image_size).train.images.shape == (6, 3, stored, stored)
+
+
+def test_the_images_of_a_run_have_the_size_that_it_asks_for(folder):
+    args = resolve(train, "--model", "resnet20", "--dataset", "folder", "--image-size", 48)
+    split = data.load(args.dataset, folder, **data_options(args))
+    assert split.train.images.shape == (6, 3, 48, 48)
 
 
 def test_an_image_of_the_right_size_is_unchanged(tmp_path):

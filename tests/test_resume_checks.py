@@ -1,6 +1,8 @@
 """What may change when a run resumes, and what is refused before its directory is touched."""
 
+import argparse
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -9,7 +11,9 @@ import sys
 import pytest
 import torch
 from helpers.errors import refused
+from helpers.pets import load
 from helpers.training import resolve
+from PIL import Image, ImageOps
 
 import train
 import train_sota
@@ -18,6 +22,7 @@ from common.scopes import flag, with_scope
 from datasets.examples import Examples, Split
 from training import arguments, out_of_memory, resume
 from training.distributed import Ranks
+from training.evaluation import Curve
 from training.run_directory import RunDir
 from training.schedules import Plan
 
@@ -168,6 +173,52 @@ def test_other_data_is_refused():
     check(split(tested=30))
     with refused("can't resume", "classes: 2 (a, b) there, 2 (a, c) here"):
         check(split(classes=("a", "c")))
+
+
+def test_a_run_that_another_process_has_continued_meanwhile_is_refused(tmp_path):
+    saved = saved_run(tmp_path)
+    before = copy.deepcopy(saved)
+    before["training"]["progress"]["step"] -= 3
+    args = argparse.Namespace(output_dir=tmp_path, resume_previous=False, save_every=0)
+    config = {"precision": "float32"}
+    with refused(tmp_path, "was written by another process just now: try again"):
+        resume.open_directory(args, config, None, before, Curve("test", 1, 3))
+    RunDir.open(tmp_path).close()  # it isn't locked
+    assert checkpoint.load(tmp_path / "last.pt") == saved
+
+
+def test_a_folder_with_other_images_or_labels_is_refused(folder):
+    saved = {"training": {"facts": resume.data_facts(load(folder)), "progress": {"epoch": 1}}}
+
+    def check():
+        resume.check_data(load(folder), saved, Ranks(CPU))
+
+    cat = sorted((folder / "test/cat").iterdir())[0]
+    os.utime(cat, (1, 1))  # the folder is decoded again
+    check()
+    original = cat.read_bytes()
+    with Image.open(cat) as image:
+        ImageOps.invert(image.convert("RGB")).save(cat)
+    with refused("can't resume: the data has changed", "digest of decoded images and labels: "):
+        check()
+    del saved["training"]["facts"]["digest_of_decoded_images_and_labels"]  # as in earlier versions
+    check()
+    cat.write_bytes(original)
+    saved["training"]["facts"] = resume.data_facts(load(folder))
+    (folder / "train/cat/2.png").rename(folder / "train/dog/!.png")  # the first of the dogs
+    with refused("can't resume", "digest of decoded images and labels: "):
+        check()
+
+
+def test_a_training_image_that_became_a_test_image_is_noticed(folder):
+    """The subsets that a run has may be as large as before."""
+    shutil.rmtree(folder / "test/cat")
+    limits = {"limit_train": 4, "limit_test": 2}
+    saved = resume.data_facts(load(folder, **limits))
+    (folder / "train/dog/2.png").rename(folder / "test/dog/!.png")  # the next one in the order
+    facts = resume.data_facts(load(folder, **limits))
+    different = [name for name in facts if facts[name] != saved[name]]
+    assert different == ["digest_of_decoded_images_and_labels"]
 
 
 def test_ranks_with_other_files_are_refused():

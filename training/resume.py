@@ -141,11 +141,12 @@ def is_finished(args, saved):
 
 def data_facts(split):
     """What must be the same when a run resumes."""
-    return {
+    facts = {
         "train_images": len(split.train),
         "test_images": len(split.test),
         "classes": list(split.classes),
     }
+    return facts | ({"digest_of_decoded_images_and_labels": split.digest} if split.digest else {})
 
 
 @refuse_misfits()
@@ -156,7 +157,10 @@ def check_data(split, saved, ranks):
     """
     position = saved["training"]["progress"] if saved else None
     for value, reason in (
-        (data_facts(split), "data: --data-dir must hold the same files on all machines"),
+        (
+            data_facts(split),
+            "data: --data-dir must hold the same files on all machines, read by the same Pillow",
+        ),
         (position, "last.pt: the run's directory must be shared by all machines; try again"),
     ):
         if ranks.any(ranks.broadcast_object(value) != value):
