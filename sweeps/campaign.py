@@ -30,7 +30,7 @@ from common.errors import UserError
 from datasets.archives import ARCHIVES
 from sweeps import estimate, launch, plans, reference, seeds
 from sweeps.experiments import EXPERIMENTS, repeat_command
-from sweeps.publish import about, commits_of, given_arguments, publish, refuse_unknown_code
+from sweeps.publish import about, commits_of, publish, refuse_unknown_code, script_of
 from training import environment
 
 TRAIN_IMAGES, TEST_IMAGES, _ = estimate.SIZES["cifar10"]
@@ -269,7 +269,7 @@ class Campaign:
             if failure:
                 self.failed[run] = failure
             self._update_speeds()
-            self._publish(run.path.parent.name, with_training=False)
+            self._publish(run.path.parent.name, with_reference=False)
 
         _, number = launch.execute(choose, start, self.slots, run_ended, end)
         for run in started:
@@ -299,18 +299,18 @@ class Campaign:
         begun = [run.path for run in self.runs[name] if run.state != "new"]
         if not begun or not self.missing(name) or not git or git["dirty"]:
             return
-        trainings = set()
+        short_runs = set()
         for path in begun:
             config = files.read_json(path / "config.json")
             refuse_unknown_code(path, config)
-            trainings.add(reference.short_training(*given_arguments(config)))
+            short_runs.add(reference.short_run(script_of(config), config))
         earlier = commits_of(begun) - {git["commit"]}
-        reference.agree([git["commit"], *sorted(earlier)], trainings)
+        reference.agree([git["commit"], *sorted(earlier)], short_runs)
 
-    def _publish(self, name, with_training=True):
+    def _publish(self, name, with_reference=True):
         """Publishes the finished seeds of an experiment, and prints where to, or why not.
 
-        with_training: also runs of different code, if short trainings agree.
+        with_reference: also runs of different code, if short runs agree.
         """
         runs = self.runs.get(name, [])  # none if a run of it is a source only
         finished, experiment = seeds.finished_seeds(runs), EXPERIMENTS[name]
@@ -329,9 +329,9 @@ class Campaign:
         text = about(experiment.title, experiment.comparisons, command, **more)
         count = f"{len({run.args.seed for run in finished})} of {experiment.n} seeds"
         try:
-            if not with_training and not reference.same_code(commits_of(directories)):
+            if not with_reference and not reference.same_code(commits_of(directories)):
                 return
-            publish(directories, target, text, with_training)
+            publish(directories, target, text, with_reference)
             self.settled[name] = len(finished)
             print(f"{name}: {count} published in {target}", flush=True)
         except (UserError, OSError) as error:

@@ -22,7 +22,7 @@ from training import environment
 
 REFERENCE = {
     "action": "store_true",
-    "help": "publish runs of different commits where a short training of each agrees",
+    "help": "publish runs of different commits where short runs of each agree",
 }
 
 

@@ -47,23 +47,23 @@ def run_directories(paths):
     return directories
 
 
-def publish(directories, target, about, with_training=False):
+def publish(directories, target, about, with_reference=False):
     """Makes the directory `target` of these runs. Raises UserError, and then nothing is changed.
 
-    with_training: allow different commits where short trainings of each label agree. Publishing the
-    same again changes nothing; more runs of an experiment are added.
+    with_reference: allow different commits where short runs of each agree. Publishing the same
+    again changes nothing; more runs of an experiment are added.
     """
     target = Path(target)
     old, new = _neighbor(target, "old"), _neighbor(target, "new")
-    runs, commits, trainings = {}, {}, set()
+    runs, commits, short_runs = {}, {}, set()
     for directory in directories:
         name, texts, config = public_run(Path(directory))
         if name in runs:
             raise UserError(f"{directory}: another run is {name}, too", status=2)
         runs[name] = texts
         commits |= dict.fromkeys(part["git"]["commit"] for part in parts(config))
-        if with_training:
-            trainings.add(reference.short_training(*given_arguments(config)))
+        if with_reference:
+            short_runs.add(reference.short_run(script_of(config), config))
     if not about["command"]:
         script = config["command"].split(" ")[0]
         place = Path(target.parent.name) / target.name
@@ -72,7 +72,7 @@ def publish(directories, target, about, with_training=False):
     restore(target)
     refuse_other_contents(target, runs)
     if len(commits) > 1:
-        about = about | {"reference": reference.agree(list(commits), trainings)}
+        about = about | {"reference": reference.agree(list(commits), short_runs)}
     files.make_directory(target.parent)
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -217,7 +217,11 @@ def given_arguments(config):
         is_off = value in (None, []) or (value is False and name not in ON_BY_DEFAULT)
         if name not in call and origin.get(name) in ("command line", "config") and not is_off:
             given[name] = value
-    return Path(str(config.get("command", "train.py")).split(" ")[0]).name, given
+    return script_of(config), given
+
+
+def script_of(config):
+    return Path(str(config.get("command", "train.py")).split(" ")[0]).name
 
 
 def public_config(config):

@@ -22,7 +22,7 @@ from PIL import Image
 
 import sweep
 from analysis import published
-from sweeps import campaign, commands, estimate, launch, plans, reference, seeds
+from sweeps import campaign, commands, launch, plans, reference, seeds
 from sweeps.experiments import EXPERIMENTS, Experiment, repeat_command
 from training import environment
 from training.arguments import record
@@ -68,19 +68,6 @@ def test_the_command_that_repeats_an_experiment_takes_the_same_images(tmp_path):
     folders = planned._folders_of("progressive")
     command = repeat_command("progressive", folders)
     assert "campaign --only progressive --cifar10-dir data/c10 --output-dir runs/" in command
-
-
-def test_a_model_that_starts_from_images_is_timed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(estimate, "SECONDS", 0.05)
-    run = campaign.plan("airbench94", campaign.Options(tmp_path, tmp_path, {}, {"device": "cpu"}))[
-        0
-    ]
-    threads = torch.get_num_threads()
-    assert 0 < campaign.measured_speed(run, {"OMP_NUM_THREADS": "1"}) < math.inf
-    assert torch.get_num_threads() == threads and capsys.readouterr().err == ""
-    monkeypatch.setattr(estimate, "available", lambda device: 10**6)
-    assert campaign.measured_speed(run, {}) == math.inf
-    assert "no estimate (it needs" in capsys.readouterr().err
 
 
 ONE = "--model resnet20 --dataset shapes --amp off"

@@ -2,31 +2,86 @@
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import tempfile
 
 import pytest
+import torch
 from helpers.errors import refused
 from helpers.paths import ROOT
+from helpers.runs import words
+from helpers.training import resolve
 
 import train
+import train_sota
+import train_vit
 from sweeps import reference
 from training import environment
-from training.arguments import resolve
+from training.arguments import record
+from training.checks import check_arguments
+from training.distributed import Ranks
+
+ONE = Ranks(torch.device("cpu"))
 
 
-def test_a_reference_run_is_a_short_one_of_the_runs_own_arguments():
-    given = dict(model="airbench95", tta="flip", model_arg=["a=1", "b=2"], epochs=20, data_dir="x")
-    command = reference.short_training("train.py", given | {"pretrained": True, "val_size": 5})
-    script, *options = shlex.split(command)
-    args, _ = resolve(train.build_parser(), options)
-    assert script == "train.py" and (args.model, args.tta) == ("airbench95", "flip")
-    assert (args.epochs, args.dataset, args.model_arg) == (2, "shapes", ["a=1", "b=2"])
+def config_of(script, *argv, precision="float32"):
+    """What config.json says of a run of a script with these arguments."""
+    args = resolve(script, *argv)
+    check_arguments(args, None, ONE)
+    arguments, origin = record(args, {})
+    return {"arguments": arguments, "from": origin, "precision": precision}
+
+
+def short_args(script, config, tmp_path):
+    """The arguments that the short run of a config.json computes with."""
+    name, text = reference.short_run(f"{script.__name__}.py", config).split(" ", 1)
+    assert name == f"{script.__name__}.py"
+    (tmp_path / "reference.json").write_text(text)
+    args = resolve(script, "--config", tmp_path / "reference.json")
+    check_arguments(args, None, ONE)
+    return args
+
+
+def test_a_reference_run_is_a_short_one_of_the_runs_own_arguments(tmp_path):
+    options = "--model airbench95 --epochs 20 --lookahead 3 --data-dir x --val-size 50"
+    config = config_of(train, *words(options), precision="bfloat16")
+    args = short_args(train, config, tmp_path)
+    assert (args.model, args.epochs, args.dataset, args.amp) == ("airbench95", 2, "shapes", "bf16")
     assert args.warmup_epochs > 0 and args.ema_decay > 0  # what long runs have is compared, too
-    assert (args.lookahead, args.optimizer, args.val_size) == (5, "sgd", 0)  # of its recipe
-    assert not args.pretrained and args.data_dir == "data"
+    assert (args.lookahead, args.optimizer, args.val_size) == (3, "sgd", 0)
+    assert (args.progressive, args.data_dir) == (config["arguments"]["progressive"], "data")
+
+
+TIMM = "--model timm/resnet18 --pretrained --image-size 224"
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "kept"),
+    [
+        (train, "--amp bf16", {"amp": "off"}),  # the precision is the one that was computed in
+        (train, "--batch-size 96 --repeated-augment 3", {"repeated_augment": 2}),
+        (train, "--repeated-augment 4", {"repeated_augment": 4}),
+        (train, "--crop-pixels 31", {"crop_pixels": 31}),
+        (train, "--crop-pixels 32", {"crop_pixels": 1}),
+        (train, "--accumulate 32", {"accumulate": 1}),
+        (train, "--accumulate 16", {"accumulate": 16}),
+        (train, "--lookahead 200", {"lookahead": 4}),
+        (train, "--schedule one_cycle --final-lr 0.1", {"final_lr": 0.1}),
+        (train, "--augment none", {"augment": "none", "mixup": 0}),
+        (train, "--no-nesterov --mixup 0", {"nesterov": False, "mixup": 0}),
+        (train, f"{TIMM} --cutout 40 --mix-prob 0.3", {"cutout": 40, "image_size": 224}),
+        (train, f"{TIMM} --progressive 128,224", {"progressive": "128,224"}),
+        (train_vit, "--pretrained", {"model": "vit_tiny", "image_size": 224, "layer_decay": 0.75}),
+        (train_sota, "--model vit_tiny --epochs 9", {"micro_batch": 0, "epochs": 2}),
+    ],
+    ids=str,
+)
+def test_a_reference_run_takes_the_options_of_any_run(tmp_path, script, options, kept):
+    config = config_of(script, *words(options))
+    args = short_args(script, config, tmp_path)
+    assert {name: getattr(args, name) for name in kept} == kept
+    assert not args.pretrained
 
 
 def require_git():
@@ -91,13 +146,16 @@ def test_the_reference_run_of_a_commit_leaves_no_worktree(tmp_path, monkeypatch)
         pytest.skip("not a git repository")
     commit = head.stdout.strip()  # HEAD may move meanwhile
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the worktrees are
-    training = reference.short_training("train.py", {"model": "airbench94", "tta": "flip"})
-    digest = reference.digest(commit, training)
-    assert re.fullmatch("[0-9a-f]{64}", digest) and reference.digest(commit, training) == digest
-    smoothed = reference.short_training("train.py", {"model": "airbench94", "label_smoothing": 0.1})
-    assert reference.digest(commit, f"{smoothed} --tta flip") != digest
+
+    def short_run(*options):
+        return reference.short_run("train.py", config_of(train, "--model", "airbench94", *options))
+
+    digest = reference.digest(commit, short_run("--tta", "flip"))
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    assert reference.digest(commit, short_run("--tta", "flip")) == digest
+    assert reference.digest(commit, short_run("--tta", "flip", "--label-smoothing", 0.1)) != digest
     with refused("git:"):
-        reference.digest("no-such-commit", training)
+        reference.digest("no-such-commit", short_run())
     assert str(tmp_path) not in reference._git("worktree", "list")
     assert reference.agree([commit, commit])["compared"] == "the same code"
 

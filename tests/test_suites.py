@@ -1,5 +1,7 @@
 """What the suites of sweep.py run, and what they would cost."""
 
+import argparse
+import math
 import re
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from helpers.sweeps import TINY
 
 from common.errors import UserError
-from sweeps import estimate, plans, suites
+from sweeps import campaign, estimate, plans, suites
 from training.checks import check_arguments
 from training.distributed import Ranks
 
@@ -60,6 +62,28 @@ def test_options_override_all_but_what_a_suite_compares(tmp_path, monkeypatch):
     assert run.start_command[1].endswith("train_sota.py") and "--no-pretrained" in run.command
 
 
+# ---- whether a run is the planned one ------------------------------------------------------------
+
+
+def test_a_micro_batch_that_the_run_chose_is_no_difference():
+    saved = {"micro_batch": 16, "accumulate": 8}
+    origin = {"micro_batch": "auto", "accumulate": "--micro-batch"}
+    config = {"arguments": saved, "from": origin}
+    args = argparse.Namespace(micro_batch=None, accumulate=1, dataset="shapes", origin={})
+    assert plans.differences(args, config, {}) == []
+    args.micro_batch = 0
+    assert plans.differences(args, config, {}) == ["--micro-batch is 16 there, not 0"]
+
+
+def test_a_run_of_an_earlier_version_had_the_defaults():
+    config, origin = {"arguments": {"lr": 1}}, {"lookahead": "command line"}
+    args = argparse.Namespace(lr=1, lookahead=0, origin=origin, dataset="shapes")
+    assert plans.differences(args, config, {"lookahead": 0}) == []
+    args.lookahead = 5
+    expected = ["--lookahead is 0 there, not 5"]
+    assert plans.differences(args, config, {"lookahead": 0}) == expected
+
+
 # ---- what they cost ------------------------------------------------------------------------------
 
 
@@ -80,6 +104,9 @@ def test_the_cost_follows_from_steps_and_evaluations(tiny_run, monkeypatch, caps
     # A batch of 64 of the 610 images that are left is dropped; 30 images are evaluated once.
     options = dict(epochs=2, val_size=30, ema_decay=0.0, eval_every=2, eval_train=True)
     assert estimate.cost(tiny_run(**options).args) == (2 * 576 + (30 + 610) / 4, 1)
+    # The first half of the steps has a quarter of the pixels.
+    options = dict(epochs=2, progressive="16:0,32:0.5", ema_decay=0.0)
+    assert estimate.cost(tiny_run(**options).args) == (1280 * (1 + 0.25) / 2 + 2 * 99 / 4, 1)
     estimate.print_plan([tiny_run(epochs=2)], num_slots=1)
     assert capsys.readouterr().out.endswith("together about 0:22:59 with 1 at a time\n")
 
@@ -107,6 +134,19 @@ def test_the_steps_of_an_estimate_are_those_of_a_run(tiny_run, monkeypatch):
         assert (pipeline.mixup_alpha, pipeline.cutmix_alpha) == (0.3, 0.7)
         assert (pipeline.mix_probability, pipeline.transforms) == (0.9, ("crop", "flip"))
         assert all(group["lr"] > 0 for group in state.optimizer.param_groups)
+
+
+def test_a_model_that_starts_from_images_is_timed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(estimate, "SECONDS", 0.05)
+    run = campaign.plan("airbench94", campaign.Options(tmp_path, tmp_path, {}, {"device": "cpu"}))[
+        0
+    ]
+    threads = torch.get_num_threads()
+    assert 0 < campaign.measured_speed(run, {"OMP_NUM_THREADS": "1"}) < math.inf
+    assert torch.get_num_threads() == threads and capsys.readouterr().err == ""
+    monkeypatch.setattr(estimate, "available", lambda device: 10**6)
+    assert campaign.measured_speed(run, {}) == math.inf
+    assert "no estimate (it needs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 In most tests helpers/stand_in_train.py takes the place of train.py. The last test trains.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -70,7 +69,11 @@ def test_the_tables_of_a_sweep(run, capsys):
     difference = "| pad | project | test images | +1.50 | +1.50 to +1.50 | 3 paired | not resolved"
     assert difference in text and "seeds 0, 1, 2" in text
     assert "python sweep.py tiny --seeds 0 1 2 --jobs 2 --epochs 3" in text
+    assert results["differences"][0]["parameters_percent"] == 25 and "| +25.0 % | does it" in text
     assert Path("sweep/pad-s1.log").read_text() == "done\n"
+    assert run("--seeds", 0, 1, 2, "--epochs", 3, suite=TINY._replace(ranked=True)) == 0
+    rows = Path("sweep/results.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["pad", "project"]  # the best comes first
 
 
 def test_finished_runs_are_kept_and_interrupted_ones_resumed(run, capsys):
@@ -124,25 +127,6 @@ def test_commands_after_a_sweep_count_for_its_status(run, monkeypatch, capsys):
     monkeypatch.setattr(sweep.subprocess, "run", None)
     assert sweep.follow([["benchmark.py"]], here=False)  # of SLURM: named only
     assert "on a machine like those of the runs:\nbenchmark.py\n" in capsys.readouterr().out
-
-
-def test_a_micro_batch_that_the_run_chose_is_no_difference():
-    saved = {"micro_batch": 16, "accumulate": 8}
-    origin = {"micro_batch": "auto", "accumulate": "--micro-batch"}
-    config = {"arguments": saved, "from": origin}
-    args = argparse.Namespace(micro_batch=None, accumulate=1, dataset="shapes", origin={})
-    assert plans.differences(args, config, {}) == []
-    args.micro_batch = 0
-    assert plans.differences(args, config, {}) == ["--micro-batch is 16 there, not 0"]
-
-
-def test_a_run_of_an_earlier_version_had_the_defaults():
-    config, origin = {"arguments": {"lr": 1}}, {"lookahead": "command line"}
-    args = argparse.Namespace(lr=1, lookahead=0, origin=origin, dataset="shapes")
-    assert plans.differences(args, config, {"lookahead": 0}) == []
-    args.lookahead = 5
-    expected = ["--lookahead is 0 there, not 5"]
-    assert plans.differences(args, config, {"lookahead": 0}) == expected
 
 
 def test_a_directory_with_another_run_is_refused(run):
