@@ -72,13 +72,14 @@ def derive_seed(seed, epoch, purpose, index=0):
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
-def rank_rows(total, rank, world_size):
+def rank_rows(total, rank, world_size, unit=2):
     """The slice of a global batch of `total` images that a rank works on.
 
-    Slices are as equal as possible, but start at even rows: mixing pairs row 2i with row 2i + 1.
+    Slices are as equal as possible, but start at multiples of `unit`: mixing pairs row 2i with row
+    2i + 1.
     """
-    pairs = (total + 1) // 2
-    start, stop = (min(total, 2 * (pairs * i // world_size)) for i in (rank, rank + 1))
+    units = math.ceil(total / unit)
+    start, stop = (min(total, unit * (units * i // world_size)) for i in (rank, rank + 1))
     return slice(start, stop)
 
 
@@ -197,7 +198,7 @@ class Batches:
             index = index.repeat(self.repeats)
         if self.world_size == 1:
             return index
-        return index[rank_rows(len(index), self.rank, self.world_size)]
+        return index[self._rows(len(index))]
 
     def _generator(self, epoch, batch):
         """The generator for the augmentation of a batch on this rank."""
@@ -206,7 +207,11 @@ class Batches:
             return generator
         distinct = min(self._distinct, len(self.labels) - batch * self._distinct)
         total = self.repeats * distinct
-        return RankGenerator(generator, rank_rows(total, self.rank, self.world_size), total)
+        return RankGenerator(generator, self._rows(total), total)
+
+    def _rows(self, total):
+        unit = 2 if self.shuffle else 1  # an evaluation mixes no images
+        return rank_rows(total, self.rank, self.world_size, unit)
 
     def _draw_first_flips(self):
         seed = derive_seed(self.seed, 0, "alternating_flip")

@@ -192,6 +192,13 @@ def test_an_evaluation_counts_every_image_once(world_size):
     assert torch.equal(seen.sort().values if world_size > 1 else seen, torch.arange(10001))
 
 
+def test_ranks_share_an_evaluation_equally():
+    options = dict(shuffle=False, world_size=3)
+    for images in (1, 3):  # of a rank
+        ranks = [Batches(numbered(45), 3 * images, UNCHANGED, rank=r, **options) for r in range(3)]
+        assert {len(y) for batches in ranks for _, y in batches} == {images}
+
+
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 12, 13, 128, 500])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_rank_rows_start_even_and_cover_the_batch(total, world_size):

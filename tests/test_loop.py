@@ -161,17 +161,19 @@ def test_a_run_that_stops_after_any_step_resumes_bit_identically(optimizer, step
     assert same_weights(resumed.average.model, uninterrupted.average.model)
 
 
-def dropout_masks(seed):
+def dropout_masks(seed, rank=0):
+    """Of each step of two epochs."""
     model, masks = network(), []
     model[4].register_forward_pre_hook(lambda *_: masks.append(F.dropout(torch.ones(1000))))
-    fit(start(model), seed=seed)
-    return torch.stack(masks)
+    fit(start(model), epochs=2, seed=seed, ranks=Ranks(CPU, rank=rank))
+    return masks
 
 
-def test_dropout_differs_between_steps_and_depends_on_the_seed():
-    first, again, other = dropout_masks(0), dropout_masks(0), dropout_masks(1)
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert not torch.equal(first[0], first[1])
+def test_dropout_differs_between_steps_epochs_seeds_and_ranks():
+    first, again = dropout_masks(0), dropout_masks(0)
+    assert len(first) == 6 and all(map(torch.equal, first, again))
+    different = {mask.numpy().tobytes() for mask in first + dropout_masks(1) + dropout_masks(0, 1)}
+    assert len(different) == 18
 
 
 class Overflowing(nn.Module):

@@ -211,6 +211,12 @@ def test_lookahead_is_counted_as_a_copy_of_what_is_trained(trained):
     assert (plain.gradients < plain.parameters / 2) == bool(trained)
 
 
+def test_one_image_at_a_time_needs_equal_shares():
+    assert fitting.number_of_parts([4, 2, 2], 2) == 2
+    with refused("can't train one image at a time where 3 processes have 2 to 4", "multiple of 6"):
+        fitting.number_of_parts([4, 2, 2], 1)
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
 def test_trying_a_step_leaves_the_model_as_it_was(error):
     model = Limited(4, error("CUDA error: out of memory"))

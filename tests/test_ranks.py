@@ -13,12 +13,15 @@ from helpers.errors import refused
 from helpers.faults import terminate_job
 from helpers.paths import ROOT
 from helpers.processes import encode, output, torchrun
-from helpers.runs import CONSTANT, TINY, VIT, progress, rows, summary, words
+from helpers.runs import CNN, CONSTANT, TINY, VIT, progress, rows, summary, words
+from helpers.training import CPU, evaluate_checkpoint, network, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from datasets.splits import limit
 from models import create_model
 from models.weights import load_checkpoint
 from training.distributed import Ranks, _read_environment, join, shard
+from training.run import Run
 from training.sync_batch_norm import SyncBatchNorm
 
 EVA = words(
@@ -79,6 +82,36 @@ def test_the_curve_is_independent_of_the_number_of_ranks(forks, tmp_path, world,
     assert accuracy_of_confusion(several) == accuracy
     states = [load_checkpoint(path / "last.pt")[0].state_dict() for path in (several, one)]
     torch.testing.assert_close(*states, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ema_decay", [0, 0.8])
+def test_every_rank_evaluates_with_the_statistics_that_are_saved(
+    forks, tmp_path, few_shapes, ema_decay
+):
+    """In training each rank has statistics of batch norm of its own."""
+    options = words("--epochs 2 --lr 0.1 --batch-size 36 --amp off --ema-decay")
+    run = tmp_path / "run"
+    forks.run_ranks(2, *TINY, *CNN, *options, ema_decay, "--device", "cpu", "--output-dir", run)
+    examples = limit(few_shapes.test, 50, "--limit-test")
+    expected = evaluate_checkpoint(run / "last.pt", examples)["loss"]
+    measured = rows(run)[-1]["ema_test_loss" if ema_decay else "test_loss"]
+    assert float(measured) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_final_test_has_the_statistics_of_the_first_rank():
+    """Where the moving average is on the host, those of an evaluation were of a copy."""
+
+    class Second(Ranks):
+        def broadcast(self, tensors):
+            for tensor in tensors:
+                tensor.fill_(7)
+
+    state = start(network(norm=True), ema_decay=0.9)
+    ranks, directory = Second(CPU, rank=1, world_size=2), Namespace(wait=lambda: None)
+    run = Namespace(state=state, ranks=ranks, directory=directory, split=Namespace(val=None))
+    with Run._tested_weights(run) as model:
+        assert model is state.average.model and (model[1].running_mean == 7).all()
 
 
 @pytest.mark.slow

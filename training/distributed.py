@@ -112,9 +112,12 @@ class Ranks:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
         # Gradients are views of the buffers that are sent: a copy would be as large as the model.
-        return nn.parallel.DistributedDataParallel(
+        # Statistics of batch norm are sent before an evaluation (evaluate_epoch), not in each step.
+        parallel = nn.parallel.DistributedDataParallel(
             model, device_ids=devices, gradient_as_bucket_view=True
         )
+        parallel.broadcast_buffers = False  # as an argument, it has another name in newer versions
+        return parallel
 
 
 def world_size():

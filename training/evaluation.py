@@ -23,11 +23,11 @@ POLL_EVERY = 4
 
 @dataclass(frozen=True)
 class Curve:
-    """The accuracy curve: its images ("test" or "val"), epochs between evaluations, and in all."""
+    """Of which images the accuracy curve is, and at which epochs it has points."""
 
-    name: str
-    every: int
-    epochs: int
+    name: str  # of the images: "test" or "val"
+    every: int  # epochs between evaluations
+    epochs: int  # of the whole run
 
     def is_due(self, epoch):
         return epoch % self.every == 0 or epoch == self.epochs
@@ -48,7 +48,7 @@ def evaluate_epoch(state, batches, curve, settings, stop=never):
         return {f"{prefix}{curve.name}_{metric}": None for prefix in prefixes for metric in METRICS}
 
     def measure(model, prefix, confusion):
-        # Each rank has updated the statistics of batch norm with its own part of the last batch.
+        # In training, each rank has updated the statistics of batch norm with its own images.
         settings.ranks.broadcast(model.buffers())
         start = time.perf_counter()
         metrics = evaluate(

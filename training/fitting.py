@@ -52,8 +52,19 @@ def split_batches(args, model, averaged, split, dtype, ranks):
 
 
 def number_of_parts(shares, micro_batch):
-    """Into how many parts each rank splits its share of a batch; each part has an image."""
-    return min(math.ceil(max(shares) / micro_batch), *shares)
+    """Into how many parts each rank splits its share of a batch.
+
+    Raises UserError where a rank has fewer images than another has parts.
+    """
+    parts, ranks = math.ceil(max(shares) / micro_batch), len(shares)
+    if parts > min(shares):
+        unequal = f"{ranks} processes have {min(shares)} to {max(shares)} images of a batch"
+        raise UserError(
+            f"can't train one image at a time where {unequal}: choose a --batch-size that is a "
+            f"multiple of {2 * ranks}",
+            2,
+        )
+    return parts
 
 
 def requested_micro_batch(args):

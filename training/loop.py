@@ -30,30 +30,22 @@ class Interrupted(Exception):
 
 
 class NonFiniteError(UserError):
-    """Training stopped: a loss, a weight or an optimizer average isn't finite, and wasn't saved."""
+    """Training stopped: a loss, a weight or a state of the optimizer isn't finite, nor saved."""
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a run takes its steps.
+    """How a run takes its steps."""
 
-    lr_at(step, end=1.0): the learning rate; `end`: the share of the run after which it is zero, for
-    parameters that train only that long. A parameter group sets it as "lr_end"; "lr_scale" is a
-    factor of the group's rate;
-    loss_fn(logits float32 (B, K), targets): mean loss; dtype: autocast's, None for fp32;
-    accumulate: parts that a batch is split into, with one update for all; clip_grad: largest norm
-    of the gradient (0: no limit); ranks: the processes that train together; size_at(step): side of
-    the inputs in pixels (0: as they are).
-    """
-
-    lr_at: Callable
-    loss_fn: Callable = F.cross_entropy
-    dtype: torch.dtype | None = None
-    accumulate: int = 1
-    clip_grad: float = 0.0
-    seed: int = 0
+    lr_at: Callable  # (step, end=1.0) -> learning rate, see schedules.lr_schedule
+    loss_fn: Callable = F.cross_entropy  # (logits float32 (B, K), targets) -> mean loss
+    dtype: torch.dtype | None = None  # autocast's; None: fp32
+    accumulate: int = 1  # parts that a batch is split into, with one update for all
+    clip_grad: float = 0.0  # largest norm of the gradient; 0: no limit
+    seed: int = 0  # of dropout and stochastic depth
+    # The processes that train together.
     ranks: Ranks = field(default_factory=lambda: Ranks(torch.device("cpu")))
-    size_at: Callable = progressive.full_size
+    size_at: Callable = progressive.full_size  # step -> side of the inputs in px; 0: as they are
 
 
 def never():
@@ -94,8 +86,8 @@ def train_epoch(state, batches, settings, stop=never, show=None):
         devices.seed_model(settings.seed, device, progress.epoch, seed_purpose, progress.batch)
         before_step.take()
         num_images = batches.batch_size if is_distributed else len(targets)  # of all ranks
-        # Ranks must agree, so each sends its request with its metrics. A single process asks after
-        # the step: a signal during the step counts.
+        # Ranks stop at the same step: each sends its request with its metrics. A single process
+        # asks after the step, and so notices a signal that came during it.
         stop_requested = is_distributed and stop()
         loss_sum, correct, any_stop_requested = _forward_backward(
             model,
@@ -150,26 +142,28 @@ def _forward_backward(
 
     num_images: of all ranks; stop_requested: of this rank, which tells the others with its metrics;
     after_forward: a _Snapshot of statistics that the backward pass must not change.
-    Returns (sum of the losses, number of hits, whether any rank was asked to stop), of all ranks.
+    Returns, over all ranks, the sum of the losses, the number of correct predictions and whether
+    any rank was asked to stop.
     """
     device, accumulate = inputs.device, settings.accumulate
     is_distributed = settings.ranks.world_size > 1
     parts = list(zip(inputs.tensor_split(accumulate), targets.tensor_split(accumulate)))
-    readbacks = []
+    sums = []
     for number, (x, y) in enumerate(parts, 1):
-        with _synchronization(model, is_last=number == len(parts)):
+        is_last = number == len(parts)
+        with _synchronization(model, is_last):
             with autocast(device, settings.dtype):
                 logits = model(x)
             loss = settings.loss_fn(logits.float(), y)
-            sums = [loss.detach() * len(y), _count_correct(logits.detach(), y)]
-            if is_distributed:
-                sums.append(torch.full_like(loss, stop_requested))
-            readbacks.append(_Readback(settings.ranks.sum(torch.stack(sums))))
+            terms = [loss.detach() * len(y), _count_correct(logits.detach(), y)]
+            sums = [a + b for a, b in zip(sums, terms)] if sums else terms
+            if is_last:
+                flag = [torch.full_like(loss, stop_requested)] if is_distributed else []
+                readback = _Readback(settings.ranks.sum(torch.stack(sums + flag)))
             with _statistics_unchanged(after_forward):
                 # The average over ranks is then the gradient of the mean over num_images.
                 scaler.scale(loss * (len(y) * settings.ranks.world_size / num_images)).backward()
-    totals = [sum(values) for values in zip(*(readback.tolist() for readback in readbacks))]
-    loss_sum, correct, *stop_requests = totals
+    loss_sum, correct, *stop_requests = readback.tolist()
     return loss_sum, correct, any(stop_requests)
 
 
@@ -188,7 +182,10 @@ def _update_weights(model, optimizer, scaler, clip_grad):
 
 
 def set_learning_rates(optimizer, lr_at, step):
-    """Sets each group's rate; returns the rate of a group without "lr_scale" and "lr_end"."""
+    """Sets each group's rate; returns the rate of a group without "lr_scale" and "lr_end".
+
+    lr_scale: a factor of the group's rate; lr_end: the share of the run after which it is zero.
+    """
     lr = lr_at(step)
     for group in optimizer.param_groups:
         group_lr = lr_at(step, group["lr_end"]) if "lr_end" in group else lr
@@ -208,7 +205,7 @@ def skip_gradients_at_rate_zero(optimizer):
 
 
 def drop_gradients_at_rate_zero(optimizer):
-    """Removes the gradients of such groups where they were computed: clipping would count them."""
+    """Removes gradients of groups whose rate is zero after "lr_end": clipping would count them."""
     for group in optimizer.param_groups:
         if "lr_end" in group and group["lr"] == 0:
             for parameter in group["params"]:
@@ -333,16 +330,16 @@ def _recomputes(model):
 
 
 def _check_state(model, optimizer, progress, lr, ranks):
-    """Raises NonFiniteError unless weights, statistics and the optimizer's averages are finite.
+    """Raises NonFiniteError unless weights, statistics and the optimizer's state are finite.
 
-    The optimizer's averages can overflow while the weights are finite. Ranks have different
+    The optimizer's state can overflow while the weights are finite. Ranks have different
     statistics, and different shards of a sharded model: if one finds a problem, all raise.
     """
     tensors = list(model.state_dict().items())
     for values in optimizer.state.values():
         # Not the scalars: they are counts, which may be on the CPU.
-        averages = [(k, v) for k, v in values.items() if torch.is_tensor(v) and v.ndim]
-        tensors += [(f"the optimizer's {name}", value) for name, value in averages]
+        state = [(k, v) for k, v in values.items() if torch.is_tensor(v) and v.ndim]
+        tensors += [(f"the optimizer's {name}", value) for name, value in state]
     tensors = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
     finite = torch.stack([local_tensor(tensor).isfinite().all() for _, tensor in tensors])
     if ranks.world_size > 1:

@@ -213,6 +213,7 @@ class Run:
         state, ranks = self.state, self.ranks
         with state.reported_on_device() as model:
             if not self.split.val:
+                ranks.broadcast(model.buffers())
                 yield model
                 return
             # On the host: the device may have no room for the weights twice.
