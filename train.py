@@ -34,8 +34,9 @@ from training.run import open_run
 from training.schedules import Plan
 from training.state import Confusion, State
 
-# The moving average's horizon is a twentieth of the run (--ema-decay); the warmup takes a tenth, at
-# most 5 epochs (arXiv 1706.02677 §2.2).
+# Not in the table, because they follow from the length: the horizon of the moving average, a
+# twentieth of the run (--ema-decay), and the warmup, a tenth, at most 5 epochs (arXiv 1706.02677
+# §2.2).
 RECIPE = {
     "model": "resnet18",
     "epochs": 200,  # arXiv 1605.07146

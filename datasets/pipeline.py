@@ -27,7 +27,7 @@ class Pipeline:
     erasing, mixing. Targets are the labels, or float (B, num_classes) if images are mixed.
     """
 
-    mean: tuple
+    mean: tuple  # of each channel, of pixels in [0, 1]
     std: tuple
     image_size: int
     transforms: tuple = ()  # names from AUGMENTATIONS

@@ -92,8 +92,8 @@ class Airbench(nn.Module):
     """Whitening layer, three groups, global max pooling, classifier. (B, 3, H, W) -> (B, K)
 
     whitening_share: share of the run in which the bias of the whitening layer is trained.
-    logit_scale: factor of the logits, with PyTorch's initial weights of the classifier. None: 1 / C
-    for C features, with initial weights of variance one.
+    logit_scale: factor of the logits, with PyTorch's initial weights of the classifier. None: the
+    factor is 1 / C for C features, and the classifier starts with weights of variance one.
     bias_scale: rate of the biases relative to --lr with --optimizer sgd.
     """
 

@@ -8,9 +8,9 @@ Variations replace the block:
 - Plain: the same convolutions without shortcuts.
 - ECA (arXiv 1910.03151): channel attention after the second batch norm, before the addition;
   `eca_position` moves it.
-- Ghost (arXiv 1911.11907): both 3x3 convolutions are ghost modules. `ratio` is that of all channels
-  to those of the ordinary convolution. The second has no ReLU, so that a block can subtract from
-  its shortcut.
+- Ghost (arXiv 1911.11907): both 3x3 convolutions are ghost modules. An ordinary convolution makes
+  one in `ratio` of their channels. The second has no ReLU, so that a block can subtract from its
+  shortcut.
 - ConvNeXt (arXiv 2201.03545): an inverted bottleneck around a 7x7 depthwise convolution. Unlike the
   paper's block it expands first, so that the large kernel works on the wide features, and it keeps
   ResNet's batch norm and its ReLU, also the one after the addition.

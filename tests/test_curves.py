@@ -63,6 +63,15 @@ def test_ends_are_the_last_values_and_bands_one_deviation(tmp_path, drawn):
     assert drawn[0].legends[0].get_texts()[0].get_text() == "a (n = 2)"
 
 
+def test_smoothing_is_a_mean_over_neighbors_and_over_fewer_at_the_ends(tmp_path, drawn):
+    rows = [f"{e},{e},0.1,1,50,1,{accuracy},5,9" for e, accuracy in enumerate((0, 30, 60, 0), 1)]
+    write(tmp_path / "a", rows=rows)
+    curves.draw(groups_in(tmp_path), tmp_path / "x.png", smooth=3)
+    measured, smoothed = drawn[0].axes[3].lines
+    assert measured.get_ydata().tolist() == [0, 30, 60, 0]
+    assert smoothed.get_ydata().tolist() == pytest.approx([15, 30, 30, 30])
+
+
 @pytest.mark.parametrize("size", panels.SIZES)
 def test_a_family_has_a_dot_for_each_run_and_the_best_name(tmp_path, drawn, size):
     for name, accuracies in (("eca", [70.0, 74.0]), ("plain", [60.0])):

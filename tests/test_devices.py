@@ -87,6 +87,14 @@ def test_a_model_that_is_slower_in_bf16_stays_in_fp32_unless_asked(monkeypatch):
         assert mixed_precision.amp_dtype_for(name, amp, CPU) == dtype
 
 
+def test_auto_precision_is_fp32_where_bf16_is_slower():
+    slow = {name for name, entry in models.MODELS.items() if not entry.bf16_on_cpu}
+    assert slow >= {"ghostnet_100", "segnext_mscan_tiny"}
+    for name in (*models.MODELS, "timm/resnet18"):
+        assert models.prefers_fp32(name, torch.device("cpu")) == (name in slow)
+        assert not models.prefers_fp32(name, torch.device("cuda"))
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_deterministic_settings(on, monkeypatch):
     """fp32 is not rounded to TF32 either way."""

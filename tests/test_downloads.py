@@ -224,14 +224,14 @@ def test_four_processes_download_an_archive_once(served):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_network_the_message_says_what_to_do(tmp_path, mirrors, name):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mirrors(f"http://127.0.0.1:{port}/", "https://mirror.invalid/")
     archive = archives.ARCHIVES[name]
     advice = f"put {archive.file} from ", f"{archive.md5}) into {tmp_path}/", "--dataset shapes"
-    with refused(f"there is no {tmp_path / archive.file}", *advice):
-        data.load(name, tmp_path)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nothing listens there, and no other process can
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        mirrors(f"{address}/a/", f"{address}/b/")
+        with refused(f"there is no {tmp_path / archive.file}", "/a/", "/b/", *advice):
+            data.load(name, tmp_path)
     assert os.listdir(tmp_path) == []
 
 

@@ -4,16 +4,16 @@ import functools
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn as nn
 from helpers.networks import count, train
+from helpers.paths import ROOT
 
 from common.errors import UserError
 from datasets.pipeline import AUGMENTATIONS
-from models import MODELS, create_model, describe, is_published, parse_options, prefers_fp32, recipe
+from models import MODELS, create_model, describe, is_published, parse_options, recipe
 from models import family as family_of
 from models.airbench import Airbench
 from models.layers import DropPath
@@ -23,7 +23,6 @@ from training.progressive import parse_stages
 from training.schedules import SCHEDULES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).parents[1]
 # One small model of each family: tests that take long run on the others only with -m slow.
 QUICK = """resnet20 eca_resnet32 ghost_resnet20 improved_resnet20_convnext
 segnext_mscan_tiny mlp_mixer_tiny vit_custom vit_tiny airbench94"""
@@ -319,14 +318,6 @@ def test_a_timm_network_takes_an_image_that_is_not_square():
         create_model(name, img_size=[32, 60])
 
 
-def test_auto_precision_is_fp32_where_bf16_is_slower():
-    slow = {name for name, entry in MODELS.items() if not entry.bf16_on_cpu}
-    assert slow >= {"ghostnet_100", "segnext_mscan_tiny"}
-    for name in (*MODELS, "timm/resnet18"):
-        assert prefers_fp32(name, torch.device("cpu")) == (name in slow)
-        assert not prefers_fp32(name, torch.device("cuda"))
-
-
 # ---- timm's networks -----------------------------------------------------------------------------
 
 ADAPTED = ["ghostnet_100", "convnext_tiny", "cspresnet50", "resnest50d"]
@@ -393,17 +384,9 @@ def test_smallest_of_a_family_has_its_layers_and_learns(name):
 def test_each_model_has_a_family():
     families = {name: family_of(name) for name in MODELS}
     assert all(families.values())
-    wanted = {
-        "resnet56": "resnet",
-        "plain34": "plain",
-        "ghostnet_100": "ghostnet",
-        "coatnet_0": "coatnet",
-    }
-    wanted |= {
-        "vit_custom": "vision_transformer",
-        "vit_tiny": "vision_transformer",
-        "eva_giant": "eva",
-    }
+    wanted = dict(resnet56="resnet", plain34="plain", ghostnet_100="ghostnet", coatnet_0="coatnet")
+    wanted |= dict.fromkeys(("vit_custom", "vit_tiny"), "vision_transformer")
+    wanted |= dict(eva_giant="eva")
     assert wanted.items() <= families.items()
     assert family_of("timm/resnet18.a1_in1k") == "resnet"
     assert family_of("timm/nothing") == family_of("nothing") == ""

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn as nn
 from helpers.errors import refused
+from helpers.runs import words
 from helpers.training import fit, network, resolve, same_weights, start
 from timm.optim import list_optimizers
 
@@ -37,6 +38,19 @@ def test_groups_respect_no_weight_decay_and_frozen_parameters():
     model.bias.requires_grad_(False)
     (group,) = param_groups(model, 0.1)
     assert [p.shape for p in group["params"]] == [(2, 3)]
+
+
+def test_sgd_without_momentum_is_plain_gradient_descent():
+    model, before = nn.Linear(3, 2), nn.Linear(3, 2)
+    before.load_state_dict(model.state_dict())
+    options = "--optimizer sgd --momentum 0 --weight-decay 0 --lr 0.5"
+    args = resolve(train, *words(options))
+    optimizer = optimizers.create_optimizer(args, model)
+    for _ in range(2):
+        model.weight.grad, model.bias.grad = torch.ones(2, 3), torch.ones(2)
+        optimizer.step()
+    for p, q in zip(model.parameters(), before.parameters()):
+        torch.testing.assert_close(p, q - 1)
 
 
 @pytest.mark.parametrize("fault", ["twice", "missing"])

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from helpers.paths import ROOT
 
+from analysis import published
+
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = {path.name: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 PACKAGES = ["analysis", "bench", "common", "datasets", "models", "show", "sweeps", "training"]
@@ -96,6 +98,21 @@ def test_documented_tests_exist():
 
 
 # ---- files ---------------------------------------------------------------------------------------
+
+
+def test_the_table_of_times_has_the_published_accuracies():
+    """It is written by hand, for it also has runs that are not published."""
+    text = (ROOT / "docs/results.md").read_text()
+    table = text.split("\n## Time to accuracy\n")[1].split("\n### ")[0]
+    names = sorted(path.name for path in (ROOT / "results").glob("airbench*"))
+    assert {"airbench94", "airbench95", "airbench_c100"} <= set(names)
+    rows = [row for name in names for row in published.load(ROOT / "results" / name).rows]
+    cells = [f"n = {row['n']} | {row['test %']} | {row['test % with TTA']} |" for row in rows]
+    places = [table.index(text) for text in cells]
+    assert places == sorted(places)  # the rows of one network follow each other
+    for row in published.load(ROOT / "results/resnet20-epochs").rows:
+        epochs = row["experiment"].removesuffix("-epochs")
+        assert f"{epochs} epochs, in fp32 without AMX; n = {row['n']} | {row['test %']} |" in table
 
 
 def test_the_top_level_holds_only_scripts_and_packages():

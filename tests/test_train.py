@@ -245,7 +245,9 @@ def test_a_model_learns(train):
     """Chance is 10 %. 75 steps on 96 images fit them much better."""
     model = "--model timm/test_resnet --model-arg channels=(16,16,32,32) --model-arg stem_width=8"
     options = "--epochs 25 --augment none --ema-decay 0 --eval-every 25"
-    assert float(rows(train(*words(f"{model} {options}")))[-1]["train_acc"]) > 60
+    directory = train(*words(f"{model} {options}"))
+    assert float(rows(directory)[-1]["train_acc"]) > 60
+    assert summary(directory)["weights"] == "as trained"
 
 
 # ---- weights from files --------------------------------------------------------------------------

@@ -13,10 +13,10 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5
 class MuonSGD(torch.optim.Optimizer):
     """Groups with `orthogonal` use Muon, on weights of two or more dimensions; the others use SGD.
 
-    lr: of both. Muon scales a weight to rows of norm 1 (root mean square) and subtracts lr times a
-    matrix with singular values near 1. momentum: Muon's, sgd_momentum: SGD's, both Nesterov's.
-    weight_decay: SGD's: this share of the weight is added to the gradient. Muon has none, because
-    it resets the norms.
+    lr: of both. Muon scales a weight so that the root mean square of its rows' norms is 1, and
+    subtracts lr times a matrix with singular values near 1. momentum: Muon's, sgd_momentum: SGD's,
+    both Nesterov's. weight_decay: SGD's: this share of the weight is added to the gradient. Muon
+    has none, because it resets the norms.
     """
 
     def __init__(self, params, lr, momentum=0.6, sgd_momentum=0.85, weight_decay=0.0):

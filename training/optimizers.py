@@ -111,9 +111,10 @@ def create_optimizer(args, model, saved=None, dtype=None):
 def build_optimizer(name, groups, lr, momentum=0.9, fused=True, nesterov=True):
     """An optimizer over parameter groups that carry their own weight decay.
 
-    momentum: of SGD and Muon, Nesterov's or not; the first beta of Adam and AdamW. fused: use one
-    kernel for all parameters where there is one. There is none for SGD on sharded parameters, and
-    none for sharded parameters on a CPU.
+    momentum: of SGD and Muon; the first beta of Adam and AdamW. nesterov: of SGD and Muon;
+    muon_sgd always has it, and 0.85 as the momentum of its SGD. fused: use one kernel for all
+    parameters where there is one. There is none for SGD on sharded parameters, and none for sharded
+    parameters on a CPU.
     """
     if problem := problem_with(name):
         raise UserError(f"--optimizer: {problem}", 2)

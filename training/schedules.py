@@ -19,7 +19,7 @@ def lr_schedule(schedule, lr, steps, warmup_steps=0, final=0.0):
     1512.03385 §4.2) or constant, without `final`.
 
     The function has a second argument, `end`: parameters that are trained only in the first share
-    `end` of the run go through the whole schedule in this time. Then their rate is zero.
+    `end` of the run go through the whole schedule in this time. Afterwards their rate is zero.
     """
     if schedule not in SCHEDULES:
         known = ", ".join(SCHEDULES)

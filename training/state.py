@@ -59,11 +59,11 @@ class Confusion:
 
 @dataclass
 class State:
-    """What trains, what is needed to use its weights (card) and to resume (facts, record).
+    """All that changes while a run trains, and what its checkpoints hold besides.
 
-    facts: what the data is, see resume.data_facts; record: (arguments, origin), see
-    arguments.record; history: [seconds of training, top-1 %, top-5 %] of `reported` at each
-    evaluation.
+    card: what is needed to use the weights, see weights.load_checkpoint; facts: what the data is,
+    see resume.data_facts; record: (arguments, origin), see arguments.record; history: [seconds of
+    training, top-1 %, top-5 %] of `reported` at each evaluation.
     """
 
     model: torch.nn.Module
