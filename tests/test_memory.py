@@ -350,6 +350,8 @@ def test_running_out_of_memory_says_what_to_try():
         explained(error, micro_batch=None, device=torch.device("cuda"))
     with refused("out of memory with 1 images", "--grad-checkpointing"):
         explained(MemoryError(), world_size=32)
+    with refused("out of memory with 4 images"):  # some ranks have two of the 24
+        explained(MemoryError(), world_size=8, batch_size=24, accumulate=1)
     for text in out_of_memory.MESSAGES:
         with refused(message):
             explained(RuntimeError(f"[enforce fail at x.cpp:1] {text} when calling f"))

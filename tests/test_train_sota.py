@@ -91,7 +91,7 @@ def test_only_the_first_rank_prints_a_dry_run(dry_run, monkeypatch):
         assert bool(text) == ("GB are free" in text) == printed
 
 
-def test_a_dry_run_follows_the_arguments(dry_run, tmp_path):
+def test_a_dry_run_follows_the_arguments(dry_run, monkeypatch, tmp_path):
     text = dry_run(*MODEL, *words("--gpu-memory 0.001 --batch-size 64 --dataset cifar100"))
     assert "56 px, 100 classes" in text and "does not fit" in text
     text = dry_run(*MODEL, *words("--gpu-memory 24 --micro-batch 16 --batch-size 64 --amp off"))
@@ -101,6 +101,10 @@ def test_a_dry_run_follows_the_arguments(dry_run, tmp_path):
     assert "for 16 images at once, 4 times for a batch of 64" in text
     text = dry_run(*MODEL, *words("--gpu-memory 24 --micro-batch 1000 --batch-size 64"))
     assert "for 64 images at once, 1 time for a batch of 64" in text
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    text = dry_run(*MODEL, *words("--gpu-memory 24 --micro-batch 4 --batch-size 24"))
+    assert "for 4 images at once, 1 time for a batch of 4" in text  # some ranks have two
+    monkeypatch.delenv("WORLD_SIZE")
     for name in ("cats", "dogs", "newts"):
         (tmp_path / "train" / name).mkdir(parents=True)
     (tmp_path / "train" / ".hidden").mkdir()

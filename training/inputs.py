@@ -103,6 +103,7 @@ class Inputs:
         )
 
     def _features(self, model, examples, batch_size, **options):
+        """Batches of features, each rank computing those of all images."""
         images = data.Batches(
             examples,
             self.images_at_once,

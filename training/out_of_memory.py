@@ -5,6 +5,7 @@ import math
 
 import torch
 
+import data
 from common.errors import UserError, first_line
 
 MESSAGES = (  # in lower case
@@ -56,7 +57,7 @@ def explained(args, ranks, accumulate=None):
         if not is_out_of_memory(error):
             raise
         parts = accumulate or args.accumulate or 1
-        images = math.ceil(args.batch_size / (ranks.world_size * parts))
+        images = math.ceil(max(data.rank_shares(args.batch_size, ranks.world_size)) / parts)
         if images == 1:
             advice = "--grad-checkpointing, or --ema-device cpu or --lora-rank 16 of train_sota.py"
         elif hasattr(args, "micro_batch"):

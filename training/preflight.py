@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import data
 import models
 from common.errors import UserError
 from common.free_memory import available
@@ -75,7 +76,7 @@ def print_need(args, num_classes, *, dtype, device, free):
     on_host = "" if device == "cpu" else f"; to save it, {in_gb(need.host)} on the host"
     total, image = in_gb(need.fixed), in_gb(need.image)
     print(f"GB: {listed}, together {total}; activations {image} per image{on_host}")
-    share = math.ceil(args.batch_size / world_size)
+    share = max(data.rank_shares(args.batch_size, world_size))
     parts = args.accumulate or cached_parts(args, torch.device(device), share)
     print(_verdict(args, need, share, parts, free))
     return need
