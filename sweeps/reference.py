@@ -48,7 +48,8 @@ def short_run(script, config):
     derived = ("default", "auto", "--micro-batch")  # the defaults are those of each commit
     arguments = config["arguments"]
     kept = {name: value for name, value in arguments.items() if origin.get(name) not in derived}
-    kept |= {name: arguments[name] for name in ("model", "image_size") if name in arguments}
+    whatever_origin = ("model", "image_size", "accumulate")
+    kept |= {name: arguments[name] for name in whatever_origin if arguments.get(name) is not None}
     kept = {name: value for name, value in kept.items() if name not in WITHOUT}
     images = SHORT["batch_size"]
     if (kept.get("accumulate") or 1) > images // 2:  # batch norm needs two images

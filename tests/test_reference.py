@@ -25,11 +25,11 @@ from training.distributed import Ranks
 ONE = Ranks(torch.device("cpu"))
 
 
-def config_of(script, *argv, precision="float32"):
-    """What config.json says of a run of a script with these arguments."""
+def config_of(script, *argv, precision="float32", automatic=None):
+    """What config.json says of a run of a script with these arguments. automatic: see record."""
     args = resolve(script, *argv)
     check_arguments(args, None, ONE)
-    arguments, origin = record(args, {})
+    arguments, origin = record(args, automatic or {})
     return {"arguments": arguments, "from": origin, "precision": precision}
 
 
@@ -45,11 +45,13 @@ def short_args(script, config, tmp_path):
 
 def test_a_reference_run_is_a_short_one_of_the_runs_own_arguments(tmp_path):
     options = "--model airbench95 --epochs 20 --lookahead 3 --data-dir x --val-size 50"
-    config = config_of(train, *words(options), precision="bfloat16")
+    automatic = {"accumulate": 2}
+    config = config_of(train, *words(options), precision="bfloat16", automatic=automatic)
     args = short_args(train, config, tmp_path)
     assert (args.model, args.epochs, args.dataset, args.amp) == ("airbench95", 2, "shapes", "bf16")
     assert args.warmup_epochs > 0 and args.ema_decay > 0  # what long runs have is compared, too
     assert (args.lookahead, args.optimizer, args.val_size) == (3, "sgd", 0)
+    assert args.accumulate == 2  # as on the machine of the run
     assert (args.progressive, args.data_dir) == (config["arguments"]["progressive"], "data")
 
 

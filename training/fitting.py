@@ -60,8 +60,8 @@ def number_of_parts(shares, micro_batch):
     if parts > min(shares):
         unequal = f"{ranks} processes have {min(shares)} to {max(shares)} images of a batch"
         raise UserError(
-            f"can't train one image at a time where {unequal}: choose a --batch-size that is a "
-            f"multiple of {2 * ranks}",
+            f"can't train one image at a time where {unequal}: choose --micro-batch 2 or, for a "
+            f"new run, a --batch-size that is a multiple of {2 * ranks}",
             2,
         )
     return parts
